@@ -1,0 +1,14 @@
+"""ConvNeXt backbones for detection and segmentation with OpenMMLab.
+
+Importing it registers the backbones and the layer-decay constructor with mmengine, and puts torchvision's operators in
+place of mmcv's compiled ones where those are missing. `backbones.ops` needs torch alone and imports without OpenMMLab.
+"""
+
+from importlib.util import find_spec
+
+if find_spec("mmengine"):
+    from . import openmmlab
+    from .convnext import ARCHITECTURES, ConvNeXt, ConvNeXtClassifier
+    from .errors import InputError
+
+    __all__ = ["ARCHITECTURES", "ConvNeXt", "ConvNeXtClassifier", "InputError", "openmmlab"]

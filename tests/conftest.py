@@ -1,0 +1,48 @@
+"""What several test files share: real images, random weights, and the oracle libraries."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+REPOSITORY = Path(__file__).parents[1]
+REAL_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """Folder with coco_mini and ade_mini, photographs that are not part of the project."""
+    if not REAL_DATA.is_dir():
+        pytest.skip("the photographs of ../shared/data are not here")
+    return REAL_DATA
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    """Give every parameter a value that matters: no zero gamma, no identity norm."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.normal_(0, 0.5 if "gamma" in name or "beta" in name else 0.1)
+            if parameter.ndim == 1 and name.endswith("weight"):
+                parameter.add_(1)
+            elif parameter.ndim > 1 and "dwconv" in name:
+                parameter.mul_(2)
+    return module
+
+
+def import_mmpretrain():
+    """mmpretrain.models; its multimodal part cannot be imported beside transformers 5."""
+    from backbones.openmmlab import mmcv_ops
+
+    mmcv_ops.install()
+    import mmpretrain.utils.dependency
+
+    mmpretrain.utils.dependency.WITH_MULTIMODAL = False
+    import mmpretrain.models
+
+    return mmpretrain.models
