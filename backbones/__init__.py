@@ -1,7 +1,8 @@
 """ConvNeXt backbones for detection and segmentation with OpenMMLab.
 
-Importing it registers the backbones and the layer-decay constructor with mmengine, and puts torchvision's operators in
-place of mmcv's compiled ones where those are missing. `backbones.ops` needs torch alone and imports without OpenMMLab.
+Importing it registers the backbones and the layer-decay constructor with mmengine, and puts
+torchvision's operators in place of mmcv's compiled ones where those are missing. `backbones.ops`
+needs torch alone and imports without OpenMMLab.
 """
 
 from importlib.util import find_spec

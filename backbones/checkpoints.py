@@ -1,7 +1,8 @@
-"""ConvNeXt weights from files and URLs: read safely, rename to the official layout, load with nothing left over.
+"""ConvNeXt weights: read safely, rename to the official layout, load with nothing left over.
 
-A dialect is a table of renames from its own parameter names to the official ones, and the key it is recognised by.
-Loading never ends half done: what does not fit is an `InputError` that names it, GRN and layer scale included.
+A dialect is a table of renames from its own parameter names to the official ones, and the key it
+is recognised by. Loading never ends half done: what does not fit is an `InputError` that names it,
+GRN and layer scale included.
 """
 
 import os
@@ -29,8 +30,8 @@ class Dialect:
 
     Attributes:
         name: whose layout it is.
-        marker: the name, without prefix, of the first block's depthwise weight; no other dialect has it.
-        renames: (pattern, replacement) pairs, applied in turn, from these names to the official ones.
+        marker: its name, without prefix, of the first depthwise weight; no other dialect has it.
+        renames: (pattern, replacement) pairs, applied in turn, to reach the official names.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Coverage:
         source: file or URL.
         dialect: name of the layout found.
         loaded: parameters filled from the checkpoint.
-        ignored: checkpoint tensors the model has no use for (a classifier's head, other parts of a detector).
+        ignored: checkpoint tensors without use here (a classifier's head, a detector's neck).
         initial: output norms that keep their initial value, because a classifier has none.
     """
 
@@ -72,27 +73,27 @@ class Coverage:
     def __str__(self) -> str:
         line = f"{self.source}: {len(self.loaded)} tensors loaded ({self.dialect} layout)"
         if self.ignored:
-            line += f"; not needed: {_first(self.ignored)}"
+            line += f"; not needed: {_modules(self.ignored)}"
         if self.initial:
-            line += (
-                f"; initial values kept, the checkpoint has no output norms: {_first(self.initial)}"
-            )
+            line += f"; not in it, left at their initial value: {_modules(self.initial)}"
         return line
 
 
 def load_pretrained(
     model: nn.Module, checkpoint: str | os.PathLike, prefix: str | None = None
 ) -> Coverage:
-    """Load ConvNeXt weights of any known dialect into `model` (a `ConvNeXt` or `ConvNeXtClassifier`).
+    """Load ConvNeXt weights of any known dialect into a `ConvNeXt` or `ConvNeXtClassifier`.
 
     Args:
         model: the backbone to fill; untouched if anything is wrong.
-        checkpoint: local file or http(s) URL, of a classifier, a backbone or a whole detector or segmentor.
+        checkpoint: local file or http(s) URL; of a classifier, a backbone, a whole detector or
+            segmentor.
         prefix: where the backbone's names start in the checkpoint, if it holds several backbones.
 
     Raises:
-        InputError: the file cannot be read, holds no ConvNeXt, another architecture, a tensor of another shape or a
-            name the model does not know, or leaves a parameter of the backbone without a value.
+        InputError: the file cannot be read, holds no ConvNeXt, another architecture, a tensor of
+            another shape or a name the model does not know, or leaves a parameter of the backbone
+            without a value.
     """
     tensors = state_dict(read_checkpoint(checkpoint), checkpoint)
     dialect, prefix = recognise(tensors, checkpoint, prefix)
@@ -121,7 +122,7 @@ def recognise(
     if not found:
         under = f" under {prefix!r}" if prefix else ""
         raise InputError(
-            f"{source}: no ConvNeXt weights{under}; its names begin with {_first(tuple(tensors), 3)}"
+            f"{source}: no ConvNeXt weights{under}; its names: {_first(tuple(tensors), 3)}"
         )
     if len(found) > 1:
         prefixes = ", ".join(repr(start) for _, start in found)
@@ -130,7 +131,7 @@ def recognise(
 
 
 def to_official(tensors: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:
-    """Rename to the official names and bring GRN's (4C,) or (1, 4C) parameters to the official (1, 1, 1, 4C)."""
+    """Official names, and GRN's (4C,) or (1, 4C) parameters in the official (1, 1, 1, 4C)."""
     converted = {}
     for name, tensor in tensors.items():
         for pattern, replacement in dialect.renames:
@@ -153,6 +154,17 @@ def architecture(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[
     return tuple(depths[i] for i in sorted(depths)), tuple(dims[i] for i in sorted(dims))
 
 
+def mismatches(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
+    """What keeps `tensors` from filling `target` exactly, in one phrase; empty if nothing does."""
+    problems = [f"{n} is unknown" for n in tensors if n not in target]
+    for name, wanted in target.items():
+        if name not in tensors:
+            problems.append(f"{name} is missing")
+        elif tensors[name].shape != wanted.shape:
+            problems.append(f"{name} is {tuple(tensors[name].shape)}, not {tuple(wanted.shape)}")
+    return _first(tuple(problems))
+
+
 def _fit(
     tensors: dict[str, Tensor], outside: list[str], model: nn.Module, source: str, dialect: Dialect
 ) -> tuple[Coverage, dict[str, Tensor]]:
@@ -170,44 +182,45 @@ def _fit(
         version = ("V1", "V2")[has_grn]
         raise InputError(f"{source}: holds ConvNeXt {version} weights; set use_grn={has_grn}")
 
-    # A classifier's norm and head, V2's decoder-free FCMAE files and shortened backbones leave these over or short.
-    unneeded = re.compile(
-        r"(norm|head)\.(weight|bias)|norm\d+\.(weight|bias)|(downsample_layers|stages)\.(\d+)\..*"
-    )
-    loaded, ignored, problems = {}, list(outside), []
-    for name, tensor in tensors.items():
-        if name in target:
-            if tensor.shape == target[name].shape:
-                loaded[name] = tensor
-            else:
-                shapes = f"{tuple(tensor.shape)}, not {tuple(target[name].shape)}"
-                problems.append(f"{name} is {shapes}")
-            continue
-        match = unneeded.fullmatch(name)
-        if match and (match[4] is None or built <= int(match[4]) < len(model.depths)):
-            ignored.append(name)
-        else:
-            problems.append(f"{name} is unknown")
-    missing = [name for name in target if name not in loaded]
-    output_norm = re.compile(r"norm(\d+)\.(weight|bias)")
+    # Left over: a classifier's norm and head, output norms and stages that out_indices leaves out.
+    spare = re.compile(r"(norm|head)\.(weight|bias)|norm(\d+)\.(weight|bias)")
+    later = re.compile(r"(?:downsample_layers|stages)\.(\d+)\..+")
+    ignored = [
+        name
+        for name in tensors
+        if name not in target
+        and (
+            spare.fullmatch(name)
+            or (match := later.fullmatch(name))
+            and built <= int(match[1]) < len(model.depths)
+        )
+    ]
+    # Left at its initial value: an output norm, where the checkpoint is no dense backbone's.
+    # mmpretrain's classifiers call their one norm after the last stage.
+    output_norm = re.compile(r"norm(\d+)\.(?:weight|bias)")
     last = len(model.depths) - 1
-    has_output_norms = any(
-        (match := output_norm.fullmatch(name)) and int(match[1]) < last for name in tensors
+    norms = {int(match[1]) for name in tensors if (match := output_norm.fullmatch(name))}
+    initial = [
+        name
+        for name in target
+        if name not in tensors and output_norm.fullmatch(name) and norms <= {last}
+    ]
+    fitting = {name: tensor for name, tensor in tensors.items() if name not in ignored}
+    wanted = {name: tensor for name, tensor in target.items() if name not in initial}
+    if problem := mismatches(fitting, wanted):
+        raise InputError(f"{source}: does not fit the model: {problem}")
+    coverage = Coverage(
+        source, dialect.name, tuple(fitting), tuple(outside + ignored), tuple(initial)
     )
-    initial = [] if has_output_norms else [n for n in missing if output_norm.fullmatch(n)]
-    named = {problem.split()[0] for problem in problems}
-    problems += [f"{n} is missing" for n in missing if n not in initial and n not in named]
-    if problems:
-        raise InputError(f"{source}: does not fit the model: {_first(tuple(problems), 5)}")
-    coverage = Coverage(source, dialect.name, tuple(loaded), tuple(ignored), tuple(initial))
-    return coverage, loaded
+    return coverage, fitting
 
 
 def read_checkpoint(source: str | os.PathLike) -> dict:
     """Read a checkpoint file or http(s) URL on the CPU without running code from it.
 
     Raises:
-        InputError: it is missing, cut off, not a checkpoint, or a pickle that needs more than tensors and numbers.
+        InputError: it is missing, cut off, not a checkpoint, or a pickle that needs more than
+            tensors and numbers.
     """
     source = os.fspath(source)
     path = (
@@ -230,10 +243,11 @@ def read_checkpoint(source: str | os.PathLike) -> dict:
         unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
         if unsafe:
             raise InputError(
-                f"{source}: refused, it would run {unsafe[1]} while loading; a checkpoint holds tensors only"
+                f"{source}: refused, it would run {unsafe[1]} while loading; "
+                "a checkpoint holds tensors only"
             ) from None
         raise InputError(f"{source}: not a PyTorch checkpoint, or damaged") from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file may fail anywhere in the reader
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{source}: cut off or not a PyTorch checkpoint ({reason})") from None
 
@@ -253,7 +267,7 @@ def state_dict(checkpoint: object, source: str | os.PathLike) -> dict[str, Tenso
 
 
 def _download(url: str) -> Path:
-    """The local copy of `url` in torch's hub folder; one process a machine downloads, aside and renamed."""
+    """The local copy of `url` in torch's hub folder; one process a machine downloads it."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     failure = None
     if get_local_rank() == 0 and not path.is_file():
@@ -273,17 +287,24 @@ def _download(url: str) -> Path:
 
 @contextmanager
 def _harmless_globals():
-    """What mmengine saves beside weights: its log history, as NumPy arrays."""
-    allowed = [
-        HistoryBuffer,
-        np.ndarray,
-        np.dtype,
-        np._core.multiarray._reconstruct,
-        np._core.multiarray.scalar,
-    ]
-    allowed += [type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
-    with torch.serialization.safe_globals(allowed):
+    """What mmengine saves beside weights: its log history, NumPy arrays and their statistics."""
+    numpy_core = np._core.multiarray
+    allowed = [HistoryBuffer, np.ndarray, np.dtype, numpy_core._reconstruct, numpy_core.scalar]
+    allowed += [type(np.dtype(kind)) for kind in "fdilq?"]
+    with torch.serialization.safe_globals([*allowed, (_statistic, "builtins.getattr")]):
         yield
+
+
+def _statistic(owner: type, name: str) -> object:
+    """The one use of getattr in mmengine's checkpoints; any other is refused."""
+    if owner is HistoryBuffer and name in ("mean", "max", "min", "current"):
+        return getattr(owner, name)
+    raise UnpicklingError(f"GLOBAL builtins.getattr({owner}, {name!r})")
+
+
+def _modules(names: tuple[str, ...]) -> str:
+    """The modules that parameters belong to, each once: stages.3, norm, head."""
+    return ", ".join(dict.fromkeys(re.match(r"[^.]+(\.\d+)?", name)[0] for name in names))
 
 
 def _first(names: tuple, count: int = 4) -> str:

@@ -1,10 +1,12 @@
 """ConvNeXt V1 and V2: the network, top to bottom, as a multi-scale backbone and as a classifier.
 
-V1 is "A ConvNet for the 2020s" (arXiv:2201.03545), V2 "ConvNeXt V2: Co-designing and Scaling ConvNets with Masked
-Autoencoders" (arXiv:2301.00808). Parameter names are those of the official repositories.
+V1 is "A ConvNet for the 2020s" (arXiv:2201.03545), V2 "ConvNeXt V2: Co-designing and Scaling
+ConvNets with Masked Autoencoders" (arXiv:2301.00808). Parameter names are those of the official
+repositories.
 
-Inside a stage tensors are (N, H, W, C): layer norm and the two linears work on rows of channels, and the depthwise
-convolution reads the same memory as a channels-last (N, C, H, W). No copy is made to change layout.
+Inside a stage tensors are (N, H, W, C): layer norm and the two linears work on rows of channels,
+and the depthwise convolution reads the same memory as a channels-last (N, C, H, W). No copy is made
+to change layout.
 """
 
 import warnings
@@ -36,7 +38,7 @@ ARCHITECTURES = {
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer norm over the channels of (N, C, H, W); statistics in float32, so large fp16 activations stay finite."""
+    """Layer norm over the channels of (N, C, H, W), with statistics in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (N, C, H, W)
@@ -45,8 +47,8 @@ class LayerNorm2d(nn.LayerNorm):
 class GRN(nn.Module):
     """Global response normalisation of (N, H, W, C) (V2 paper, section 3.2, algorithm 1).
 
-    x + beta + gamma * x * norm / mean(norm), where norm (N, 1, 1, C) is the L2 norm of each channel's map. The norms
-    are taken in float32: their squares overflow fp16.
+    x + beta + gamma * x * norm / mean(norm), where norm (N, 1, 1, C) is the L2 norm of each
+    channel's map. The norms are taken in float32: their squares overflow fp16.
     """
 
     def __init__(self, dim: int):
@@ -62,11 +64,13 @@ class GRN(nn.Module):
 
 
 class Block(nn.Module):
-    """7x7 depthwise convolution, layer norm, two linears with GELU (and GRN) between, layer scale, residual (Fig. 4).
+    """Depthwise 7x7, layer norm, two linears with GELU (V2: GRN) between, layer scale, residual.
+
+    Paper, Figure 4; V2 paper, Figure 5.
 
     Args:
         dim: channels.
-        drop_path_rate: probability in [0, 1) with which a sample skips the branch (stochastic depth).
+        drop_path_rate: probability in [0, 1) that a sample skips the branch (stochastic depth).
         layer_scale_init_value: initial gamma; 0 leaves layer scale out.
         use_grn: GRN after the GELU (V2).
         with_cp: recompute the branch in backward instead of keeping its activations.
@@ -120,8 +124,9 @@ class Block(nn.Module):
     def draw_kept(self, samples: int) -> Tensor | None:
         """Indices of the samples whose branch is computed, on the CPU; None for all of them.
 
-        A dropped sample's branch would be multiplied by zero and get no gradient, so it is not computed. The draw is
-        made on the CPU: finding the non-zero entries of a CUDA mask would wait for the GPU in every block.
+        A dropped sample's branch would be multiplied by zero and get no gradient, so it is not
+        computed. The draw is made on the CPU: finding the non-zero entries of a CUDA mask would
+        wait for the GPU in every block.
         """
         if not (self.training and self.drop_path_rate):
             return None
@@ -131,23 +136,27 @@ class Block(nn.Module):
 
 @MODELS.register_module()
 class ConvNeXt(BaseModule):
-    """ConvNeXt as a backbone: images in, one normalised feature map for each stage in `out_indices` out.
+    """ConvNeXt as a backbone: images in, a normalised feature map of each stage asked for out.
 
     Args:
-        arch: a name in `ARCHITECTURES`, or `dict(depths=..., dims=...)` with blocks and channels of each stage.
+        arch: a name in `ARCHITECTURES`, or `dict(depths=..., dims=...)` with blocks and channels of
+            each stage.
         in_channels: channels of the image.
         use_grn: global response normalisation in every block, as in V2.
-        drop_path_rate: stochastic depth rate of the last block; it rises linearly from 0 at the first.
-        layer_scale_init_value: initial layer scale, 0 for none. None: 1e-6, or none with `use_grn`, as published.
-        out_indices: stages whose maps are returned, in this order; negative ones count from the last stage. Stages
-            after the last one asked for are not built, so that no parameter goes without a gradient.
-        frozen_stages: how many stages from the first are frozen with the stem, their downsampling and output norm;
-            0 (or -1) freezes nothing.
+        drop_path_rate: stochastic depth rate of the last block; rises linearly from 0.
+        layer_scale_init_value: initial layer scale, 0 for none. None: 1e-6, or none with `use_grn`,
+            as published.
+        out_indices: stages whose maps are returned, in this order; negative ones count from the
+            last. Stages after the last one asked for are not built, so that no parameter goes
+            without a gradient.
+        frozen_stages: how many stages from the first are frozen with the stem, their downsampling
+            and output norm; 0 (or -1) freezes nothing.
         with_cp: activation checkpointing of every block.
-        pad_input: pad right and bottom with zeros to the next multiple of the coarsest stride. Without it the last
-            rows and columns of other sizes reach no map, as in the official network; this is said once.
-        init_cfg: `dict(type="Pretrained", checkpoint=...)` loads ConvNeXt weights of any known layout or raises
-            (see `backbones.checkpoints`); anything else is mmengine's.
+        pad_input: pad right and bottom with zeros to the next multiple of the coarsest stride.
+            Without it the last rows and columns of other sizes reach no map, as in the official
+            network; this is said once.
+        init_cfg: `dict(type="Pretrained", checkpoint=...)` loads ConvNeXt weights of any known
+            layout or raises (see `backbones.checkpoints`); anything else is mmengine's.
 
     Raises:
         InputError: an unknown or inconsistent architecture, index, rate or size.
@@ -222,9 +231,10 @@ class ConvNeXt(BaseModule):
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of images (N, in_channels, H, W), one (N, dims[i], H // s, W // s) for each of `out_indices`.
+        """Feature maps (N, dims[i], H // s, W // s) of images (N, in_channels, H, W).
 
-        s is 4, 8, 16, 32 for stages 0 to 3; with `pad_input` the sizes are rounded up. Memory is channels-last.
+        One for each of `out_indices`; s is 4, 8, 16, 32 for stages 0 to 3. With `pad_input` the
+        sizes are rounded up. Memory is channels-last.
         """
         maps = {
             i: getattr(self, f"norm{i}")(x)
@@ -249,15 +259,16 @@ class ConvNeXt(BaseModule):
             return F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
         if min(height, width) < self.stride:
             raise InputError(
-                f"ConvNeXt: a {height}x{width} image is smaller than the coarsest stride, {self.stride}; "
-                "use pad_input=True or larger images"
+                f"ConvNeXt: a {height}x{width} image is smaller than the coarsest stride, "
+                f"{self.stride}; use pad_input=True or larger images"
             )
         if not self._size_warned:
             self._size_warned = True
             warnings.warn(
-                f"ConvNeXt: {height}x{width} is not a multiple of {self.stride}: the last {height % 4} rows and "
-                f"{width % 4} columns reach no map, and the coarsest map leaves out {rows} rows and {columns} "
-                "columns, as in the official network; pad_input=True pads instead (said once)",
+                f"ConvNeXt: {height}x{width} is not a multiple of {self.stride}: the last "
+                f"{height % 4} rows and {width % 4} columns reach no map, and the coarsest map "
+                f"leaves out {rows} rows and {columns} columns, as in the official network; "
+                "pad_input=True pads instead (said once)",
                 stacklevel=2,
             )
         return x
@@ -273,7 +284,7 @@ class ConvNeXt(BaseModule):
                     module.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "ConvNeXt":
-        """Switch between training and evaluation; frozen stages stay in evaluation. Returns self."""
+        """Switch between training and evaluation; frozen stages stay in evaluation."""
         super().train(mode)
         self._freeze_stages()
         return self

@@ -1,4 +1,4 @@
-"""The network against timm, torchvision, mmpretrain and transformers, and the contract of a backbone."""
+"""The network against timm, torchvision, mmpretrain and transformers, and a backbone's contract."""
 
 import copy
 import re

@@ -1,1 +1,1 @@
-"""Operators of the backbones: plain PyTorch definitions, and kernels that are imported only where they run."""
+"""Operators: plain PyTorch definitions, and kernels imported only where they run."""

@@ -1,0 +1,34 @@
+# Every target sets up .venv first, where it is missing or older than setup.py.
+#   make demo                     train, evaluate and draw a small detector on a demo set
+#   make demo TASK=segmentation   the same for a segmentor
+#   make test                     all tests
+#   make lint                     formatting and style
+
+PYTHON ?= python3
+TASK ?= detection
+BIN := .venv/bin
+
+.PHONY: demo test lint setup
+
+demo: setup
+	$(BIN)/python tools/demo.py $(TASK)
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+setup: .venv/installed
+
+.venv/installed: setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else \
+	f"error: Python {v[0]}.{v[1]} is not supported; use 3.10 to 3.13, e.g. make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	# mmcv asks for opencv-python, which needs libGL; the headless build holds the same modules.
+	$(BIN)/python -m pip uninstall --quiet --yes opencv-python opencv-python-headless
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check opencv-python-headless==4.12.0.88
+	touch .venv/installed

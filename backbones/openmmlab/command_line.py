@@ -1,0 +1,38 @@
+"""The arguments that every tool which runs a config has in common."""
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+
+from .config import load_config, use_data
+
+
+def run_parser(documentation: str) -> argparse.ArgumentParser:
+    """A parser for a tool that runs a config; `documentation` is the tool's module docstring."""
+    first, _, rest = documentation.partition("\n")
+    parser = argparse.ArgumentParser(
+        description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--work-dir", type=Path, help="default: work_dirs/ and the config's name")
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change the config"
+    )
+    # Older launchers pass it; newer ones set the variable that mmengine reads.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def run_config(args: argparse.Namespace) -> Config:
+    """The config that the parsed arguments ask for, checked key by key."""
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    config = load_config(args.config, args.cfg_options)
+    if args.data:
+        use_data(config, args.data)
+    config.work_dir = str(args.work_dir or Path("work_dirs") / args.config.stem)
+    config.launcher = args.launcher
+    return config

@@ -1,0 +1,272 @@
+"""Reading a config so that every key in it means something.
+
+mmengine merges a misspelled key without a word and most classes of the stack read untyped dicts
+with `.get`, so a typo trains another model. Here each typed dict is held against the signature of
+the class it names, and each untyped one that the stack reads against the keys it reads.
+"""
+
+import inspect
+import os
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import mmengine.registry
+from mmengine.config import Config
+from mmengine.registry import Registry
+
+from backbones.errors import InputError
+
+DATALOADER_KEYS = {
+    "batch_size", "num_workers", "persistent_workers", "pin_memory", "drop_last", "sampler",
+    "batch_sampler", "dataset", "collate_fn", "prefetch_factor", "timeout", "worker_init_fn",
+    "num_batch_per_epoch",
+}  # fmt: skip
+PROPOSAL_KEYS = {"nms_pre", "max_per_img", "nms", "min_bbox_size"}
+RCNN_KEYS = {"assigner", "sampler", "mask_size", "pos_weight", "debug"}
+
+# What the runner and our tools read at the top of a config.
+TOP_KEYS = {
+    "model", "work_dir", "train_dataloader", "val_dataloader", "test_dataloader", "train_cfg",
+    "val_cfg", "test_cfg", "auto_scale_lr", "optim_wrapper", "param_scheduler", "val_evaluator",
+    "test_evaluator", "default_hooks", "custom_hooks", "data_preprocessor", "load_from", "resume",
+    "launcher", "env_cfg", "log_processor", "log_level", "visualizer", "vis_backends",
+    "default_scope", "randomness", "experiment_name", "custom_imports", "model_wrapper_cfg",
+    "compile", "activation_checkpointing", "efficient_conv_bn_eval", "runner_type", "tta",
+    "tta_model",
+}  # fmt: skip
+
+# Untyped dicts by the end of their path; a list's index is written [].
+UNTYPED_KEYS = {
+    "": TOP_KEYS,
+    "train_dataloader": DATALOADER_KEYS,
+    "val_dataloader": DATALOADER_KEYS,
+    "test_dataloader": DATALOADER_KEYS,
+    "model.train_cfg.rpn": {"assigner", "sampler", "allowed_border", "pos_weight", "debug"},
+    "model.train_cfg.rpn_proposal": PROPOSAL_KEYS,
+    "model.train_cfg.rcnn": RCNN_KEYS,
+    "model.train_cfg.rcnn.[]": RCNN_KEYS,
+    "model.train_cfg": {"rpn", "rpn_proposal", "rcnn"},
+    "model.test_cfg.rpn": PROPOSAL_KEYS,
+    "model.test_cfg.rcnn": {"score_thr", "nms", "max_per_img", "mask_thr_binary"},
+    "model.test_cfg": {"rpn", "rcnn", "mode", "crop_size", "stride"},
+    "data_prefix": {"img", "seg", "img_path", "seg_map_path"},
+    "filter_cfg": {"filter_empty_gt", "min_size"},
+    "metainfo": {"classes", "palette", "label_map", "reduce_zero_label"},
+    "auto_scale_lr": {"enable", "base_batch_size"},
+    "randomness": {"seed", "diff_rank_seed", "deterministic"},
+    "env_cfg": {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"},
+    "mp_cfg": {"mp_start_method", "opencv_num_threads"},
+    "dist_cfg": {"backend", "timeout", "init_backend"},
+    "custom_imports": {"imports", "allow_failed_imports"},
+    "arch": {"depths", "dims"},
+    "clip_grad": {"max_norm", "norm_type", "error_if_nonfinite", "foreach"},
+    "tta.paper": {"pipeline", "test_cfg"},
+    "tta.mmseg": {"pipeline", "test_cfg"},
+    "tta": {"paper", "mmseg"},
+    "default_hooks": {
+        "timer", "logger", "param_scheduler", "checkpoint", "sampler_seed", "visualization",
+        "runtime_info",
+    },
+}  # fmt: skip
+
+# Keys that a builder takes out before it calls the class, by the root registry of the class.
+BUILDER_KEYS = {
+    "model": {"requires_grad"},  # build_norm_layer
+    "optim_wrapper": {"constructor", "paramwise_cfg", "optimizer"},
+    "parameter scheduler": {"convert_to_iter_based"},
+    "hook": {"priority"},
+}
+
+
+def load_config(path: str | os.PathLike, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a config with its bases, apply `--cfg-options` and check every key.
+
+    Args:
+        path: config file.
+        overrides: dotted key to value; a key must exist or be an argument of the class it is for.
+
+    Raises:
+        InputError: the file is missing or broken, or a key or class name means nothing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such config file{_suggest_file(path)}")
+    try:
+        config = Config.fromfile(path)
+    except Exception as error:  # a config is code: it may fail in any way
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else ""
+        raise InputError(f"{path}: {type(error).__name__}: {reason}") from error
+    for key, value in (overrides or {}).items():
+        _override(config, key, value)
+    validate(config)
+    return config
+
+
+def use_data(config: Config, root: str | os.PathLike) -> None:
+    """Read every split from another folder, laid out like the config's own."""
+    root = str(root)
+    for split in ("train", "val", "test"):
+        dataset = config[f"{split}_dataloader"]["dataset"]
+        dataset.data_root = root
+        evaluator = config.get(f"{split}_evaluator")
+        if evaluator and "ann_file" in evaluator:
+            evaluator.ann_file = str(Path(root) / dataset.ann_file)
+
+
+def use_tta(config: Config, protocol: str) -> None:
+    """Evaluate with multi-scale and flip test-time augmentation.
+
+    Args:
+        config: of a segmentor, with the protocol under `tta`.
+        protocol: `paper`, whole images at ratios of the base scale, or `mmseg`, sliding windows at
+            ratios of the original image.
+
+    Raises:
+        InputError: the config has no such protocol.
+    """
+    protocols = config.get("tta") or {}
+    if protocol not in protocols:
+        raise InputError(f"--tta {protocol}: {config.filename} has no tta.{protocol}")
+    config.test_dataloader.dataset.pipeline = protocols[protocol].pipeline
+    if "test_cfg" in protocols[protocol]:
+        config.model.test_cfg = protocols[protocol].test_cfg
+    config.tta_model.module = config.model
+    config.model = config.tta_model
+
+
+def validate(config: Config) -> None:
+    """Refuse a config with a key that nothing reads or a class that nothing registers.
+
+    Raises:
+        InputError: names the first such key by its full path and the nearest known one.
+    """
+    scope = config.get("default_scope") or "mmengine"
+    for path, node in _dicts(config._cfg_dict):
+        known = _known_keys(path, node, scope)
+        if known is None:
+            continue
+        for key in node:
+            if key not in known and not str(key).startswith("_"):
+                where = f"{path}.{key}" if path else key
+                owner = f"{node['type']} takes no such argument" if "type" in node else "unknown"
+                raise InputError(f"config key {where}: {owner}{_suggest(key, known)}")
+
+
+def _known_keys(path: str, node: dict, scope: str) -> set[str] | None:
+    """Keys that may stand in this dict; None where anything may."""
+    if "type" not in node:
+        generic = _with_list_marks(path)
+        ends = [end for end in UNTYPED_KEYS if generic == end or generic.endswith(f".{end}")]
+        return UNTYPED_KEYS[max(ends, key=len)] if ends else None
+    name = node["type"]
+    found = [(None, name)] if callable(name) else list(_registered(name, scope))
+    if not found:
+        everything = {k for root in _root_registries() for k in _names(root, scope)}
+        raise InputError(
+            f"config key {path}.type: nothing called {name!r} is registered"
+            f"{_suggest(name, everything)}"
+        )
+    known = {"type", "_scope_"}
+    for root, built in found:
+        arguments = _arguments(built)
+        if arguments is None:
+            return None
+        known |= arguments | BUILDER_KEYS.get(root, set())
+    return known
+
+
+def _arguments(built: Any) -> set[str] | None:
+    """Names a class or function can be called with; None if it takes any."""
+    names: set[str] = set()
+    chain = built.__mro__ if inspect.isclass(built) else (built,)
+    for link in chain:
+        function = link.__dict__.get("__init__") if inspect.isclass(link) else link
+        if function is None or function is object.__init__:
+            continue
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):
+            return None
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names - {"self"}
+    # Every class in the chain hands its **kwargs on; nn.Module and object end it.
+    return names - {"self"} if inspect.isclass(built) else None
+
+
+def _root_registries() -> list[Registry]:
+    return [r for r in vars(mmengine.registry).values() if isinstance(r, Registry)]
+
+
+def _registered(name: str, scope: str) -> Iterator[tuple[str, Any]]:
+    """(root registry, object) for everything a config's `type` may mean in this scope."""
+    if "." in name:
+        scope, name = name.split(".", 1)
+    for root in _root_registries():
+        registry = root.children.get(scope, root)
+        if name in _names(root, scope):
+            yield root.name, registry.get(name)
+    if scope == "mmdet":  # RoI layers and nms are looked up in mmcv.ops, not in a registry
+        import mmcv.ops
+
+        if hasattr(mmcv.ops, name):
+            yield "mmcv.ops", None if name.endswith("nms") else getattr(mmcv.ops, name)
+
+
+def _names(root: Registry, scope: str) -> set[str]:
+    registry = root.children.get(scope, root)
+    registry.import_from_location()
+    return set(registry.module_dict) | set(root.module_dict)
+
+
+def _dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
+    if isinstance(node, dict):
+        yield path, node
+        for key, value in node.items():
+            yield from _dicts(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            yield from _dicts(value, f"{path}.{i}")
+
+
+def _with_list_marks(path: str) -> str:
+    return ".".join("[]" if part.isdigit() else part for part in path.split("."))
+
+
+def _override(config: Config, dotted: str, value: Any) -> None:
+    node: Any = config._cfg_dict
+    parts = dotted.split(".")
+    for depth, part in enumerate(parts[:-1]):
+        known = range(len(node)) if isinstance(node, list | tuple) else node
+        key = int(part) if isinstance(node, list | tuple) and part.isdigit() else part
+        if key not in known or not isinstance(node[key], dict | list | tuple):
+            where = ".".join(parts[: depth + 1])
+            raise InputError(
+                f"--cfg-options {dotted}: the config has no {where}{_suggest(part, known)}"
+            )
+        node = node[key]
+    last = parts[-1]
+    if isinstance(node, list | tuple):
+        if not (last.isdigit() and int(last) < len(node)):
+            raise InputError(f"--cfg-options {dotted}: the list has {len(node)} entries")
+    elif last not in node:
+        parent = ".".join(parts[:-1])
+        known = _known_keys(parent, node, config.get("default_scope") or "mmengine")
+        if known is not None and last not in known or known is None and "type" not in node:
+            raise InputError(
+                f"--cfg-options {dotted}: no such key{_suggest(last, set(node) | (known or set()))}"
+            )
+    config.merge_from_dict({dotted: value})
+
+
+def _suggest(name: str, known: Any) -> str:
+    close = get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _suggest_file(path: Path) -> str:
+    near = path.parent if path.parent.is_dir() else Path()
+    close = get_close_matches(path.name, [p.name for p in near.glob("*.py")], n=1)
+    return f"; did you mean {near / close[0]}?" if close else ""

@@ -1,0 +1,132 @@
+"""Predictions as pictures: instances with masks, boxes and tags; label maps with a legend."""
+
+import colorsys
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+SMALLEST_SIDE = 480  # pictures are enlarged to this, so that tags stay legible
+
+
+def class_colours(count: int) -> np.ndarray:
+    """(count, 3) uint8 RGB colours, neighbours far apart in hue, none too dark or pale."""
+    golden = 0.61803398875
+    colours = [
+        colorsys.hls_to_rgb((0.58 + i * golden) % 1, (0.55, 0.45, 0.62)[i // 8 % 3], 0.75)
+        for i in range(count)
+    ]
+    return (np.array(colours) * 255).round().astype(np.uint8).reshape(count, 3)
+
+
+def draw_instances(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray,
+    classes: tuple[str, ...],
+    masks: np.ndarray | None = None,
+) -> Image.Image:
+    """Detections over their image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (n, 4) x1, y1, x2, y2 in pixels.
+        labels: (n,) indices into `classes`.
+        scores: (n,) in [0, 1].
+        classes: class names.
+        masks: (n, H, W) bool, or None for boxes alone.
+    """
+    zoom = _zoom(image)
+    height, width = (side * zoom for side in image.shape[:2])
+    canvas = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    colours = class_colours(len(classes))
+    line = max(2, round(min(height, width) / 300))
+    # Large ones first: small objects in front of them stay visible.
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    order = np.argsort(-areas)
+    if masks is not None:
+        for i in order:
+            mask = cv2.resize(
+                masks[i].astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST
+            )
+            inside = mask.astype(bool)
+            colour = colours[labels[i]]
+            canvas[inside] = (0.55 * canvas[inside] + 0.45 * colour).astype(np.uint8)
+            contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(canvas, contours, -1, colour.tolist(), line, cv2.LINE_AA)
+    picture = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=max(14, round(min(height, width) / 34)))
+    taken: list[tuple[float, float, float, float]] = []
+    for i in order:
+        colour = tuple(colours[labels[i]].tolist())
+        x1, y1, x2, y2 = boxes[i] * zoom
+        pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=max(1, line // 2))
+    for i in np.argsort(-scores):
+        colour = tuple(colours[labels[i]].tolist())
+        x1, y1, *_ = boxes[i] * zoom
+        _tag(pen, font, f"{classes[labels[i]]} {scores[i]:.2f}", (x1, y1), colour, picture, taken)
+    return picture
+
+
+def draw_label_map(
+    image: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], palette: np.ndarray
+) -> Image.Image:
+    """A label map over its image, with a legend of the classes in it, largest first.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) indices into `classes`; others (255) are left uncoloured.
+        classes: class names.
+        palette: (len(classes), 3) uint8 RGB.
+    """
+    zoom = _zoom(image)
+    height, width = (side * zoom for side in image.shape[:2])
+    picture = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    labels = cv2.resize(labels.astype(np.int32), (width, height), interpolation=cv2.INTER_NEAREST)
+    known = (labels >= 0) & (labels < len(classes))
+    picture[known] = (0.4 * picture[known] + 0.6 * palette[labels[known]]).astype(np.uint8)
+    edges = np.zeros_like(known)
+    edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edges[1:] |= labels[1:] != labels[:-1]
+    picture[edges] = 255
+
+    areas = np.bincount(labels[known], minlength=len(classes)) / labels.size
+    font = ImageFont.load_default(size=16)
+    rows = [i for i in np.argsort(-areas) if areas[i] > 0]
+    fitting = max(1, (height - 24) // 26)
+    lines = [(f"{classes[i]}  {areas[i]:.1%}", tuple(palette[i].tolist())) for i in rows[:fitting]]
+    if len(rows) > fitting:
+        lines[-1] = (f"and {len(rows) - fitting + 1} smaller", (255, 255, 255))
+    legend = 56 + max((int(font.getlength(text)) for text, _ in lines), default=0)
+    sheet = Image.new("RGB", (width + legend, height), "white")
+    sheet.paste(Image.fromarray(picture), (0, 0))
+    pen = ImageDraw.Draw(sheet)
+    for row, (text, colour) in enumerate(lines):
+        y = 12 + 26 * row
+        pen.rounded_rectangle((width + 14, y, width + 32, y + 18), 4, fill=colour)
+        pen.text((width + 40, y + 9), text, font=font, fill="black", anchor="lm")
+    return sheet
+
+
+def _zoom(image: np.ndarray) -> int:
+    return max(1, -(-SMALLEST_SIDE // min(image.shape[:2])))
+
+
+def _tag(pen, font, text, corner, colour, picture, taken) -> None:
+    """A filled tag at a box's corner, moved down while it would cover another tag."""
+    x, y = corner
+    left, top, right, bottom = font.getbbox(text)
+    width, height = right - left + 8, bottom - top + 8
+    x = min(max(x, 0), max(picture.width - width, 0))
+    y = y - height if y >= height else y
+    for _ in range(20):
+        if not any(x < r and x + width > l and y < b and y + height > t for l, t, r, b in taken):
+            break
+        y += height
+    y = min(max(y, 0), picture.height - height)
+    taken.append((x, y, x + width, y + height))
+    pen.rounded_rectangle((x, y, x + width, y + height), 3, fill=colour)
+    bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 150
+    pen.text((x + 4 - left, y + 4 - top), text, font=font, fill="black" if bright else "white")

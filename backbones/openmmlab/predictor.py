@@ -1,0 +1,79 @@
+"""A trained model as a function of one image."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.device import get_device
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import BaseDataElement
+
+from backbones.checkpoints import mismatches, read_checkpoint, state_dict
+from backbones.errors import InputError
+
+from .config import load_config
+from .doctor import class_names
+from .runner import fit_to_machine
+
+
+class Predictor:
+    """Whole detector or segmentor: an image in, mmdet's or mmseg's data sample out.
+
+    Args:
+        config: config file, or a config already read.
+        checkpoint: local file or URL with the whole model's weights.
+        device: where to run; a GPU if there is one.
+
+    Attributes:
+        model: the module, in evaluation mode.
+        classes: class names in the order of the labels.
+
+    Raises:
+        InputError: the config or checkpoint cannot be read or do not belong together.
+    """
+
+    def __init__(
+        self, config: str | os.PathLike | Config, checkpoint: str, *, device: str | None = None
+    ):
+        self.config = config if isinstance(config, Config) else load_config(config)
+        self.config.setdefault("launcher", "none")
+        fit_to_machine(self.config)
+        scope = self.config.get("default_scope", "mmengine")
+        DefaultScope.get_instance(f"predictor-{scope}-{id(self)}", scope_name=scope)
+        dataset = self.config.test_dataloader.dataset
+        self.classes = class_names(dataset, scope)
+
+        self.model = MODELS.build(self.config.model)
+        tensors = state_dict(read_checkpoint(checkpoint), checkpoint)
+        if problem := mismatches(tensors, self.model.state_dict()):
+            raise InputError(f"{checkpoint}: does not fit {type(self.model).__name__}: {problem}")
+        self.model.load_state_dict(tensors)
+        self.model.to(device or get_device()).eval()
+
+        steps = [s for s in dataset.pipeline if "LoadAnnotations" not in s["type"]]
+        self._from_file = Compose(steps)
+        loader = dict(type="LoadImageFromNDArray")
+        scoped = loader if scope != "mmdet" else dict(type="mmdet.LoadImageFromNDArray")
+        self._from_array = Compose([scoped, *steps[1:]])
+
+    @torch.inference_mode()
+    def __call__(self, image: str | os.PathLike | np.ndarray) -> BaseDataElement:
+        """Predict one image.
+
+        Args:
+            image: a file, or (H, W, 3) uint8 in BGR order as OpenCV reads it.
+
+        Returns:
+            For detectors a sample with `pred_instances` (bboxes in pixels of the image, scores,
+            labels, masks (n, H, W)), for segmentors one with `pred_sem_seg` (1, H, W).
+        """
+        if isinstance(image, np.ndarray):
+            packed = self._from_array(dict(img=image, img_path="array", img_id=0))
+        else:
+            packed = self._from_file(dict(img_path=str(Path(image)), img_id=0))
+        batch = dict(inputs=[packed["inputs"]], data_samples=[packed["data_samples"]])
+        (sample,) = self.model.test_step(batch)
+        return sample

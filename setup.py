@@ -1,0 +1,34 @@
+"""Metadata and dependencies; settings of the development tools are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ORACLES = ["timm==1.0.31", "onedl-mmpretrain==1.3.6", "transformers==5.23.0", "pycocotools==2.0.11"]
+
+setup(
+    name="convnext-dense-prediction",
+    version="0.1.0",
+    description="ConvNeXt backbones for detection and segmentation with OpenMMLab",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["backbones", "backbones.*"]),
+    install_requires=[
+        # The exact stack that the tests ran on: releases of OpenMMLab break one another.
+        "torch==2.11.0",
+        "torchvision==0.26.0",
+        "onedl-mmengine==0.10.12",
+        "onedl-mmcv==2.3.6",
+        "onedl-mmdetection==3.5.1",
+        "onedl-mmsegmentation==1.4.2",
+        "faster-coco-eval==1.8.0",
+        "numpy>=1.26",
+        "pillow>=10.1",
+        "rich>=13",
+    ],
+    extras_require={
+        "test": [*ORACLES, "pytest==9.2.0", "ruff==0.17.5"],
+    },
+)

@@ -1,0 +1,46 @@
+#!/usr/bin/env python
+"""Evaluate a checkpoint: COCO box and mask AP, or ADE20K mIoU.
+
+python tools/test.py configs/detection/cascade_convnext_t.py CHECKPOINT
+python tools/test.py configs/segmentation/upernet_convnext_t.py CHECKPOINT --tta paper
+"""
+
+import json
+from pathlib import Path
+
+from backbones.errors import reported_in_one_line
+from backbones.openmmlab.command_line import run_config, run_parser
+from backbones.openmmlab.config import use_tta
+from backbones.openmmlab.doctor import check_data
+from backbones.openmmlab.runner import Runner, fit_to_machine
+
+
+def main() -> None:
+    parser = run_parser(__doc__)
+    parser.add_argument("checkpoint")
+    parser.add_argument(
+        "--tta",
+        choices=["paper", "mmseg"],
+        help="multi-scale and flip for a segmentor: the paper's whole-image protocol or mmseg's",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="metrics as JSON; default: metrics.json in the work dir"
+    )
+    args = parser.parse_args()
+    config = run_config(args)
+    config.load_from = args.checkpoint
+    if args.tta:
+        use_tta(config, args.tta)
+    check_data(config, ("test",))
+    fit_to_machine(config)
+    metrics = Runner.from_cfg(config).test()
+    out = args.out or Path(config.work_dir) / "metrics.json"
+    part = out.with_name(f".{out.name}")
+    part.write_text(json.dumps({key: float(value) for key, value in metrics.items()}, indent=2))
+    part.replace(out)
+    print(f"metrics: {out}")
+
+
+if __name__ == "__main__":
+    with reported_in_one_line():
+        main()

@@ -1,0 +1,29 @@
+#!/usr/bin/env python
+"""Train a detector or a segmentor, on one process or many.
+
+python tools/train.py configs/detection/cascade_convnext_t.py
+torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
+"""
+
+from backbones.errors import reported_in_one_line
+from backbones.openmmlab.command_line import run_config, run_parser
+from backbones.openmmlab.doctor import check_data
+from backbones.openmmlab.runner import Runner, fit_to_machine
+
+
+def main() -> None:
+    parser = run_parser(__doc__)
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the work dir's last checkpoint"
+    )
+    args = parser.parse_args()
+    config = run_config(args)
+    config.resume = args.resume
+    check_data(config, ("train", "val"))
+    fit_to_machine(config)
+    Runner.from_cfg(config).train()
+
+
+if __name__ == "__main__":
+    with reported_in_one_line("continue with --resume"):
+        main()
