@@ -11,7 +11,7 @@ BIN := .venv/bin
 .PHONY: demo test lint setup
 
 demo: setup
-	$(BIN)/python tools/demo.py $(TASK)
+	$(BIN)/python tools/walkthrough.py $(TASK)
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow"

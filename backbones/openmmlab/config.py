@@ -18,6 +18,8 @@ from mmengine.registry import Registry
 
 from backbones.errors import InputError
 
+from .layer_decay import PARAMWISE_KEYS
+
 DATALOADER_KEYS = {
     "batch_size", "num_workers", "persistent_workers", "pin_memory", "drop_last", "sampler",
     "batch_sampler", "dataset", "collate_fn", "prefetch_factor", "timeout", "worker_init_fn",
@@ -62,6 +64,9 @@ UNTYPED_KEYS = {
     "custom_imports": {"imports", "allow_failed_imports"},
     "arch": {"depths", "dims"},
     "clip_grad": {"max_norm", "norm_type", "error_if_nonfinite", "foreach"},
+    "paramwise_cfg": set(PARAMWISE_KEYS),
+    "tta.paper.test_cfg": {"mode", "crop_size", "stride"},
+    "tta.mmseg.test_cfg": {"mode", "crop_size", "stride"},
     "tta.paper": {"pipeline", "test_cfg"},
     "tta.mmseg": {"pipeline", "test_cfg"},
     "tta": {"paper", "mmseg"},
@@ -71,12 +76,16 @@ UNTYPED_KEYS = {
     },
 }  # fmt: skip
 
+# Dicts whose keys are the user's own.
+FREE_KEYS = {"custom_keys"}
+
 # Keys that a builder takes out before it calls the class, by the root registry of the class.
 BUILDER_KEYS = {
     "model": {"requires_grad"},  # build_norm_layer
     "optim_wrapper": {"constructor", "paramwise_cfg", "optimizer"},
     "parameter scheduler": {"convert_to_iter_based"},
     "hook": {"priority"},
+    "mmcv.ops": {"class_agnostic", "split_thr"},  # batched_nms
 }
 
 
@@ -147,6 +156,9 @@ def validate(config: Config) -> None:
         known = _known_keys(path, node, scope)
         if known is None:
             continue
+        if not known and node:
+            key = next(iter(get_close_matches("type", map(str, node), n=1)), next(iter(node)))
+            raise InputError(f"config key {path}.{key}: nothing reads a dict here without a type")
         for key in node:
             if key not in known and not str(key).startswith("_"):
                 where = f"{path}.{key}" if path else key
@@ -159,7 +171,9 @@ def _known_keys(path: str, node: dict, scope: str) -> set[str] | None:
     if "type" not in node:
         generic = _with_list_marks(path)
         ends = [end for end in UNTYPED_KEYS if generic == end or generic.endswith(f".{end}")]
-        return UNTYPED_KEYS[max(ends, key=len)] if ends else None
+        if any(f".{name}." in f".{generic}." for name in FREE_KEYS):
+            return None
+        return UNTYPED_KEYS[max(ends, key=len)] if ends else set()
     name = node["type"]
     found = [(None, name)] if callable(name) else list(_registered(name, scope))
     if not found:
@@ -192,6 +206,8 @@ def _arguments(built: Any) -> set[str] | None:
         names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return names - {"self"}
+    if inspect.isclass(built) and "resize_type" in names:  # RandomResize hands its rest to Resize
+        names |= {"keep_ratio", "clip_object_border", "backend", "interpolation"}
     # Every class in the chain hands its **kwargs on; nn.Module and object end it.
     return names - {"self"} if inspect.isclass(built) else None
 
@@ -212,7 +228,7 @@ def _registered(name: str, scope: str) -> Iterator[tuple[str, Any]]:
         import mmcv.ops
 
         if hasattr(mmcv.ops, name):
-            yield "mmcv.ops", None if name.endswith("nms") else getattr(mmcv.ops, name)
+            yield "mmcv.ops", getattr(mmcv.ops, name)
 
 
 def _names(root: Registry, scope: str) -> set[str]:
@@ -236,28 +252,27 @@ def _with_list_marks(path: str) -> str:
 
 
 def _override(config: Config, dotted: str, value: Any) -> None:
+    """Set a key that is there or that its parent is known to read; `validate` sees the rest."""
     node: Any = config._cfg_dict
     parts = dotted.split(".")
-    for depth, part in enumerate(parts[:-1]):
-        known = range(len(node)) if isinstance(node, list | tuple) else node
-        key = int(part) if isinstance(node, list | tuple) and part.isdigit() else part
-        if key not in known or not isinstance(node[key], dict | list | tuple):
+    for depth, part in enumerate(parts):
+        known: Any
+        if isinstance(node, list | tuple):
+            known = [str(i) for i in range(len(node))]
+        elif isinstance(node, dict):
+            parent = ".".join(parts[:depth])
+            scope = config.get("default_scope") or "mmengine"
+            known = set(node) | (_known_keys(parent, node, scope) or set())
+        else:
+            known = ()
+        if part not in known:
             where = ".".join(parts[: depth + 1])
             raise InputError(
                 f"--cfg-options {dotted}: the config has no {where}{_suggest(part, known)}"
             )
-        node = node[key]
-    last = parts[-1]
-    if isinstance(node, list | tuple):
-        if not (last.isdigit() and int(last) < len(node)):
-            raise InputError(f"--cfg-options {dotted}: the list has {len(node)} entries")
-    elif last not in node:
-        parent = ".".join(parts[:-1])
-        known = _known_keys(parent, node, config.get("default_scope") or "mmengine")
-        if known is not None and last not in known or known is None and "type" not in node:
-            raise InputError(
-                f"--cfg-options {dotted}: no such key{_suggest(last, set(node) | (known or set()))}"
-            )
+        if isinstance(node, dict) and part not in node:
+            break
+        node = node[int(part)] if isinstance(node, list | tuple) else node[part]
     config.merge_from_dict({dotted: value})
 
 

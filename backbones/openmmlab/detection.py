@@ -1,33 +1,35 @@
-"""What a detection config needs registered: mmdet itself and our loading of images."""
+"""What a detection config needs registered: mmdet, our loading of images, float32 RoIAlign."""
 
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from .registration import register
 
-from . import mmcv_ops
+register("mmdet")
 
-mmcv_ops.install()
-
-
-def let_mmpretrain_import() -> None:
-    """Leave mmpretrain's multimodal models out where they cannot be imported.
-
-    mmdet's ReID heads import mmpretrain if it is installed, and beside transformers 5 that import
-    raises a TypeError (mmpretrain/models/multimodal/blip/language_model.py), which ends mmdet's.
-    """
-    try:
-        broken = find_spec("mmpretrain") and int(version("transformers").split(".")[0]) >= 5
-    except PackageNotFoundError:
-        broken = False
-    if broken:
-        from mmpretrain.utils import dependency  # noqa: TID251
-
-        dependency.WITH_MULTIMODAL = False
-
-
-let_mmpretrain_import()
-
-from mmdet.utils import register_all_modules  # noqa: E402  mmdet imports compiled operators
+import torch  # noqa: E402
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor  # noqa: E402
+from mmengine.registry import MODELS  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from . import loading  # noqa: E402, F401
 
-register_all_modules(init_default_scope=False)
+
+@MODELS.register_module()
+class FloatRoIExtractor(SingleRoIExtractor):
+    """mmdet's SingleRoIExtractor with boxes and sampling in float32 whatever the features' dtype.
+
+    mmdet casts the boxes to the features' dtype; bf16 knows only every fourth pixel near 1000.
+    """
+
+    def forward(
+        self, feats: tuple[Tensor, ...], rois: Tensor, roi_scale_factor: float | None = None
+    ) -> Tensor:
+        """Features (n, out_channels, h, w), in the dtype of `feats`, of boxes (n, 5).
+
+        Args:
+            feats: maps (N, C, H, W), finest first.
+            rois: image index and x1, y1, x2, y2 in pixels of the image.
+            roi_scale_factor: enlarges the boxes about their centres.
+        """
+        dtype = feats[0].dtype
+        exact = torch.promote_types(dtype, torch.float32)
+        feats = tuple(x.to(exact) for x in feats)
+        return super().forward(feats, rois.to(exact), roi_scale_factor).to(dtype)

@@ -27,7 +27,7 @@ def check_data(config: Config, splits: tuple[str, ...]) -> None:
     for split in splits:
         dataset = config[f"{split}_dataloader"]["dataset"]
         key = f"{split}_dataloader.dataset"
-        classes = class_names(dataset, config.get("default_scope"))
+        classes = dataset_metainfo(dataset, config.get("default_scope")).get("classes")
         if classes is None:
             continue
         _check_files(dataset, key, classes)
@@ -39,15 +39,12 @@ def check_data(config: Config, splits: tuple[str, ...]) -> None:
                 )
 
 
-def class_names(dataset: dict, scope: str | None) -> tuple[str, ...] | None:
-    """Class names in the order of their labels: the config's, or those of the dataset's class."""
-    if classes := dataset.get("metainfo", {}).get("classes"):
-        return tuple(classes)
+def dataset_metainfo(dataset: dict, scope: str | None) -> dict:
+    """Class names in the order of their labels, and palette: the config's over the class's own."""
     registry = DATASETS.children.get(scope, DATASETS)
     built = dataset["type"]
     built = registry.get(built) if isinstance(built, str) else built
-    classes = getattr(built, "METAINFO", {}).get("classes")
-    return tuple(classes) if classes else None
+    return {**getattr(built, "METAINFO", {}), **dataset.get("metainfo", {})}
 
 
 def _check_files(dataset: dict, key: str, classes: tuple[str, ...]) -> None:

@@ -122,7 +122,9 @@ def _tag(pen, font, text, corner, colour, picture, taken) -> None:
     x = min(max(x, 0), max(picture.width - width, 0))
     y = y - height if y >= height else y
     for _ in range(20):
-        if not any(x < r and x + width > l and y < b and y + height > t for l, t, r, b in taken):
+        if not any(
+            x < r and x + width > left_ and y < b and y + height > t for left_, t, r, b in taken
+        ):
             break
         y += height
     y = min(max(y, 0), picture.height - height)

@@ -15,7 +15,7 @@ from backbones.checkpoints import mismatches, read_checkpoint, state_dict
 from backbones.errors import InputError
 
 from .config import load_config
-from .doctor import class_names
+from .doctor import dataset_metainfo
 from .runner import fit_to_machine
 
 
@@ -30,6 +30,7 @@ class Predictor:
     Attributes:
         model: the module, in evaluation mode.
         classes: class names in the order of the labels.
+        palette: (classes, 3) uint8 RGB of the data set, or None if it has none.
 
     Raises:
         InputError: the config or checkpoint cannot be read or do not belong together.
@@ -44,7 +45,12 @@ class Predictor:
         scope = self.config.get("default_scope", "mmengine")
         DefaultScope.get_instance(f"predictor-{scope}-{id(self)}", scope_name=scope)
         dataset = self.config.test_dataloader.dataset
-        self.classes = class_names(dataset, scope)
+        metainfo = dataset_metainfo(dataset, scope)
+        if "classes" not in metainfo:
+            raise InputError(f"{self.config.filename}: test_dataloader.dataset has no class names")
+        self.classes = tuple(metainfo["classes"])
+        palette = metainfo.get("palette")
+        self.palette = None if palette is None else np.array(palette, dtype=np.uint8)
 
         self.model = MODELS.build(self.config.model)
         tensors = state_dict(read_checkpoint(checkpoint), checkpoint)

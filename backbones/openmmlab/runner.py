@@ -12,8 +12,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS, LOG_PROCESSORS, RUNNERS
-from mmengine.runner import CheckpointLoader, LogProcessor
+from mmengine.registry import HOOKS, LOG_PROCESSORS
+from mmengine.runner import CheckpointLoader, LogProcessor, find_latest_checkpoint
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.utils.dl_utils import collect_env
 
@@ -28,7 +28,6 @@ def load_from_anywhere(filename: str, map_location: object = None) -> Mapping:
     return read_checkpoint(filename)
 
 
-@RUNNERS.register_module()
 class Runner(MMEngineRunner):
     """mmengine's Runner; what it writes appears whole or not at all, what it loads fits whole."""
 
@@ -78,6 +77,13 @@ class Runner(MMEngineRunner):
         self._has_loaded = True
         self.logger.info(f"loaded {len(tensors)} tensors from {filename}")
         return checkpoint
+
+    def load_or_resume(self) -> None:
+        """Load or resume as asked; say it if there is nothing to resume from."""
+        if self._resume and not self._load_from and not find_latest_checkpoint(self.work_dir):
+            self.logger.info(f"no checkpoint to resume from in {self.work_dir}: starting anew")
+            self._resume = False
+        super().load_or_resume()
 
     def _log_env(self, env_cfg: dict) -> None:
         """Say in two lines what the run stands on; the full report goes to a file beside."""
@@ -161,7 +167,7 @@ def fit_to_machine(config: Config) -> None:
     mixed precision becomes float32 and nccl becomes gloo where there is no GPU.
     """
     counts = dict(pytorch="WORLD_SIZE", slurm="SLURM_NTASKS", mpi="OMPI_COMM_WORLD_SIZE")
-    processes = int(os.environ.get(counts.get(config.launcher), 1))
+    processes = int(os.environ.get(counts.get(config.launcher, ""), 1))
     cuda = torch.cuda.is_available()
     if (processes == 1 or not cuda) and _replace_type(config._cfg_dict, "SyncBN", "BN"):
         why = "one process" if processes == 1 else "no GPU"

@@ -1,19 +1,16 @@
 """What a segmentation config needs registered: mmseg, our loading, and a check of the labels."""
 
-from . import mmcv_ops
+from .registration import register
 
-mmcv_ops.install()
+register("mmseg")
 
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.model import is_model_wrapper  # noqa: E402
 from mmengine.registry import HOOKS  # noqa: E402
-from mmseg.utils import register_all_modules  # noqa: E402  mmseg imports compiled operators
 
 from backbones.errors import InputError  # noqa: E402
 
 from . import loading  # noqa: E402, F401
-
-register_all_modules(init_default_scope=False)
 
 
 @HOOKS.register_module()

@@ -1,0 +1,170 @@
+"""Parameters and multiply-adds of a detector or segmentor, counted as the papers do.
+
+Multiply-adds are those of convolutions and matrix products (linears, attention), what papers call
+FLOPs. A detector sees one 1280x800 image, each of its box heads 1000 regions and each of its mask
+heads 100; a segmentor sees one image of its test scale and is counted without its auxiliary head,
+which only training uses. This gives the figures of ConvNeXt and Swin (arXiv:2201.03545, Tables 3
+and 4) and of ConvNeXt V2 (arXiv:2301.00808, section 4) within 0.15 %.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from backbones.errors import InputError
+
+DETECTION_SIZE = (1280, 800)
+BOX_REGIONS = 1000
+MASK_REGIONS = 100
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Parameters and multiply-adds of a model by part, with the sum under `total`.
+
+    Attributes:
+        size: (width, height) of the image counted at.
+        params: parameters of `backbone`, `neck`, `rpn_head`, `bbox_head` and `mask_head` (all
+            stages together), `decode_head`, `auxiliary_head`, as far as the model has them, and of
+            `other` where there is more.
+        macs: multiply-adds for one image, without the auxiliary head.
+    """
+
+    size: tuple[int, int]
+    params: dict[str, int]
+    macs: dict[str, int]
+
+
+def count(config: Config, size: tuple[int, int] | None = None) -> Complexity:
+    """Count a config's model on the meta device: no weights are read, drawn or downloaded.
+
+    Args:
+        config: of a two-stage detector or an encoder-decoder segmentor.
+        size: (width, height) of the image; None for the papers' choice.
+
+    Raises:
+        InputError: the model is of another kind, or does not take an image of this size.
+    """
+    model = build_on_meta(config)
+    detector = hasattr(model, "roi_head")
+    if not detector and not hasattr(model, "decode_head"):
+        raise InputError(
+            f"{config.model.type}: only two-stage detectors (with a roi_head) and segmentors "
+            "(with a decode_head) are counted"
+        )
+    size = size or (DETECTION_SIZE if detector else base_scale(config))
+    image = torch.empty(1, 3, *reversed(size), device="meta")
+    try:
+        macs = _detector_macs(model, image) if detector else _segmentor_macs(model, image)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"a {size[0]}x{size[1]} image does not fit this model: {reason}"
+        ) from error
+
+    parts = ("backbone", "neck", "rpn_head", "decode_head", "auxiliary_head")
+    modules = {name: getattr(model, name, None) for name in parts}
+    if detector:
+        modules |= {
+            name: getattr(model.roi_head, name, None) for name in ("bbox_head", "mask_head")
+        }
+    params = {name: _parameters(module) for name, module in modules.items() if module is not None}
+    if other := _parameters(model) - sum(params.values()):
+        params["other"] = other
+    return Complexity(
+        size,
+        {"total": sum(params.values()), **params},
+        {"total": sum(macs.values()), **macs},
+    )
+
+
+def build_on_meta(config: Config) -> BaseModel:
+    """The config's model in evaluation mode, with shapes but no values."""
+    scope = config.get("default_scope", "mmengine")
+    with DefaultScope.overwrite_default_scope(scope), torch.device("meta"), _SchedulesOnCPU():
+        return MODELS.build(deepcopy(config.model)).eval()
+
+
+def base_scale(config: Config) -> tuple[int, int]:
+    """(width, height) that a segmentation config resizes images to for testing.
+
+    Raises:
+        InputError: its test pipeline has no Resize with a scale.
+    """
+    for step in config.test_dataloader.dataset.pipeline:
+        if step.type == "Resize" and "scale" in step:
+            return tuple(step.scale)
+    raise InputError(
+        f"{config.filename}: test_dataloader.dataset.pipeline has no Resize with a scale; "
+        "give the size to count at"
+    )
+
+
+class _SchedulesOnCPU(TorchFunctionMode):
+    """Swin and others take their drop path rates out of a `torch.linspace`: that needs values."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def multiply_adds(function: Callable, *inputs: Any) -> tuple[Any, int]:
+    """A module's output and the multiply-adds that it took, on whatever device the inputs are."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        output = function(*inputs)
+    return output, counter.get_total_flops() // 2  # torch counts a multiply-add as two
+
+
+def _features(model: BaseModel, image: Tensor) -> tuple[tuple[Tensor, ...], dict[str, int]]:
+    maps, backbone = multiply_adds(model.backbone, image)
+    if not model.with_neck:
+        return maps, {"backbone": backbone}
+    maps, neck = multiply_adds(model.neck, maps)
+    return maps, {"backbone": backbone, "neck": neck}
+
+
+def _detector_macs(model: BaseModel, image: Tensor) -> dict[str, int]:
+    maps, macs = _features(model, image)
+    if model.with_rpn:
+        macs["rpn_head"] = multiply_adds(model.rpn_head, maps)[1]
+    for name, regions in (("bbox", BOX_REGIONS), ("mask", MASK_REGIONS)):
+        heads = getattr(model.roi_head, f"{name}_head", None)
+        if heads is None:
+            continue
+        extractors = getattr(model.roi_head, f"{name}_roi_extractor")
+        macs[f"{name}_head"] = sum(
+            multiply_adds(head, _regions(extractor, regions))[1]
+            for head, extractor in zip(_stages(heads), _stages(extractors), strict=True)
+        )
+    return macs
+
+
+def _stages(modules: nn.Module) -> list[nn.Module]:
+    return list(modules) if isinstance(modules, nn.ModuleList) else [modules]
+
+
+def _regions(extractor: nn.Module, number: int) -> Tensor:
+    height, width = extractor.roi_layers[0].output_size
+    return torch.empty(number, extractor.out_channels, height, width, device="meta")
+
+
+def _segmentor_macs(model: BaseModel, image: Tensor) -> dict[str, int]:
+    maps, macs = _features(model, image)
+    macs["decode_head"] = multiply_adds(model.decode_head, maps)[1]
+    return macs
