@@ -26,6 +26,7 @@ setup(
         "faster-coco-eval==1.8.0",
         "numpy>=1.26",
         "pillow>=10.1",
+        "pycocotools>=2.0.8",
         "rich>=13",
     ],
     extras_require={

@@ -21,7 +21,13 @@ QUICK = (
     "default_hooks.logger.interval=1",
     "randomness.seed=0",
 )
-EPOCHS = (*QUICK, "train_cfg.max_epochs=2", "train_cfg.val_interval=2")
+EPOCHS = (
+    *QUICK,
+    "train_cfg.max_epochs=2",
+    "train_cfg.val_interval=2",
+    "param_scheduler.0.start_factor=1.0",
+    "model.test_cfg.rcnn.score_thr=0.001",  # nothing scores more after four steps
+)
 ITERATIONS = (
     *QUICK,
     "train_cfg.max_iters=6",
@@ -85,7 +91,7 @@ def test_train_resume_evaluate_predict(config, options, step, image_folder, shap
     assert rates[0] == pytest.approx(rates[1])
 
     arguments = (config, final, "--data", shapes, "--work-dir", tmp_path / "run")
-    tested = run_tool("test.py", *arguments, "--cfg-options", *QUICK, cwd=tmp_path)
+    tested = run_tool("test.py", *arguments, "--cfg-options", *options, cwd=tmp_path)
     assert tested.status == 0, tested.err
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     validated = {
@@ -316,6 +322,7 @@ REAL = {
             "test_dataloader.dataset.pipeline.1.scale=[256,160]",
             "test_dataloader.dataset.indices=8",
             "model.train_cfg.rpn_proposal.max_per_img=200",
+            "model.test_cfg.rcnn.score_thr=0.001",
         ),
     ),
     "segmentation": (

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
     parser.add_argument("--out", type=Path, default=Path("predictions"))
-    parser.add_argument("--score", type=float, default=0.3, help="least score of a drawn instance")
+    parser.add_argument("--score", type=float, default=0.5, help="least score of a drawn instance")
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args()

@@ -21,7 +21,7 @@ train_dataloader = dict(
         pipeline=[
             dict(type="LoadImage"),
             dict(type="LoadAnnotations", reduce_zero_label=True),
-            dict(type="RandomResize", scale=(160, 160), ratio_range=(0.8, 1.6), keep_ratio=True),
+            dict(type="RandomResize", scale=(160, 160), ratio_range=(0.8, 1.25), keep_ratio=True),
             dict(type="RandomCrop", crop_size=(128, 128), cat_max_ratio=0.75),
             dict(type="RandomFlip", prob=0.5),
             dict(type="PackSegInputs"),
