@@ -14,15 +14,15 @@ from running import DETECTION, REPOSITORY, SEGMENTATION, command, run_here, run_
 
 QUICK = (
     "train_dataloader.num_workers=1",
-    "val_dataloader.num_workers=0",
-    "val_dataloader.persistent_workers=False",
     "test_dataloader.num_workers=0",
     "test_dataloader.persistent_workers=False",
     "default_hooks.logger.interval=1",
     "randomness.seed=0",
 )
+VALIDATION = ("val_dataloader.num_workers=0", "val_dataloader.persistent_workers=False")
 EPOCHS = (
     *QUICK,
+    *VALIDATION,
     "train_cfg.max_epochs=2",
     "train_cfg.val_interval=2",
     "param_scheduler.0.start_factor=1.0",
@@ -30,6 +30,7 @@ EPOCHS = (
 )
 ITERATIONS = (
     *QUICK,
+    *VALIDATION,
     "train_cfg.max_iters=6",
     "train_cfg.val_interval=6",
     "default_hooks.checkpoint.interval=3",
@@ -121,7 +122,7 @@ def test_train_resume_evaluate_predict(config, options, step, image_folder, shap
 
 
 def test_nothing_to_resume_is_said(shapes, tmp_path):
-    options = (*QUICK, "train_cfg.max_iters=1", "train_dataloader.batch_size=2")
+    options = (*QUICK, *VALIDATION, "train_cfg.max_iters=1", "train_dataloader.batch_size=2")
     arguments = (SEGMENTATION, "--data", shapes, "--resume", "--cfg-options", *options)
     outcome = run_tool("train.py", *arguments, cwd=tmp_path)
     assert outcome.status == 0, outcome.err
@@ -304,8 +305,11 @@ def test_two_processes_equal_one_at_the_same_total_batch(config, shapes, tmp_pat
     assert len(curves[0]) == len(curves[1]) == 4
     # The log prints each process's own loss; the pictures being the same, so are the losses.
     assert curves[0] == pytest.approx(curves[1], abs=2e-4)
+    assert abs(curves[0][0] - curves[0][-1]) > 0.05  # the steps that agree have moved the model
     for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(
+            weights[1][name], tensor, rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 REAL = {
@@ -315,14 +319,13 @@ REAL = {
         "val2017",
         (
             "train_cfg.max_epochs=1",
-            "train_cfg.val_interval=2",
             "train_dataloader.dataset.indices=8",
-            "train_dataloader.dataset.pipeline.3.transforms.0.0.scales=[[160,256]]",
-            "train_dataloader.dataset.pipeline.3.transforms.1.2.scales=[[160,256]]",
-            "test_dataloader.dataset.pipeline.1.scale=[256,160]",
-            "test_dataloader.dataset.indices=8",
+            "train_dataloader.dataset.pipeline.3.transforms.0.0.scales=[(160,256)]",
+            "train_dataloader.dataset.pipeline.3.transforms.1.2.scales=[(160,256)]",
+            "test_dataloader.dataset.pipeline.1.scale=(256,160)",
+            "test_dataloader.dataset.indices=4",
             "model.train_cfg.rpn_proposal.max_per_img=200",
-            "model.test_cfg.rcnn.score_thr=0.001",
+            "model.test_cfg.rpn.max_per_img=100",
         ),
     ),
     "segmentation": (
@@ -330,15 +333,15 @@ REAL = {
         "ade_mini",
         "images/validation",
         (
-            "train_cfg.max_iters=4",
-            "train_cfg.val_interval=100",
-            "train_dataloader.dataset.pipeline.2.scale=[512,128]",
-            "train_dataloader.dataset.pipeline.3.crop_size=[128,128]",
-            "model.data_preprocessor.size=[128,128]",
-            "model.test_cfg.crop_size=[128,128]",
-            "model.test_cfg.stride=[85,85]",
-            "test_dataloader.dataset.pipeline.1.scale=[512,128]",
-            "test_dataloader.dataset.indices=8",
+            "train_cfg.max_iters=8",
+            "train_dataloader.dataset.indices=2",
+            "train_dataloader.dataset.pipeline.2.scale=(512,128)",
+            "train_dataloader.dataset.pipeline.3.crop_size=(128,128)",
+            "model.data_preprocessor.size=(128,128)",
+            "model.test_cfg.crop_size=(128,128)",
+            "model.test_cfg.stride=(85,85)",
+            "test_dataloader.dataset.pipeline.1.scale=(512,128)",
+            "test_dataloader.dataset.indices=4",
         ),
     ),
 }
@@ -351,21 +354,22 @@ def test_real_images(task, real_data, tmp_path):
     name, folder, images, options = REAL[task]
     config = REPOSITORY / "configs" / task / name
     common = (*QUICK, *options, "model.backbone.init_cfg=None")
-    warm = ("param_scheduler.0.end=2", "optim_wrapper.optimizer.lr=0.001")
+    warm = ("param_scheduler.0.end=2", "val_cfg=None", "val_dataloader=None", "val_evaluator=None")
     arguments = (config, "--data", real_data / folder, "--work-dir", "run")
     trained = run_tool("train.py", *arguments, "--cfg-options", *common, *warm, cwd=tmp_path)
     assert trained.status == 0, trained.err[-2000:]
     curve = losses(trained.out)
-    assert len(curve) == 4 and all(np.isfinite(curve)) and curve[-1] < curve[0]
+    assert len(curve) == (4 if task == "detection" else 8)
+    assert all(np.isfinite(curve)) and np.mean(curve[-2:]) < np.mean(curve[:2])
 
-    longer = "train_cfg.max_epochs=2" if task == "detection" else "train_cfg.max_iters=6"
+    longer = "train_cfg.max_epochs=2" if task == "detection" else "train_cfg.max_iters=10"
     resumed = run_tool(
         "train.py", *arguments, "--resume", "--cfg-options", *common, *warm, longer, cwd=tmp_path
     )
     assert resumed.status == 0, resumed.err[-2000:]
     assert losses(resumed.out) and all(np.isfinite(losses(resumed.out)))
     last = Path((tmp_path / "run" / "last_checkpoint").read_text())
-    assert last.name == ("epoch_2.pth" if task == "detection" else "iter_6.pth")
+    assert last.name == ("epoch_2.pth" if task == "detection" else "iter_10.pth")
 
     arguments = (config, last, "--data", real_data / folder, "--work-dir", "run")
     tested = run_tool("test.py", *arguments, "--cfg-options", *common, cwd=tmp_path)

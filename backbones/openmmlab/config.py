@@ -117,7 +117,10 @@ def use_data(config: Config, root: str | os.PathLike) -> None:
     """Read every split from another folder, laid out like the config's own."""
     root = str(root)
     for split in ("train", "val", "test"):
-        dataset = config[f"{split}_dataloader"]["dataset"]
+        loader = config.get(f"{split}_dataloader")
+        if loader is None:
+            continue
+        dataset = loader.dataset
         dataset.data_root = root
         evaluator = config.get(f"{split}_evaluator")
         if evaluator and "ann_file" in evaluator:

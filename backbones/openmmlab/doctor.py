@@ -25,7 +25,10 @@ def check_data(config: Config, splits: tuple[str, ...]) -> None:
         InputError: the first thing that is missing, cut off or contradicts.
     """
     for split in splits:
-        dataset = config[f"{split}_dataloader"]["dataset"]
+        loader = config.get(f"{split}_dataloader")
+        if loader is None:
+            continue
+        dataset = loader.dataset
         key = f"{split}_dataloader.dataset"
         classes = dataset_metainfo(dataset, config.get("default_scope")).get("classes")
         if classes is None:

@@ -11,11 +11,12 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.registry import HOOKS, LOG_PROCESSORS
 from mmengine.runner import CheckpointLoader, LogProcessor, find_latest_checkpoint
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.utils.dl_utils import collect_env
+from torch import nn
 
 from backbones.checkpoints import mismatches, read_checkpoint
 from backbones.errors import InputError
@@ -30,6 +31,20 @@ def load_from_anywhere(filename: str, map_location: object = None) -> Mapping:
 
 class Runner(MMEngineRunner):
     """mmengine's Runner; what it writes appears whole or not at all, what it loads fits whole."""
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Set processes up; without a GPU by gloo, as mmengine's own way asks for CUDA devices."""
+        if self.distributed and not torch.cuda.is_available():
+            if self._launcher != "pytorch":
+                raise InputError(f"--launcher {self._launcher}: needs GPUs; on CPUs use torchrun")
+            torch.distributed.init_process_group("gloo")
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wrap the model for several processes; mmengine's own way places it on a GPU."""
+        if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
+            return MMDistributedDataParallel(module=model, broadcast_buffers=False)
+        return super().wrap_model(model_wrapper_cfg, model)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         """Save under a temporary name, flush to disk, rename.

@@ -73,7 +73,7 @@ val_dataloader = test_dataloader = dict(
     ),
 )
 val_evaluator = test_evaluator = dict(
-    type="FasterCocoMetric",
+    type="CocoAP",
     ann_file="data/coco/annotations/instances_val2017.json",
     metric=["bbox", "segm"],
     format_only=False,
