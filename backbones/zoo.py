@@ -112,8 +112,8 @@ def _official_v1() -> list[Weights]:
         return Score(miou, f"UperNet {size}, multi-scale")
 
     k1, k22, both = "ImageNet-1k", "ImageNet-22k", "ImageNet-22k, ImageNet-1k"
-    ema = dict(note="moving average; the official detectors start from the plain weights")
-    plain = dict(note="not the moving average: what the official detectors start from")
+    ema = dict(note="moving average of the weights")
+    plain = dict(note="last weights: the official detectors and segmentors start from them")
     table = [
         ("tiny_1k_224_ema", k1, 224, dict(imagenet=82.1, timm="convnext_tiny.fb_in1k", **ema)),
         ("small_1k_224_ema", k1, 224, dict(imagenet=83.1, timm="convnext_small.fb_in1k", **ema)),

@@ -1,4 +1,4 @@
-"""The table of published weights against timm's own, the search in it, and the tool that shows it."""
+"""The table of published weights against timm's own, the search in it, the tool that shows it."""
 
 import json
 import re
