@@ -1,16 +1,43 @@
-"""What a segmentation config needs registered: mmseg, our loading, and a check of the labels."""
+"""What a segmentation config needs registered: mmseg, our loading, a linear head, a label check."""
 
 from .registration import register
 
 register("mmseg")
 
+from mmcv.cnn import build_norm_layer  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.model import is_model_wrapper  # noqa: E402
-from mmengine.registry import HOOKS  # noqa: E402
+from mmengine.registry import HOOKS, MODELS  # noqa: E402
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 from backbones.errors import InputError  # noqa: E402
 
 from . import loading  # noqa: E402, F401
+
+
+@MODELS.register_module()
+class LinearHead(BaseDecodeHead):
+    """Dropout, normalisation and one 1x1 convolution on one map, to probe a frozen backbone.
+
+    DINOv3's linear segmentation (arXiv:2508.10104, facebookresearch/dinov3, eval/segmentation).
+
+    Args:
+        in_channels: channels of the map, the last one unless `in_index` names another.
+        norm_cfg: the normalisation; None leaves it out.
+        num_classes, dropout_ratio, in_index and the rest: as in mmseg's decode heads.
+    """
+
+    def __init__(self, in_channels: int, *, norm_cfg: dict | None = None, **kwargs):
+        super().__init__(in_channels, channels=in_channels, norm_cfg=norm_cfg, **kwargs)
+        self.norm = build_norm_layer(norm_cfg, in_channels)[1] if norm_cfg else nn.Identity()
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Logits (N, num_classes, H, W) of the map (N, in_channels, H, W)."""
+        x = self._transform_inputs(inputs)
+        if self.dropout is not None:
+            x = self.dropout(x)
+        return self.conv_seg(self.norm(x))
 
 
 @HOOKS.register_module()

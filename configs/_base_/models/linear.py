@@ -1,0 +1,23 @@
+# Batch norm and one 1x1 convolution on the coarsest map: what DINOv3 probes a frozen backbone with.
+model = dict(
+    type="EncoderDecoder",
+    data_preprocessor=dict(
+        type="SegDataPreProcessor",
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_val=0,
+        seg_pad_val=255,
+        size=(512, 512),
+    ),
+    decode_head=dict(
+        type="LinearHead",
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=dict(type="SyncBN", requires_grad=True),
+        align_corners=False,
+        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(341, 341)),
+)

@@ -1,0 +1,9 @@
+"""Cascade Mask R-CNN, CLIP ConvNeXt-B (LAION-2B), COCO, 36 epochs. Not published."""
+
+_base_ = "./cascade_convnext_b_22k.py"
+
+model = dict(
+    # CLIP's own statistics of images, not ImageNet's.
+    data_preprocessor=dict(mean=[122.771, 116.746, 104.094], std=[68.501, 66.632, 70.323]),
+    backbone=dict(init_cfg=dict(checkpoint="timm:convnext_base.clip_laion2b_augreg")),
+)
