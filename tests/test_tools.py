@@ -326,6 +326,7 @@ REAL = {
             "test_dataloader.dataset.indices=4",
             "model.train_cfg.rpn_proposal.max_per_img=200",
             "model.test_cfg.rpn.max_per_img=100",
+            *(f"model.train_cfg.rcnn.{i}.sampler.num=64" for i in range(3)),
         ),
     ),
     "segmentation": (
