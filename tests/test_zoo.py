@@ -47,8 +47,13 @@ def test_entry_agrees_with_its_own_name(name):
         int(part) for part in re.split(r"[_-]", name) if part in ("224", "320", "384", "512")
     ]
     assert weights.resolution == in_name[-1] if in_name else weights.resolution in (224, 256)
-    if weights.source.startswith("https://dl.fbaipublicfiles.com/convnext/"):
-        assert weights.source.endswith((f"/{name}.pth", f"/{name}.pt"))
+    if weights.licence == "MIT":
+        assert weights.source == f"{FB}{name}.pth"
+    if weights.licence == "CC-BY-NC-4.0":
+        folder = {"fcmae": "pt_only", "1k": "im1k", "22k": "im22k"}[
+            "fcmae" if name.endswith("fcmae") else name.split("_")[2]
+        ]
+        assert weights.source == f"{FB}convnextv2/{folder}/{name}.pt"
     if weights.sha256:
         assert re.fullmatch("[0-9a-f]{8}|[0-9a-f]{64}", weights.sha256)
         assert weights.source.endswith(f"{name}-{weights.sha256[:8]}.pth")
