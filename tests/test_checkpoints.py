@@ -88,7 +88,8 @@ class TestLayouts:
         assert set(coverage.ignored) >= {"norm.weight", "head.weight", "stages.3.0.dwconv.weight"}
         assert set(coverage.initial) == {f"norm{i}.{p}" for i in (0, 2) for p in ("weight", "bias")}
         assert "official layout" in str(coverage)
-        assert "stages.3, norm, head; not in it, left at" in str(coverage)
+        assert "stages.3 (not in out_indices), norm, head (a classifier's); not" in str(coverage)
+        assert "left at their initial value: norm0, norm2 (a classifier has no" in str(coverage)
 
 
 class TestRefusals:
