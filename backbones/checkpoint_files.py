@@ -168,8 +168,10 @@ def _download_from_hub(source: str, name: str) -> Path:
                         local_files_only=not first,
                     )
                     break
-                except LocalEntryNotFoundError as error:
+                except LocalEntryNotFoundError as error:  # no connection, or not what is cached
                     failure = error.__cause__ or error
+                    if first:
+                        break
                 except EntryNotFoundError:
                     failure = failure or f"it has none of {', '.join(file or HUB_FILES)}"
                 except (HfHubHTTPError, OSError, ValueError) as error:

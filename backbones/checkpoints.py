@@ -20,6 +20,7 @@ from .dialects import (
     MMPRETRAIN,
     OFFICIAL,
     TARGETS,
+    TIMM,
     Dialect,
     architecture,
     from_official,
@@ -227,6 +228,12 @@ def convert(
     if dialect is MMPRETRAIN and "head.weight" in official and norms == {last}:
         # Its classifiers call the norm of the pooled features after the last stage.
         official = {re.sub(rf"^{last}", "norm.", k): v for k, v in official.items()}
+        norms = set()
+    if "head.weight" in official and norms and TARGETS[target] is not TIMM:
+        raise InputError(
+            f"{source}: its classifier normalises before it pools ({last}weight), which only "
+            "timm's can"
+        )
     try:
         converted = from_official(official, TARGETS[target])
     except InputError as error:
@@ -281,12 +288,10 @@ def describe(tensors: Mapping[str, Tensor], source: str | os.PathLike, wrapper: 
     facts += [label for pattern, label in TRAINING if re.search(pattern, name)]
     if match := re.search(r"(?<!\d)(224|256|288|320|384|512|640)(?!\d)", name):
         facts.append(f"{match[1]} px")
-    if re.search(r"no_?ema", name):
-        facts.append("not EMA")
-    elif re.search(r"(?<![a-z])ema(?![a-z])", f"{name} {wrapper}"):
-        facts.append("EMA")
     if wrapper:
         facts.append(wrapper)
+    elif match := re.search(r"(?<![a-z])(no)?ema(?![a-z])", name):
+        facts.append("not EMA" if match[1] else "EMA")
     facts += [text for pattern, text in LICENCES if re.search(pattern, name)]
     return ", ".join(facts)
 
@@ -386,11 +391,12 @@ def state_dict(
 def wrapper_of(checkpoint: object, wrapper: str | None = None) -> str:
     """Which of several sets of weights `state_dict` takes, in a phrase; empty if there is one."""
     keys = _wrappers(checkpoint)
-    if wrapper is None and len(keys) < 2:
-        return keys[0] if keys == ["model_ema"] else ""
-    chosen = wrapper or keys[0]
+    chosen = wrapper or (keys[0] if keys else "")
     others = ", ".join(key for key in keys if key != chosen)
-    return f"under {chosen!r}" + (f" (also there: {others})" if others else "")
+    averaged = {"model_ema": "EMA, "}.get(chosen, "not EMA, " if "model_ema" in keys else "")
+    if others:
+        return f"{averaged}under {chosen!r} (also there: {others})"
+    return averaged.removesuffix(", ")
 
 
 def _wrappers(checkpoint: object) -> list[str]:
