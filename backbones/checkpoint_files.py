@@ -290,7 +290,8 @@ def _harmless_globals() -> Iterator[None]:
     allowed = [HistoryBuffer, np.ndarray, np.dtype, numpy_core._reconstruct, numpy_core.scalar]
     allowed += [type(np.dtype(kind)) for kind in "fdilq?"]
     allowed += [Namespace, PosixPath, (_statistic, "builtins.getattr")]
-    # NumPy 1 and 2 know the same functions under two names.
+    # Later versions of NumPy and Python hold the same under other names.
+    allowed += [(PosixPath, "pathlib.PosixPath")]
     allowed += [(numpy_core._reconstruct, "numpy.core.multiarray._reconstruct")]
     allowed += [(numpy_core.scalar, "numpy.core.multiarray.scalar")]
     with torch.serialization.safe_globals(allowed):

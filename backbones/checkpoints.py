@@ -151,26 +151,30 @@ def load_whole(model: nn.Module, checkpoint: object, source: str | os.PathLike) 
     """
     tensors = state_dict(checkpoint, source)
     target = model.state_dict()
+    name = type(model).__name__
+    backbones = [k[: -len(OFFICIAL.marker)] for k in target if k.endswith(OFFICIAL.marker)]
+    if len(backbones) == 1 and target.keys().isdisjoint(tensors):
+        _, prefix = recognise(tensors, source)
+        before = prefix.removesuffix(backbones[0])
+        if before == prefix:
+            raise InputError(
+                f"{source}: does not fit {name}: holds a backbone alone; give it to "
+                "model.backbone.init_cfg as dict(type='Pretrained', checkpoint=...)"
+            )
+        tensors = {key.removeprefix(before): tensor for key, tensor in tensors.items()}
     layouts = {}
-    for backbone in [k[: -len(OFFICIAL.marker)] for k in target if k.endswith(OFFICIAL.marker)]:
+    for backbone in backbones:
         for dialect in DIALECTS:
             if backbone + dialect.marker in tensors:
                 inside = {k: v for k, v in tensors.items() if k.startswith(backbone)}
                 official, rest = to_official(inside, dialect, backbone, source)
                 tensors = {k: v for k, v in tensors.items() if k not in inside or k in rest}
-                tensors |= {backbone + name: tensor for name, tensor in official.items()}
+                tensors |= {backbone + key: tensor for key, tensor in official.items()}
                 layouts[backbone] = dialect.name
-    if target.keys().isdisjoint(tensors) and any(
-        key.endswith(dialect.marker) for key in tensors for dialect in DIALECTS
-    ):
-        raise InputError(
-            f"{source}: does not fit {type(model).__name__}: holds a backbone alone; give it to "
-            "model.backbone.init_cfg as dict(type='Pretrained', checkpoint=...)"
-        )
     if problem := mismatches(tensors, target):
-        raise InputError(f"{source}: does not fit {type(model).__name__}: {problem}")
+        raise InputError(f"{source}: does not fit {name}: {problem}")
     model.load_state_dict(tensors)
-    found = ", ".join(f"{where}: {name} layout" for where, name in layouts.items())
+    found = ", ".join(f"{where[:-1]} in the {layout} layout" for where, layout in layouts.items())
     return f"{source}: {len(tensors)} tensors loaded" + (f" ({found})" if found else "")
 
 

@@ -304,13 +304,13 @@ class TestReading:
             Attribute(HistoryBuffer, "__class__"),
             Call(eval, marked),
             Call(functools.partial, eval, marked),
-            Call(getattr, os, "mkdir"),
+            Call(getattr, type(tmp_path), "mkdir"),  # a path may be read, its methods not
             eval,
         ):
             torch.save(dict(state_dict=content), tmp_path / "attack.pth")
-            self.refused(tmp_path / "attack.pth", "it would run (builtins|functools|os|eval)")
+            self.refused(tmp_path / "attack.pth", "it would run (builtins|functools|eval)")
         # What getattr does hand out can be kept, not called.
-        torch.save(Call(HistoryBuffer.mean, HistoryBuffer()), tmp_path / "attack.pth")
+        torch.save(Call(HistoryBuffer.mean, HistoryBuffer([1.0], [1])), tmp_path / "attack.pth")
         self.refused(tmp_path / "attack.pth", "not a PyTorch checkpoint")
         assert not marker.exists()
 
@@ -700,7 +700,7 @@ class TestWholeModels:
         self.save(theirs, tmp_path / "cascade.pth")
         ours = our_model("configs/detection/cascade_convnext_t.py", narrow_detector)
         line = load_whole(ours, read_checkpoint(tmp_path / "cascade.pth"), "cascade.pth")
-        assert line.endswith("(backbone.: mmpretrain layout)")
+        assert line.endswith("(backbone in the mmpretrain layout)")
         x = torch.randn(1, 3, 128, 160)
         ours_maps, theirs_maps = ours.extract_feat(x), theirs.extract_feat(x)
         assert_close(ours_maps, theirs_maps)
@@ -745,11 +745,12 @@ class TestWholeModels:
             (good | {"decode_head.extra.weight": torch.ones(1)}, "decode_head.extra.weight is unk"),
             (good | {"backbone.extra": torch.ones(1)}, "backbone.extra is unknown"),
             (backbone, "holds a backbone alone; give it to model.backbone.init_cfg"),
-            ({f"model.{k}": v for k, v in good.items()}, "model.backbone.* is unknown"),
+            ({"stem.0.weight": torch.ones(1)}, None),
         ):
-            with pytest.raises(InputError, match=f"^x.pth: does not fit .*{words}"):
+            match = f"^x.pth: does not fit .*{words}" if words else "^x.pth: no ConvNeXt weights"
+            with pytest.raises(InputError, match=match):
                 load_whole(ours, dict(state_dict=state), "x.pth")
             for name, tensor in ours.state_dict().items():
                 assert torch.equal(tensor, before[name]), name
-        load_whole(ours, dict(state_dict=good), "x.pth")
+        load_whole(ours, {f"model.{name}": tensor for name, tensor in good.items()}, "x.pth")
         assert torch.equal(ours.state_dict()[head], good[head])

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import import_mmpretrain, randomise
+from mmengine.registry import DefaultScope
 from running import run_here
 from safetensors.torch import load_file
 from test_dialects import (
@@ -61,18 +62,13 @@ def library_model(target: str, arguments: dict) -> torch.nn.Module:
         name = "ConvNextV2ForImageClassification" if grn else "ConvNextForImageClassification"
         return transformers_model(name, layer_scale_init_value=1.0)
     if target == "mmpretrain":
-        return import_mmpretrain().build_classifier(
-            dict(
-                type="ImageClassifier",
-                backbone=dict(
-                    type="ConvNeXt",
-                    arch=dict(depths=list(DEPTHS), channels=list(DIMS)),
-                    use_grn=grn,
-                    layer_scale_init_value=1.0 - grn,
-                ),
-                head=dict(type="LinearClsHead", num_classes=5, in_channels=20),
-            )
-        )
+        build = import_mmpretrain().build_classifier
+        arch = dict(depths=list(DEPTHS), channels=list(DIMS))
+        sizes = dict(arch=arch, use_grn=grn, layer_scale_init_value=1.0 - grn)
+        head = dict(type="LinearClsHead", num_classes=5, in_channels=20)
+        with DefaultScope.overwrite_default_scope("mmpretrain"):
+            backbone = dict(type="ConvNeXt", **sizes)
+            return build(dict(type="ImageClassifier", backbone=backbone, head=head))
     return ConvNeXtClassifier(num_classes=5, **arguments)
 
 
