@@ -1,55 +1,66 @@
-"""ConvNeXt weights: read safely, rename to the official layout, load with nothing left over.
+"""ConvNeXt weights: recognised, renamed to the official layout, loaded whole or not at all.
 
-A dialect is a table of renames from its own parameter names to the official ones, and the key it
-is recognised by. Loading never ends half done: what does not fit is an `InputError` that names it,
-GRN and layer scale included.
+Loading never ends half done: what does not fit is an `InputError` that names it, GRN and layer
+scale included.
 """
 
 import os
 import re
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from pickle import UnpicklingError
-from urllib.error import URLError
-from urllib.parse import urlparse
+from math import ceil
 
-import numpy as np
 import torch
-from mmengine.dist import barrier, get_local_rank
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from .checkpoint_files import read_checkpoint, trusted
+from .dialects import (
+    DIALECTS,
+    MMPRETRAIN,
+    OFFICIAL,
+    TARGETS,
+    TIMM,
+    Dialect,
+    architecture,
+    from_official,
+    to_official,
+)
 from .errors import InputError
 
-
-@dataclass(frozen=True)
-class Dialect:
-    """One layout of ConvNeXt parameter names.
-
-    Attributes:
-        name: whose layout it is.
-        marker: its name, without prefix, of the first depthwise weight; no other dialect has it.
-        renames: (pattern, replacement) pairs, applied in turn, to reach the official names.
-    """
-
-    name: str
-    marker: str
-    renames: tuple[tuple[str, str], ...] = ()
-
-
-DIALECTS = (
-    Dialect("official", "stages.0.0.dwconv.weight"),
-    Dialect(
-        "mmpretrain",
-        "stages.0.0.depthwise_conv.weight",
-        ((r"\.depthwise_conv\.", ".dwconv."), (r"\.pointwise_conv([12])\.", r".pwconv\1.")),
-    ),
-)
+__all__ = [
+    "Coverage",
+    "adapt_stem",
+    "architecture",
+    "convert",
+    "load_pretrained",
+    "load_whole",
+    "mismatches",
+    "read_checkpoint",
+    "recognise",
+    "state_dict",
+    "trusted",
+]
 
 # Where training scripts put the weights inside a checkpoint, the first one found wins.
-WRAPPERS = ("state_dict", "model", "model_ema")
+WRAPPERS = ("state_dict", "model", "teacher", "model_ema", "module")
+
+
+# What publishers write into a file name about the training, and about the licence.
+TRAINING = (
+    (r"eupe", "EUPE"),
+    (r"dinov3", "DINOv3"),
+    (r"clip", "CLIP"),
+    (r"fcmae", "FCMAE"),
+    (r"(?<![a-z\d])(?:in|im)?2[12]k", "ImageNet-22k"),
+    (r"(?<![a-z\d])(?:in|im)?12k", "ImageNet-12k"),
+    (r"(?<![a-z\d])(?:in|im)?1k", "ImageNet-1k"),
+)
+LICENCES = (
+    (r"convnext-?v2", "Meta's V2 weights are CC-BY-NC 4.0, not for commercial use"),
+    (r"dinov3", "DINOv3's own licence"),
+    (r"eupe", "EUPE's weights are not for commercial use"),
+)
 
 
 @dataclass(frozen=True)
@@ -57,54 +68,114 @@ class Coverage:
     """What became of a checkpoint's tensors and a model's parameters.
 
     Attributes:
-        source: file or URL.
+        source: file, URL or hub name.
         dialect: name of the layout found.
+        weights: which weights they are, as far as sizes, keys and the file's name tell.
         loaded: parameters filled from the checkpoint.
-        ignored: checkpoint tensors without use here (a classifier's head, a detector's neck).
-        initial: output norms that keep their initial value, because a classifier has none.
+        ignored: checkpoint tensors without use here, and why.
+        initial: output norms that keep their initial value, and why.
+        changed: what was done to tensors beyond renaming and reshaping.
     """
 
     source: str
     dialect: str
+    weights: str
     loaded: tuple[str, ...]
-    ignored: tuple[str, ...]
-    initial: tuple[str, ...]
+    ignored: Mapping[str, str]
+    initial: Mapping[str, str]
+    changed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        line = f"{self.source}: {len(self.loaded)} tensors loaded ({self.dialect} layout)"
+        parts = [
+            f"{self.source}: {len(self.loaded)} tensors loaded ({self.dialect} layout)",
+            self.weights,
+            *self.changed,
+        ]
         if self.ignored:
-            line += f"; not needed: {_modules(self.ignored)}"
+            parts.append(f"not needed: {_modules(self.ignored)}")
         if self.initial:
-            line += f"; not in it, left at their initial value: {_modules(self.initial)}"
-        return line
+            parts.append(f"not in it, left at their initial value: {_modules(self.initial)}")
+        return "; ".join(parts)
 
 
 def load_pretrained(
-    model: nn.Module, checkpoint: str | os.PathLike, prefix: str | None = None
+    model: nn.Module,
+    checkpoint: str | os.PathLike,
+    prefix: str | None = None,
+    wrapper: str | None = None,
+    sha256: str | None = None,
 ) -> Coverage:
     """Load ConvNeXt weights of any known dialect into a `ConvNeXt` or `ConvNeXtClassifier`.
 
+    A stem made for RGB is adapted to other `in_channels` (see `adapt_stem`).
+
     Args:
         model: the backbone to fill; untouched if anything is wrong.
-        checkpoint: local file or http(s) URL; of a classifier, a backbone, a whole detector or
-            segmentor.
+        checkpoint: anything `read_checkpoint` reads; of a classifier, a backbone, a whole detector
+            or segmentor.
         prefix: where the backbone's names start in the checkpoint, if it holds several backbones.
+        wrapper: key of the weights, if the checkpoint holds several sets of them.
+        sha256: the file's checksum, or the first 8 or more of its digits.
 
     Raises:
         InputError: the file cannot be read, holds no ConvNeXt, another architecture, a tensor of
             another shape or a name the model does not know, or leaves a parameter of the backbone
             without a value.
     """
-    tensors = state_dict(read_checkpoint(checkpoint), checkpoint)
+    content = read_checkpoint(checkpoint, sha256=sha256)
+    tensors = state_dict(content, checkpoint, wrapper)
     dialect, prefix = recognise(tensors, checkpoint, prefix)
-    outside = [key for key in tensors if not key.startswith(prefix)]
-    converted = to_official(
-        {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}, dialect
-    )
-    coverage, fitting = _fit(converted, outside, model, str(checkpoint), dialect)
+    official, outside = to_official(tensors, dialect, prefix, checkpoint)
+    origin = describe(official, checkpoint, wrapper_of(content, wrapper))
+    coverage, fitting = _fit(official, outside, model, str(checkpoint), dialect.name, origin)
     model.load_state_dict(fitting, strict=False)
     print_log(str(coverage), logger="current")
     return coverage
+
+
+def load_whole(model: nn.Module, checkpoint: object, source: str | os.PathLike) -> str:
+    """Load a whole detector's or segmentor's weights, its ConvNeXt in any known dialect.
+
+    Heads and necks of mmdet, mmseg and the official repositories have the same names as ours.
+
+    Args:
+        model: filled exactly, or untouched.
+        checkpoint: what `read_checkpoint` returned.
+        source: what to call it in messages.
+
+    Returns:
+        One line that says what was loaded.
+
+    Raises:
+        InputError: a tensor is missing, unknown or shaped otherwise.
+    """
+    tensors = state_dict(checkpoint, source)
+    target = model.state_dict()
+    name = type(model).__name__
+    backbones = [k[: -len(OFFICIAL.marker)] for k in target if k.endswith(OFFICIAL.marker)]
+    if len(backbones) == 1 and target.keys().isdisjoint(tensors):
+        _, prefix = recognise(tensors, source)
+        before = prefix.removesuffix(backbones[0])
+        if before == prefix:
+            raise InputError(
+                f"{source}: does not fit {name}: holds a backbone alone; give it to "
+                "model.backbone.init_cfg as dict(type='Pretrained', checkpoint=...)"
+            )
+        tensors = {key.removeprefix(before): tensor for key, tensor in tensors.items()}
+    layouts = {}
+    for backbone in backbones:
+        for dialect in DIALECTS:
+            if backbone + dialect.marker in tensors:
+                inside = {k: v for k, v in tensors.items() if k.startswith(backbone)}
+                official, rest = to_official(inside, dialect, backbone, source)
+                tensors = {k: v for k, v in tensors.items() if k not in inside or k in rest}
+                tensors |= {backbone + key: tensor for key, tensor in official.items()}
+                layouts[backbone] = dialect.name
+    if problem := mismatches(tensors, target):
+        raise InputError(f"{source}: does not fit {name}: {problem}")
+    model.load_state_dict(tensors)
+    found = ", ".join(f"{where[:-1]} in the {layout} layout" for where, layout in layouts.items())
+    return f"{source}: {len(tensors)} tensors loaded" + (f" ({found})" if found else "")
 
 
 def recognise(
@@ -130,28 +201,54 @@ def recognise(
     return found[0]
 
 
-def to_official(tensors: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:
-    """Official names, and GRN's (4C,) or (1, 4C) parameters in the official (1, 1, 1, 4C)."""
-    converted = {}
-    for name, tensor in tensors.items():
-        for pattern, replacement in dialect.renames:
-            name = re.sub(pattern, replacement, name)
-        if ".grn." in name:
-            tensor = tensor.reshape(1, 1, 1, -1)
-        converted[name] = tensor
-    return converted
+def convert(
+    source: str | os.PathLike,
+    target: str,
+    *,
+    prefix: str | None = None,
+    wrapper: str | None = None,
+) -> tuple[dict[str, Tensor], str]:
+    """A checkpoint's backbone and classifier in another library's layout.
 
+    Args:
+        source: anything `read_checkpoint` reads.
+        target: a name in `TARGETS`.
+        prefix, wrapper: as for `load_pretrained`.
 
-def architecture(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Depths and dims of the stages in a state dict with official names."""
-    depths: dict[int, int] = {}
-    dims: dict[int, int] = {}
-    for name, tensor in tensors.items():
-        if match := re.fullmatch(r"stages\.(\d+)\.(\d+)\.dwconv\.weight", name):
-            stage, block = int(match[1]), int(match[2])
-            depths[stage] = max(depths.get(stage, 0), block + 1)
-            dims[stage] = tensor.shape[0]
-    return tuple(depths[i] for i in sorted(depths)), tuple(dims[i] for i in sorted(dims))
+    Returns:
+        Tensors by the library's names, each with memory of its own, and one line on what was done.
+
+    Raises:
+        InputError: as `load_pretrained`; the library has no place for a tensor; the file's tensors
+            are not those of a whole ConvNeXt.
+    """
+    content = read_checkpoint(source)
+    tensors = state_dict(content, source, wrapper)
+    dialect, prefix = recognise(tensors, source, prefix)
+    official, rest = to_official(tensors, dialect, prefix, source)
+    depths, dims = architecture(official)
+    last = f"norm{len(depths) - 1}."
+    norms = {name[: len(last)] for name in official if re.match(r"norm\d\.", name)}
+    if dialect is MMPRETRAIN and "head.weight" in official and norms == {last}:
+        # Its classifiers call the norm of the pooled features after the last stage.
+        official = {re.sub(rf"^{last}", "norm.", k): v for k, v in official.items()}
+        norms = set()
+    if "head.weight" in official and norms and TARGETS[target] is not TIMM:
+        raise InputError(
+            f"{source}: its classifier normalises before it pools ({last}weight), which only "
+            "timm's can"
+        )
+    try:
+        converted = from_official(official, TARGETS[target])
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    line = f"{source}: {len(converted)} tensors, {dialect.name} to {target}"
+    line += f"; {describe(official, source, wrapper_of(content, wrapper))}"
+    if "head.weight" not in official:
+        line += "; no classifier in it"
+    if rest:
+        line += f"; left out: {_modules(rest)}"
+    return {k: v.clone(memory_format=torch.contiguous_format) for k, v in converted.items()}, line
 
 
 def mismatches(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
@@ -165,8 +262,51 @@ def mismatches(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> s
     return _first(tuple(problems))
 
 
+def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
+    """The stem (C, 3, 4, 4) for images of other than three channels: (C, in_channels, 4, 4).
+
+    One channel gets the sum over RGB; others repeat R, G, B, R, ..., scaled by 3 / in_channels so
+    that activations keep their size. timm's rule (`timm.models.adapt_input_conv`).
+    """
+    if in_channels == 1:
+        return weight.float().sum(dim=1, keepdim=True).to(weight.dtype)
+    repeated = weight.float().repeat(1, ceil(in_channels / 3), 1, 1)[:, :in_channels]
+    return (repeated * (3 / in_channels)).to(weight.dtype)
+
+
+def describe(tensors: Mapping[str, Tensor], source: str | os.PathLike, wrapper: str) -> str:
+    """Which weights these are: version and size from the tensors, the rest from names, where known.
+
+    Args:
+        tensors: by official names.
+        source: file, URL or hub name; its last part is read.
+        wrapper: what `wrapper_of` returned.
+    """
+    from .convnext import ARCHITECTURES  # it imports this module
+
+    depths, dims = architecture(tensors)
+    known = (n for n, a in ARCHITECTURES.items() if (a["depths"], a["dims"]) == (depths, dims))
+    version = "V2" if any(".grn." in name for name in tensors) else "V1"
+    facts = [f"ConvNeXt {version} {next(known, f'with depths {depths} and dims {dims}')}"]
+    name = os.fspath(source).rstrip("/").rsplit("/", 1)[-1].lower()
+    facts += [label for pattern, label in TRAINING if re.search(pattern, name)]
+    if match := re.search(r"(?<!\d)(224|256|288|320|384|512|640)(?!\d)", name):
+        facts.append(f"{match[1]} px")
+    if wrapper:
+        facts.append(wrapper)
+    elif match := re.search(r"(?<![a-z])(no)?ema(?![a-z])", name):
+        facts.append("not EMA" if match[1] else "EMA")
+    facts += [text for pattern, text in LICENCES if re.search(pattern, name)]
+    return ", ".join(facts)
+
+
 def _fit(
-    tensors: dict[str, Tensor], outside: list[str], model: nn.Module, source: str, dialect: Dialect
+    tensors: dict[str, Tensor],
+    outside: dict[str, str],
+    model: nn.Module,
+    source: str,
+    dialect: str,
+    origin: str,
 ) -> tuple[Coverage, dict[str, Tensor]]:
     """Match official names with the model's parameters; every mismatch is an error."""
     depths, dims = architecture(tensors)
@@ -182,129 +322,106 @@ def _fit(
         version = ("V1", "V2")[has_grn]
         raise InputError(f"{source}: holds ConvNeXt {version} weights; set use_grn={has_grn}")
 
+    changed = []
+    stem, wanted = "downsample_layers.0.0.weight", target["downsample_layers.0.0.weight"]
+    if stem in tensors and tensors[stem].shape[1:2] == (3,) and wanted.shape[1] != 3:
+        tensors = tensors | {stem: adapt_stem(tensors[stem], wanted.shape[1])}
+        changed.append(f"stem adapted from 3 to {wanted.shape[1]} channels")
+
+    # Self-supervised backbones have no head; their one norm was trained on maps, so it is used.
+    last = f"norm{len(model.depths) - 1}"
+    heads = [name for name in (*tensors, *outside) if re.search(r"(^|\.)head\.", name)]
+    if not heads and f"{last}.weight" in target and f"{last}.weight" not in tensors:
+        renamed = {re.sub(r"^norm\.", f"{last}.", name): t for name, t in tensors.items()}
+        if renamed.keys() != tensors.keys():
+            tensors = renamed
+            changed.append(f"its final norm is {last}")
+
     # Left over: a classifier's norm and head, output norms and stages that out_indices leaves out.
-    spare = re.compile(r"(norm|head)\.(weight|bias)|norm(\d+)\.(weight|bias)")
-    later = re.compile(r"(?:downsample_layers|stages)\.(\d+)\..+")
-    ignored = [
-        name
-        for name in tensors
-        if name not in target
-        and (
-            spare.fullmatch(name)
-            or (match := later.fullmatch(name))
-            and built <= int(match[1]) < len(model.depths)
-        )
-    ]
+    classifier = re.compile(r"(norm|head)\.(weight|bias)")
+    later = re.compile(r"(?:downsample_layers\.|stages\.|norm)(\d+)\..+")
+    ignored = {}
+    for name in tensors:
+        if name not in target and classifier.fullmatch(name):
+            ignored[name] = "a classifier's"
+        elif name not in target and (match := later.fullmatch(name)):
+            if name.startswith("norm") or built <= int(match[1]) < len(model.depths):
+                ignored[name] = "not in out_indices"
     # Left at its initial value: an output norm, where the checkpoint is no dense backbone's.
     # mmpretrain's classifiers call their one norm after the last stage.
-    output_norm = re.compile(r"norm(\d+)\.(?:weight|bias)")
-    last = len(model.depths) - 1
-    norms = {int(match[1]) for name in tensors if (match := output_norm.fullmatch(name))}
-    initial = [
-        name
+    output_norm = re.compile(r"(norm\d+)\.(?:weight|bias)")
+    norms = {match[1] for name in tensors if (match := output_norm.fullmatch(name))}
+    initial = {
+        name: "a classifier has no output norms"
         for name in target
         if name not in tensors and output_norm.fullmatch(name) and norms <= {last}
-    ]
+    }
     fitting = {name: tensor for name, tensor in tensors.items() if name not in ignored}
     wanted = {name: tensor for name, tensor in target.items() if name not in initial}
     if problem := mismatches(fitting, wanted):
         raise InputError(f"{source}: does not fit the model: {problem}")
     coverage = Coverage(
-        source, dialect.name, tuple(fitting), tuple(outside + ignored), tuple(initial)
+        source, dialect, origin, tuple(fitting), ignored | outside, initial, tuple(changed)
     )
     return coverage, fitting
 
 
-def read_checkpoint(source: str | os.PathLike) -> dict:
-    """Read a checkpoint file or http(s) URL on the CPU without running code from it.
+def state_dict(
+    checkpoint: object, source: str | os.PathLike, wrapper: str | None = None
+) -> dict[str, Tensor]:
+    """The tensors by name in what a training script saved.
 
-    Raises:
-        InputError: it is missing, cut off, not a checkpoint, or a pickle that needs more than
-            tensors and numbers.
+    Args:
+        checkpoint: what `read_checkpoint` returned.
+        source: what to call it in messages.
+        wrapper: key of the weights; without it the first of `WRAPPERS` that holds tensors.
     """
-    source = os.fspath(source)
-    path = (
-        _download(source)
-        if urlparse(source).scheme in ("http", "https")
-        else Path(source).expanduser()
-    )
-    if not path.is_file():
-        raise InputError(f"{source}: no such checkpoint file")
-    with path.open("rb") as file:
-        head = file.read(64).lstrip().lower()
-    if not head:
-        raise InputError(f"{source}: the checkpoint file is empty")
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise InputError(f"{source}: is a web page, not a checkpoint; download the file itself")
-    try:
-        with _harmless_globals():
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if unsafe:
-            raise InputError(
-                f"{source}: refused, it would run {unsafe[1]} while loading; "
-                "a checkpoint holds tensors only"
-            ) from None
-        raise InputError(f"{source}: not a PyTorch checkpoint, or damaged") from None
-    except Exception as error:  # a damaged file may fail anywhere in the reader
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{source}: cut off or not a PyTorch checkpoint ({reason})") from None
-
-
-def state_dict(checkpoint: object, source: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors by name in what a training script saved."""
-    for key in WRAPPERS:
-        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-            break
+    if wrapper is not None:
+        if not (isinstance(checkpoint, Mapping) and _holds_tensors(checkpoint.get(wrapper))):
+            raise InputError(f"{source}: holds no weights under {wrapper!r}")
+        checkpoint = checkpoint[wrapper]
+    while keys := _wrappers(checkpoint):
+        checkpoint = checkpoint[keys[0]]
     if not isinstance(checkpoint, Mapping):
         raise InputError(f"{source}: holds a {type(checkpoint).__name__}, not weights by name")
     tensors = {str(k): v for k, v in checkpoint.items() if isinstance(v, Tensor)}
     if not tensors:
         raise InputError(f"{source}: holds no tensors; its keys are {_first(tuple(checkpoint), 5)}")
+    if all(key.startswith("module.") for key in tensors):  # saved from DistributedDataParallel
+        tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     return tensors
 
 
-def _download(url: str) -> Path:
-    """The local copy of `url` in torch's hub folder; one process a machine downloads it."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-    failure = None
-    if get_local_rank() == 0 and not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path))
-        except (URLError, OSError) as error:
-            failure = getattr(error, "reason", error)
-    barrier()
-    if not path.is_file():
-        raise InputError(
-            f"{url}: download failed ({failure or 'see the first process'}); "
-            f"fetch it where there is a network and put it at {path}"
-        )
-    return path
+def wrapper_of(checkpoint: object, wrapper: str | None = None) -> str:
+    """Which of several sets of weights `state_dict` takes, in a phrase; empty if there is one."""
+    keys = _wrappers(checkpoint)
+    chosen = wrapper or (keys[0] if keys else "")
+    others = ", ".join(key for key in keys if key != chosen)
+    averaged = {"model_ema": "EMA, "}.get(chosen, "not EMA, " if "model_ema" in keys else "")
+    if others:
+        return f"{averaged}under {chosen!r} (also there: {others})"
+    return averaged.removesuffix(", ")
 
 
-@contextmanager
-def _harmless_globals():
-    """What mmengine saves beside weights: its log history, NumPy arrays and their statistics."""
-    numpy_core = np._core.multiarray
-    allowed = [HistoryBuffer, np.ndarray, np.dtype, numpy_core._reconstruct, numpy_core.scalar]
-    allowed += [type(np.dtype(kind)) for kind in "fdilq?"]
-    with torch.serialization.safe_globals([*allowed, (_statistic, "builtins.getattr")]):
-        yield
+def _wrappers(checkpoint: object) -> list[str]:
+    if not isinstance(checkpoint, Mapping):
+        return []
+    return [key for key in WRAPPERS if _holds_tensors(checkpoint.get(key))]
 
 
-def _statistic(owner: type, name: str) -> object:
-    """The one use of getattr in mmengine's checkpoints; any other is refused."""
-    if owner is HistoryBuffer and name in ("mean", "max", "min", "current"):
-        return getattr(owner, name)
-    raise UnpicklingError(f"GLOBAL builtins.getattr({owner}, {name!r})")
+def _holds_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and (
+        any(isinstance(v, Tensor) for v in value.values()) or bool(_wrappers(value))
+    )
 
 
-def _modules(names: tuple[str, ...]) -> str:
-    """The modules that parameters belong to, each once: stages.3, norm, head."""
-    return ", ".join(dict.fromkeys(re.match(r"[^.]+(\.\d+)?", name)[0] for name in names))
+def _modules(reasons: Mapping[str, str]) -> str:
+    """The modules that parameters belong to, each once, by reason: norm, head (a classifier's)."""
+    grouped: dict[str, dict[str, None]] = {}
+    for name, reason in reasons.items():
+        module = re.match(r"[^.]+(\.\d+)?", name)[0]
+        grouped.setdefault(reason, {})[module] = None
+    return ", ".join(f"{', '.join(modules)} ({why})" for why, modules in grouped.items())
 
 
 def _first(names: tuple, count: int = 4) -> str:

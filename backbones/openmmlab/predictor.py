@@ -11,7 +11,7 @@ from mmengine.device import get_device
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
 
-from backbones.checkpoints import mismatches, read_checkpoint, state_dict
+from backbones.checkpoints import load_whole, read_checkpoint
 from backbones.errors import InputError
 
 from .config import load_config
@@ -24,7 +24,7 @@ class Predictor:
 
     Args:
         config: config file, or a config already read.
-        checkpoint: local file or URL with the whole model's weights.
+        checkpoint: the whole model's weights, anything `read_checkpoint` reads.
         device: where to run; a GPU if there is one.
 
     Attributes:
@@ -53,10 +53,7 @@ class Predictor:
         self.palette = None if palette is None else np.array(palette, dtype=np.uint8)
 
         self.model = MODELS.build(self.config.model)
-        tensors = state_dict(read_checkpoint(checkpoint), checkpoint)
-        if problem := mismatches(tensors, self.model.state_dict()):
-            raise InputError(f"{checkpoint}: does not fit {type(self.model).__name__}: {problem}")
-        self.model.load_state_dict(tensors)
+        load_whole(self.model, read_checkpoint(checkpoint), checkpoint)
         self.model.to(device or get_device()).eval()
 
         steps = [s for s in dataset.pipeline if "LoadAnnotations" not in s["type"]]

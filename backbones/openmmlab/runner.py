@@ -18,11 +18,13 @@ from mmengine.runner import Runner as MMEngineRunner
 from mmengine.utils.dl_utils import collect_env
 from torch import nn
 
-from backbones.checkpoints import mismatches, read_checkpoint
+from backbones.checkpoints import load_whole, read_checkpoint
 from backbones.errors import InputError
 
 
-@CheckpointLoader.register_scheme(prefixes=["", "http://", "https://"], force=True)
+@CheckpointLoader.register_scheme(
+    prefixes=["", "http://", "https://", "hf-hub:", "timm:"], force=True
+)
 def load_from_anywhere(filename: str, map_location: object = None) -> Mapping:
     """mmengine's door to checkpoint files, through our reader: mmengine's own runs what it cannot
     read as plain weights. Tensors stay on the CPU; the model and the optimizer move their own."""
@@ -76,7 +78,10 @@ class Runner(MMEngineRunner):
             part.replace(Path(self.work_dir) / name)
 
     def load_checkpoint(self, filename: str, map_location: object = "cpu", **kwargs) -> Mapping:
-        """Load the weights of a whole model.
+        """Load the weights of a whole model; its ConvNeXt may be in any known layout.
+
+        Args:
+            filename: anything `read_checkpoint` reads.
 
         Raises:
             InputError: the file cannot be read, or its tensors are not exactly the model's.
@@ -85,12 +90,8 @@ class Runner(MMEngineRunner):
         model = self.model.module if is_model_wrapper(self.model) else self.model
         model = getattr(model, "module", model)  # a TTA model holds the trained one
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        tensors = checkpoint.get("state_dict", checkpoint)
-        if problem := mismatches(tensors, model.state_dict()):
-            raise InputError(f"{filename}: does not fit {type(model).__name__}: {problem}")
-        model.load_state_dict(tensors)
+        self.logger.info(load_whole(model, checkpoint, filename))
         self._has_loaded = True
-        self.logger.info(f"loaded {len(tensors)} tensors from {filename}")
         return checkpoint
 
     def load_or_resume(self) -> None:
