@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, get_local_rank
+from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -121,6 +121,11 @@ def _locate(source: str) -> tuple[Path, bool]:
     return Path(source).expanduser(), False
 
 
+def _first_on_this_machine() -> bool:
+    """Whether this process downloads; every launcher sets LOCAL_RANK, mmengine makes no group."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 def _download(url: str) -> tuple[Path, bool]:
     """The local copy of `url` in torch's hub folder; one process a machine downloads it."""
     parts = urlparse(url)
@@ -131,7 +136,7 @@ def _download(url: str) -> tuple[Path, bool]:
     path = Path(torch.hub.get_dir(), "checkpoints", parts.netloc.replace(":", "_"), *below)
     failure = None
     missing = not path.is_file()
-    if get_local_rank() == 0 and missing:
+    if _first_on_this_machine() and missing:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path))
@@ -155,7 +160,7 @@ def _download_from_hub(source: str, name: str) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(/.+)?", name):
         raise InputError(f"{source}: a hub name is hf-hub:owner/name, with @revision if need be")
     owner, repository, *file = name.split("/", 2)
-    first = get_local_rank() == 0
+    first = _first_on_this_machine()
     path, failure = None, None
     for turn in (True, False):
         if turn == first:

@@ -27,6 +27,8 @@ from .dialects import (
     to_official,
 )
 from .errors import InputError
+from .zoo import LICENCES as ZOO_LICENCES
+from .zoo import licence_of
 
 __all__ = [
     "Coverage",
@@ -296,7 +298,11 @@ def describe(tensors: Mapping[str, Tensor], source: str | os.PathLike, wrapper: 
         facts.append(wrapper)
     elif match := re.search(r"(?<![a-z])(no)?ema(?![a-z])", name):
         facts.append("not EMA" if match[1] else "EMA")
-    facts += [text for pattern, text in LICENCES if re.search(pattern, name)]
+    if licence := licence_of(os.fspath(source)):
+        commercial = "" if ZOO_LICENCES[licence] else ", not for commercial use"
+        facts.append(f"licence {licence}{commercial}")
+    else:
+        facts += [text for pattern, text in LICENCES if re.search(pattern, name)]
     return ", ".join(facts)
 
 

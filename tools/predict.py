@@ -7,6 +7,7 @@ python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ --out predictions
 import argparse
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
+from backbones.checkpoints import trusted
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.drawing import class_colours, draw_instances, draw_label_map
@@ -33,12 +35,17 @@ def main() -> None:
     parser.add_argument("--score", type=float, default=0.5, help="least score of a drawn instance")
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="run the code in a checkpoint, if it holds any",
+    )
     args = parser.parse_args()
 
     paths = find_images(args.images)
-    predictor = Predictor(
-        load_config(args.config, args.cfg_options), args.checkpoint, device=args.device
-    )
+    config = load_config(args.config, args.cfg_options)
+    with trusted() if args.trust_checkpoint else nullcontext():
+        predictor = Predictor(config, args.checkpoint, device=args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     coco = dict(images=[], annotations=[], categories=categories(predictor.classes))
     for number, path in enumerate(track(paths, "predicting", transient=True), start=1):

@@ -6,8 +6,10 @@ python tools/test.py configs/segmentation/upernet_convnext_t.py CHECKPOINT --tta
 """
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
+from backbones.checkpoints import trusted
 from backbones.errors import reported_in_one_line
 from backbones.openmmlab.command_line import run_config, run_parser
 from backbones.openmmlab.config import use_tta
@@ -33,7 +35,8 @@ def main() -> None:
         use_tta(config, args.tta)
     check_data(config, ("test",))
     fit_to_machine(config)
-    metrics = Runner.from_cfg(config).test()
+    with trusted() if args.trust_checkpoint else nullcontext():
+        metrics = Runner.from_cfg(config).test()
     out = args.out or Path(config.work_dir) / "metrics.json"
     part = out.with_name(f".{out.name}")
     part.write_text(json.dumps({key: float(value) for key, value in metrics.items()}, indent=2))

@@ -5,6 +5,9 @@ python tools/train.py configs/detection/cascade_convnext_t.py
 torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
 """
 
+from contextlib import nullcontext
+
+from backbones.checkpoints import trusted
 from backbones.errors import reported_in_one_line
 from backbones.openmmlab.command_line import run_config, run_parser
 from backbones.openmmlab.doctor import check_data
@@ -21,7 +24,8 @@ def main() -> None:
     config.resume = args.resume
     check_data(config, ("train", "val"))
     fit_to_machine(config)
-    Runner.from_cfg(config).train()
+    with trusted() if args.trust_checkpoint else nullcontext():
+        Runner.from_cfg(config).train()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,11 @@ def run_parser(documentation: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change the config"
     )
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="run the code in a checkpoint, if it holds any",
+    )
     # Older launchers pass it; newer ones set the variable that mmengine reads.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser
