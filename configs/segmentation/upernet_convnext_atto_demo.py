@@ -8,15 +8,10 @@ _base_ = [
 ]
 
 model = dict(
-    data_preprocessor=dict(size=(160, 160)),
+    data_preprocessor=dict(size=(128, 128)),
     backbone=dict(type="ConvNeXt", arch="atto", layer_scale_init_value=1.0),
-    decode_head=dict(
-        in_channels=[40, 80, 160, 320],
-        channels=64,
-        num_classes=8,
-        loss_decode=dict(class_weight=[3.0] * 4 + [1.0] * 4),  # shapes cover little
-    ),
+    decode_head=dict(in_channels=[40, 80, 160, 320], channels=64, num_classes=8),
     auxiliary_head=dict(in_channels=160, channels=64, num_classes=8),
-    test_cfg=dict(mode="slide", crop_size=(160, 160), stride=(106, 106)),
+    test_cfg=dict(mode="slide", crop_size=(128, 128), stride=(85, 85)),
 )
-default_hooks = dict(checkpoint=dict(interval=800))
+default_hooks = dict(checkpoint=dict(interval=700))

@@ -2,7 +2,7 @@
 _base_ = "./ade20k.py"
 
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=8,
     num_workers=2,
     dataset=dict(
         type="BaseSegDataset",
@@ -21,8 +21,9 @@ train_dataloader = dict(
         pipeline=[
             dict(type="LoadImage"),
             dict(type="LoadAnnotations", reduce_zero_label=True),
-            dict(type="RandomFlip", prob=0.5, direction="horizontal"),
-            dict(type="RandomFlip", prob=0.5, direction="vertical"),
+            dict(type="RandomResize", scale=(160, 160), ratio_range=(0.8, 1.25), keep_ratio=True),
+            dict(type="RandomCrop", crop_size=(128, 128), cat_max_ratio=0.75),
+            dict(type="RandomFlip", prob=0.5),
             dict(type="PackSegInputs"),
         ],
     ),
