@@ -109,6 +109,19 @@ class TestLayouts:
         assert "left at their initial value: norm0, norm2 (a classifier has no" in str(coverage)
 
 
+@pytest.mark.parametrize(
+    "name, licence",
+    [
+        ("convnextv2_tiny_1k_224_ema.pt", "licence CC-BY-NC-4.0, not for commercial use"),
+        ("convnext_tiny_1k_224.pth", "licence MIT"),
+        ("my_convnextv2_copy.pth", "V2 weights are CC-BY-NC 4.0, not for commercial use"),
+    ],
+)
+def test_licence_is_shown_at_load(name, licence, tmp_path):
+    torch.save(dict(model=ConvNeXtClassifier(**V1).state_dict()), tmp_path / name)
+    assert licence in str(load_pretrained(ConvNeXt(**V1), tmp_path / name))
+
+
 class TestRefusals:
     """One fault at a time, each named in one line, and the model left as it was."""
 
@@ -569,7 +582,7 @@ class TestWhichWeights:
             ("convnext_base_22k_224.pth", ["ImageNet-22k", "224 px"]),
             ("convnext-tiny_3rdparty_32xb128-noema_in1k.pth", ["ImageNet-1k", "not EMA"]),
             ("convnextv2_tiny_1k_224_fcmae.pt", ["FCMAE", "ImageNet-1k", "224 px", "CC-BY-NC"]),
-            ("convnext_tiny.dinov3_lvd1689m", ["DINOv3", "DINOv3's own licence"]),
+            ("convnext_tiny.dinov3_lvd1689m", ["DINOv3", "licence DINOv3 License"]),
             ("convnext_tiny.in12k_ft_in1k_384", ["ImageNet-12k", "ImageNet-1k", "384 px"]),
             ("mine.pth", []),
         ],
