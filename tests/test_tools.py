@@ -336,6 +336,8 @@ REAL = {
         (
             "train_cfg.max_iters=8",
             "train_dataloader.dataset.indices=2",
+            "train_dataloader.dataset.pipeline.2.ratio_range=(1.0,1.0)",
+            "optim_wrapper.optimizer.lr=0.0005",
             "train_dataloader.dataset.pipeline.2.scale=(512,128)",
             "train_dataloader.dataset.pipeline.3.crop_size=(128,128)",
             "model.data_preprocessor.size=(128,128)",
