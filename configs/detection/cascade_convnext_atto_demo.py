@@ -1,4 +1,4 @@
-"""Cascade Mask R-CNN, ConvNeXt-atto from scratch, drawn shapes, 9 epochs. Not published."""
+"""Cascade Mask R-CNN, ConvNeXt-atto from scratch, drawn shapes, 12 epochs. Not published."""
 
 _base_ = [
     "../_base_/models/cascade_mask_rcnn.py",
