@@ -28,6 +28,8 @@ setup(
         "pillow>=10.1",
         "pycocotools>=2.0.8",
         "rich>=13",
+        "safetensors>=0.4.3",
+        "huggingface_hub>=0.24",
     ],
     extras_require={
         "test": [*ORACLES, "pytest==9.2.0", "ruff==0.17.5"],
