@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import run_here
 from torch import nn
 
 REPOSITORY = Path(__file__).parents[1]
@@ -21,6 +22,15 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip("the photographs of ../shared/data are not here")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """A small demo set, made once."""
+    root = tmp_path_factory.mktemp("data")
+    arguments = ("--root", root, "--train", 8, "--val", 4, "--size", 96)
+    assert run_here("prepare_data.py", "demo", *arguments).status == 0
+    return root / "demo"
 
 
 def randomise(module: nn.Module) -> nn.Module:

@@ -29,15 +29,6 @@ FEW_ITERATIONS = (
 )
 
 
-@pytest.fixture(scope="session")
-def shapes(tmp_path_factory) -> Path:
-    """A small demo set, made once."""
-    root = tmp_path_factory.mktemp("data")
-    arguments = ("--root", root, "--train", 8, "--val", 4, "--size", 96)
-    assert run_here("prepare_data.py", "demo", *arguments).status == 0
-    return root / "demo"
-
-
 @pytest.fixture
 def faulty(shapes, tmp_path) -> Path:
     """A copy of it to plant a fault in."""

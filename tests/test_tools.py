@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import DETECTION, REPOSITORY, SEGMENTATION, command, run_here, run_tool
+from running import DETECTION, REPOSITORY, SEGMENTATION, command, run_tool
 
 QUICK = (
     "train_dataloader.num_workers=1",
@@ -41,14 +41,6 @@ SCORES = {"detection": ["coco/bbox_mAP", "coco/segm_mAP"], "segmentation": ["mIo
 
 def losses(log: str) -> list[float]:
     return [float(x) for x in re.findall(r"\(train\).*? loss: ([\d.einfan]+)", log)]
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    arguments = ("--root", root, "--train", 8, "--val", 4, "--size", 96)
-    assert run_here("prepare_data.py", "demo", *arguments).status == 0
-    return root / "demo"
 
 
 @pytest.mark.parametrize(
