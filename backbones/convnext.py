@@ -6,8 +6,7 @@ repositories.
 
 Inside a stage tensors are (N, H, W, C): layer norm and the two linears work on rows of channels,
 and the depthwise convolution reads the same memory as a channels-last (N, C, H, W). No copy is made
-to change layout. `Block.branch` defines a block; `branch_by_rows` computes the same on a CPU in less
-time.
+to change layout. `Block.branch` defines a block; `branch_by_rows` computes it faster on a CPU.
 """
 
 import warnings
