@@ -316,7 +316,7 @@ def check(work: Work, contenders: list[Contender]) -> None:
         allowed = ALLOWED["bf16" if contender.name.endswith("bf16") else "fp32"]
         if contender.difference > (allowed if work.is_backbone else 0.02 + allowed):
             raise InputError(
-                f"{work.name}: {contender.name} differs from {contender.name} by "
+                f"{work.name}: {contender.name} differs from {contenders[0].name} by "
                 f"{contender.difference:.2g}; nothing was timed"
             )
 
