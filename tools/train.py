@@ -12,6 +12,7 @@ from backbones.errors import reported_in_one_line
 from backbones.openmmlab.command_line import run_config, run_parser
 from backbones.openmmlab.doctor import check_data
 from backbones.openmmlab.runner import Runner, fit_to_machine
+from backbones.openmmlab.tracking import TRACKERS, track
 
 
 def main() -> None:
@@ -19,9 +20,17 @@ def main() -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue from the work dir's last checkpoint"
     )
+    parser.add_argument(
+        "--track",
+        action="append",
+        choices=TRACKERS,
+        default=[],
+        help="send the figures there as well; may be given more than once",
+    )
     args = parser.parse_args()
     config = run_config(args)
     config.resume = args.resume
+    track(config, args.track)
     check_data(config, ("train", "val"))
     fit_to_machine(config)
     with trusted() if args.trust_checkpoint else nullcontext():

@@ -73,7 +73,7 @@ UNTYPED_KEYS = {
     "tta": {"paper", "mmseg"},
     "default_hooks": {
         "timer", "logger", "param_scheduler", "checkpoint", "sampler_seed", "visualization",
-        "runtime_info",
+        "runtime_info", "progress", "report",
     },
 }  # fmt: skip
 

@@ -23,17 +23,17 @@ def draw_instances(
     image: np.ndarray,
     boxes: np.ndarray,
     labels: np.ndarray,
-    scores: np.ndarray,
+    scores: np.ndarray | None,
     classes: tuple[str, ...],
     masks: np.ndarray | None = None,
 ) -> Image.Image:
-    """Detections over their image.
+    """Detections or true objects over their image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         boxes: (n, 4) x1, y1, x2, y2 in pixels.
         labels: (n,) indices into `classes`.
-        scores: (n,) in [0, 1].
+        scores: (n,) in [0, 1], or None for true objects, which have none.
         classes: class names.
         masks: (n, H, W) bool, or None for boxes alone.
     """
@@ -63,10 +63,11 @@ def draw_instances(
         colour = tuple(colours[labels[i]].tolist())
         x1, y1, x2, y2 = boxes[i] * zoom
         pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=max(1, line // 2))
-    for i in np.argsort(-scores):
+    for i in order if scores is None else np.argsort(-scores):
         colour = tuple(colours[labels[i]].tolist())
         x1, y1, *_ = boxes[i] * zoom
-        _tag(pen, font, f"{classes[labels[i]]} {scores[i]:.2f}", (x1, y1), colour, picture, taken)
+        text = classes[labels[i]] if scores is None else f"{classes[labels[i]]} {scores[i]:.2f}"
+        _tag(pen, font, text, (x1, y1), colour, picture, taken)
     return picture
 
 

@@ -3,7 +3,8 @@
 import os
 import resource
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,6 +23,8 @@ from backbones.checkpoints import load_whole, read_checkpoint
 from backbones.errors import InputError
 
 from .compilation import compile_parts
+from .progress import ProgressHook
+from .report import ReportHook
 
 
 @CheckpointLoader.register_scheme(
@@ -49,6 +52,30 @@ class Runner(MMEngineRunner):
         if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
             return MMDistributedDataParallel(module=model, broadcast_buffers=False)
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def train(self) -> nn.Module:
+        """Train; the terminal and the report are left in order however it ends."""
+        with self._concluded():
+            return super().train()
+
+    def val(self) -> dict:
+        """Evaluate on the validation set; the terminal is left in order however it ends."""
+        with self._concluded():
+            return super().val()
+
+    def test(self) -> dict:
+        """Evaluate on the test set; the terminal is left in order however it ends."""
+        with self._concluded():
+            return super().test()
+
+    @contextmanager
+    def _concluded(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            for hook in self.hooks:
+                if isinstance(hook, ProgressHook | ReportHook):
+                    hook.close(self)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         """Save under a temporary name, flush to disk, rename.
