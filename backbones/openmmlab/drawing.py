@@ -72,7 +72,12 @@ def draw_instances(
 
 
 def draw_label_map(
-    image: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], palette: np.ndarray
+    image: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    palette: np.ndarray,
+    *,
+    legend: bool = True,
 ) -> Image.Image:
     """A label map over its image, with a legend of the classes in it, largest first.
 
@@ -81,6 +86,7 @@ def draw_label_map(
         labels: (H, W) indices into `classes`; others (255) are left uncoloured.
         classes: class names.
         palette: (len(classes), 3) uint8 RGB.
+        legend: whether the legend is drawn beside it.
     """
     zoom = _zoom(image)
     height, width = (side * zoom for side in image.shape[:2])
@@ -92,6 +98,8 @@ def draw_label_map(
     edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edges[1:] |= labels[1:] != labels[:-1]
     picture[edges] = 255
+    if not legend:
+        return Image.fromarray(picture)
 
     areas = np.bincount(labels[known], minlength=len(classes)) / labels.size
     font = ImageFont.load_default(size=16)
@@ -100,8 +108,8 @@ def draw_label_map(
     lines = [(f"{classes[i]}  {areas[i]:.1%}", tuple(palette[i].tolist())) for i in rows[:fitting]]
     if len(rows) > fitting:
         lines[-1] = (f"and {len(rows) - fitting + 1} smaller", (255, 255, 255))
-    legend = 56 + max((int(font.getlength(text)) for text, _ in lines), default=0)
-    sheet = Image.new("RGB", (width + legend, height), "white")
+    margin = 56 + max((int(font.getlength(text)) for text, _ in lines), default=0)
+    sheet = Image.new("RGB", (width + margin, height), "white")
     sheet.paste(Image.fromarray(picture), (0, 0))
     pen = ImageDraw.Draw(sheet)
     for row, (text, colour) in enumerate(lines):

@@ -24,6 +24,8 @@ class Series:
         x, y: its points; those with a None or NaN are left out and the line breaks there.
         colour: index of the page's colour; its place in the chart if not given.
         faint: drawn thin and pale, without a place in the legend.
+        strength: opacity of the line; those of an ordered family share a colour and differ in it.
+        named: whether the legend has it.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Series:
     y: Sequence[float | None]
     colour: int | None = None
     faint: bool = False
+    strength: float = 1.0
+    named: bool = True
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -53,6 +57,7 @@ def line_chart(
     y_limits: tuple[float, float] | None = None,
     log: bool = False,
     markers: bool = False,
+    legend_of_one: bool = False,
 ) -> str:
     """Lines over a common axis, with a legend below where there are several.
 
@@ -63,6 +68,7 @@ def line_chart(
         y_limits: of the y axis; from the data if not given.
         log: logarithmic y axis; points at zero or below are left out.
         markers: a dot with its value at each point.
+        legend_of_one: a legend for a single line too.
     """
     clean = [(s, _points(s, log)) for s in series]
     points = [point for _, parts in clean for part in parts for point in part]
@@ -76,7 +82,9 @@ def line_chart(
     if log:
         y_ticks = [t for t in LogLocator(numticks=6).tick_values(y_low, y_high) if t > 0]
         y_low, y_high = min(y_low, y_high * 0.9), max(y_high, y_low * 1.1)
-        y_ticks = [t for t in y_ticks if y_low <= t <= y_high] or [y_low, y_high]
+        y_ticks = [t for t in y_ticks if y_low <= t <= y_high]
+        if len(y_ticks) < 2:  # less than a decade
+            y_ticks = [t for t in MaxNLocator(4).tick_values(y_low, y_high) if y_low <= t <= y_high]
     else:
         if y_low == y_high:
             spread = abs(y_low) * 0.1 or 1.0
@@ -126,12 +134,13 @@ def line_chart(
             continue
         # Beyond the page's colours the lines repeat them, dashed.
         dash = ' stroke-dasharray="5 3"' if place >= COLOURS and line.colour is None else ""
+        pale = f' opacity="{line.strength:.2f}"' if line.strength < 1 else ""
         kind = f"line faint c{colour}" if line.faint else f"line c{colour}"
         for piece in pieces:
             path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in piece)
             if len(piece) > 1:
                 parts.append(
-                    f'<polyline class="{kind}"{dash} points="{path}">'
+                    f'<polyline class="{kind}"{dash}{pale} points="{path}">'
                     f"<title>{escape(line.name)}</title></polyline>"
                 )
             if markers or len(piece) == 1:
@@ -140,10 +149,15 @@ def line_chart(
                     f"<title>{escape(line.name)}: {number(y)} at {number(x)}</title></circle>"
                     for x, y in piece
                 ]
-        if not line.faint:
+        if line.named and not line.faint:
             mark = "key dashed" if dash else "key"
-            legend.append(f'<li><i class="{mark} c{colour}"></i>{escape(line.name)}</li>')
-    keys = f'<ul class="legend">{"".join(legend)}</ul>' if len(legend) > 1 else ""
+            tint = f' style="opacity:{line.strength:.2f}"' if pale else ""
+            legend.append(f'<li><i class="{mark} c{colour}"{tint}></i>{escape(line.name)}</li>')
+    keys = (
+        f'<ul class="legend">{"".join(legend)}</ul>'
+        if len(legend) > (0 if legend_of_one else 1)
+        else ""
+    )
     return _figure(title, WIDTH, HEIGHT, parts, keys)
 
 

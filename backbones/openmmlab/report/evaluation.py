@@ -20,6 +20,7 @@ SCORE = 0.3  # least score of a detection that is counted as one: mmdet's confus
 IOU = 0.5
 LONGEST_SIDE = 560  # of a picture in the report
 CLASSES_WITH_CURVES = 100
+LEGEND = 8  # classes named below a segmentor's picture
 
 
 class Worst:
@@ -291,13 +292,14 @@ class SegmentationFigures:
             task="segmentation",
             images=self.images,
             classes=self.classes,
+            colours=["#%02x%02x%02x" % tuple(map(int, colour)) for colour in self.palette],
             per_class=per_class,
             confusion=_triples(counts),
             pictures=self._draw(),
         )
 
     def _draw(self) -> list[dict]:
-        names = tuple(" ".join(name.split()) for name in self.classes)
+        names = tuple(self.classes)
         palette = self.palette.astype(np.uint8)
         pictures = []
         for score, path, kept in self.worst:
@@ -307,9 +309,14 @@ class SegmentationFigures:
             height, width = kept["truth"].shape
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
             truth, prediction = (
-                draw_label_map(image, kept[key], names, palette) for key in ("truth", "predicted")
+                draw_label_map(image, kept[key], names, palette, legend=False)
+                for key in ("truth", "predicted")
             )
-            pictures.append(_pair(path, score, kept["note"], truth, prediction))
+            both = np.stack([kept["truth"], kept["predicted"]])
+            areas = np.bincount(both[(both >= 0) & (both < len(names))], minlength=len(names))
+            largest = [int(i) for i in np.argsort(-areas)[:LEGEND] if areas[i]]
+            pair = _pair(path, score, kept["note"], truth, prediction)
+            pictures.append({**pair, "classes": largest})
         return pictures
 
 

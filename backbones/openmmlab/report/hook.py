@@ -182,7 +182,7 @@ class ReportHook(Hook):
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         step = runner.iter if self._started is not None else None
         if step is not None and metrics:
-            figures = {k: float(v) for k, v in metrics.items() if isinstance(v, float | int)}
+            figures = _scalars(metrics)
             self.scores = [row for row in self.scores if row["step"] != step]
             self.scores.append(dict(step=step, figures=figures))
         self._conclude(runner, "validation", runner.val_loop, metrics or {}, step)
@@ -191,10 +191,10 @@ class ReportHook(Hook):
         self._conclude(runner, "test", runner.test_loop, metrics or {}, None)
 
     def after_train(self, runner) -> None:
-        self.write(runner)
+        self.close(runner)
 
     def close(self, runner) -> None:
-        """Write what an interrupted run has not written yet."""
+        """Write what is new since the last evaluation, also of a run that is interrupted."""
         if self._changed and self._started is not None:
             self.write(runner)
 
@@ -293,7 +293,7 @@ class ReportHook(Hook):
             checkpoint=str(runner.cfg.get("load_from") or "") if step is None else None,
             data=str(source),
             seconds=time.monotonic() - self._began,
-            scores={k: float(v) for k, v in metrics.items() if np.ndim(v) == 0},
+            scores=_scalars(metrics),
         )
         if isinstance(figures, DetectionFigures):
             evaluation.update(figures.figures(precision))
@@ -469,6 +469,10 @@ def _environment(runner) -> dict[str, str]:
     if cuda:
         found["CUDA"] = str(torch.version.cuda)
     return found
+
+
+def _scalars(metrics: dict) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
 
 
 def _finite_mean(values: list[float]) -> float | None:

@@ -214,15 +214,15 @@ def _training(training: Mapping) -> str:
         chart(lines, f"{names[0].upper()}{names[1:]} in validation", "score", markers=True)
     rates = {name: v for name, v in values.items() if name.startswith("lr/")}
     if rates:
-        lines = [Series(name[3:], steps, column) for name, column in rates.items()]
+        lines = _family([Series(name[3:], steps, column) for name, column in rates.items()])
         chart(lines, "Learning rate by parameter group", "learning rate")
     for title, members in _loss_groups([n for n in values if "loss" in n and n != "loss"]).items():
         lines = [Series(short, steps, _smooth(values[name])) for name, short in members]
-        chart(lines, title, "loss")
+        chart(lines, title, "loss", legend_of_one=True)
     accuracies = [name for name in values if "acc" in name]
     if accuracies:
         lines = [Series(name, steps, _smooth(values[name])) for name in accuracies]
-        chart(lines, "Accuracy in training", "per cent")
+        chart(lines, "Accuracy in training", "per cent", legend_of_one=True)
     if any(values.get("grad_norm", [])):
         line = Series("norm", steps, _smooth(values["grad_norm"]))
         chart([line], "Norm of the gradient", "norm", log=True)
@@ -230,11 +230,25 @@ def _training(training: Mapping) -> str:
         lines = [Series("iteration", steps, values["time"])]
         if "data_time" in values:
             lines.append(Series("of it waiting for data", steps, values["data_time"]))
-        chart(lines, "Seconds per iteration", "seconds", log=True)
+        known = sorted(v for line in lines for v in line.y if v is not None)
+        # The first iterations, which warm up, may leave the chart.
+        highest = 1.15 * known[int(0.99 * (len(known) - 1))] if known else 1.0
+        chart(lines, "Seconds per iteration", "seconds", y_limits=(0.0, highest or 1.0))
     note = "Lines are means over neighbouring points; the faint one shows the points."
     if curves.get("stride", 1) > 1:
         note += f" A point is the mean of {curves['stride']} iterations."
     return f'<div class="charts">{"".join(charts)}</div><p class="note">{note}</p>'
+
+
+def _family(lines: list[Series]) -> list[Series]:
+    """Many lines in an order as shades of one colour; the legend names the ends."""
+    last = len(lines) - 1
+    if last < LINES:
+        return lines
+    for i, line in enumerate(lines):
+        line.colour, line.strength = 0, 0.25 + 0.75 * i / last
+        line.named = i in (0, last)
+    return lines
 
 
 def _loss_groups(names: list[str]) -> dict[str, list[tuple[str, str]]]:
@@ -368,7 +382,7 @@ def _confusion(evaluation: Mapping) -> str:
     )
     table = _table(["true", "predicted", unit, "of the true"], body, tall=True)
     return (
-        f'<p class="note">{note}</p><div class="charts">{matrix}<figure><figcaption>Most frequent'
+        f'<p class="note">{note}</p><div class="beside">{matrix}<figure><figcaption>Most frequent'
         f"</figcaption>{table}</figure></div>"
     )
 
@@ -388,7 +402,7 @@ def _wall(evaluation: Mapping) -> str:
         caption = f"{picture['file']}: {name} {_fixed(picture['score'], 2)}, {picture['note']}"
         cards.append(
             f"<figure><figcaption>{escape(caption)}</figcaption>"
-            f'<div class="pair">{pair}</div></figure>'
+            f'<div class="pair">{pair}</div>{_key(evaluation, picture)}</figure>'
         )
     if not cards:
         return ""
@@ -404,6 +418,16 @@ def _wall(evaluation: Mapping) -> str:
     )
 
 
+def _key(evaluation: Mapping, picture: Mapping) -> str:
+    """The colours of the classes in a label map."""
+    names, colours = evaluation.get("classes", []), evaluation.get("colours", [])
+    items = [
+        f'<li><i class="key" style="--c:{escape(colours[i])}"></i>{escape(names[i])}</li>'
+        for i in picture.get("classes", [])
+    ]
+    return f'<ul class="legend">{"".join(items)}</ul>' if items else ""
+
+
 def _commands(report: Mapping) -> str:
     rows = report.get("commands") or []
     if not rows:
@@ -411,7 +435,9 @@ def _commands(report: Mapping) -> str:
     folder = report.get("run", {}).get("folder", "")
     parts = [f'<p class="note">To be run in <code>{escape(folder)}</code></p>']
     for row in rows:
-        parts.append(f"<h3>{escape(row['what'])}</h3><pre>{escape(row['command'])}</pre>")
+        parts.append(
+            f"<h3>{escape(row['what'])}</h3><pre class=command>{escape(row['command'])}</pre>"
+        )
     return "".join(parts)
 
 
