@@ -292,7 +292,7 @@ class SegmentationFigures:
             task="segmentation",
             images=self.images,
             classes=self.classes,
-            colours=["#%02x%02x%02x" % tuple(map(int, colour)) for colour in self.palette],
+            colours=[f"#{bytes(colour).hex()}" for colour in self.palette.astype(np.uint8)],
             per_class=per_class,
             confusion=_triples(counts),
             pictures=self._draw(),

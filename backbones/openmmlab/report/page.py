@@ -323,7 +323,8 @@ def _precision_recall(evaluation: Mapping) -> str:
         axes = dict(x_label="recall", y_label="precision", y_limits=(0.0, 1.0))
         lines = [Series(name, recalls, values) for name, values in of_kind["mean"].items()]
         charts.append(line_chart(lines, title=f"{KINDS[kind].capitalize()}, all classes", **axes))
-        ranked = sorted(of_kind["classes"], key=lambda row: sum(v or 0 for v in row[1]))
+        present = [row for row in of_kind["classes"] if any(v is not None for v in row[1])]
+        ranked = sorted(present, key=lambda row: sum(v or 0 for v in row[1]))
         lines = [Series(classes[label], recalls, values) for label, values in ranked[:LINES]]
         some = "each class" if len(ranked) <= LINES else f"the {LINES} worst classes"
         title = f"{KINDS[kind].capitalize()}, {some}, IoU 0.50"
