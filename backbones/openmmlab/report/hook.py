@@ -377,11 +377,10 @@ def commands(runner, report: dict) -> list[dict]:
     if not (tools / "predict.py").is_file() or not runner.cfg.filename:
         return []  # not started by our tools
     config, data, options = _shared(argv, str(runner.cfg.filename))
-    work = ["--work-dir", str(runner.work_dir)]
+    work = ["--work-dir", _from_here(runner.work_dir)]
     last = Path(runner.work_dir) / "last_checkpoint"
     checkpoint = last.read_text().strip() if last.is_file() else runner.cfg.get("load_from")
-    if checkpoint and Path(checkpoint).is_absolute() and not Path(runner.work_dir).is_absolute():
-        checkpoint = os.path.relpath(checkpoint)
+    checkpoint = checkpoint and _from_here(checkpoint)
     processes = report.get("training", {}).get("processes", 1)
     start, launcher = ["python"], []
     if processes > 1:
@@ -399,7 +398,7 @@ def commands(runner, report: dict) -> list[dict]:
             prefix = loader.dataset.get("data_prefix") or {}
             images = prefix.get("img") or prefix.get("img_path") or ""
             folder = Path(loader.dataset.get("data_root") or "") / images
-            out = str(Path(runner.work_dir) / "predictions")
+            out = _from_here(Path(runner.work_dir) / "predictions")
             predict = ["python", str(tools / "predict.py"), config, checkpoint, str(folder)]
             rows.append(
                 dict(what="Predict", command=shlex.join([*predict, "--out", out, *options]))
@@ -419,8 +418,17 @@ def _shared(argv: list[str], config: str) -> tuple[str, list[str], list[str]]:
             rest = argv[i + 1 :]
             end = next((k for k, w in enumerate(rest) if w.startswith("--")), len(rest))
             options = ["--cfg-options", *rest[:end]]
-    given = next((word for word in argv[1:] if word.endswith(Path(config).name)), config)
+    name = Path(config).name
+    given = next((word for word in argv[1:] if Path(word).name == name), _from_here(config))
     return given, data, options
+
+
+def _from_here(path: str | os.PathLike) -> str:
+    """The shorter way to a file of this folder; any other file, and an address, as it is."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def read_earlier(work_dir: str | os.PathLike) -> dict:
