@@ -27,13 +27,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: comparison.html, or the run's own page")
     args = parser.parse_args()
     reports = {name: read(path) for name, path in named(args.runs).items()}
+    try:
+        page = render(*reports.values()) if len(reports) == 1 else compare(reports)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{', '.join(reports)}: report.json is damaged ({error!r})") from error
     if len(reports) == 1:
         folder = args.runs[0] if args.runs[0].is_dir() else args.runs[0].parent
         out = args.out or folder / "report.html"
-        page = render(*reports.values())
     else:
         out = args.out or Path("comparison.html")
-        page = compare(reports)
         table = Table("", *map(escape, reports))
         for key, values in score_table(list(reports.values())):
             cells = ["" if value is None else f"{value:.4g}" for value in values]

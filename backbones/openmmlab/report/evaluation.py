@@ -58,19 +58,16 @@ class DetectionFigures:
     classes: those are confusions. Detections on a crowd are left out.
 
     Args:
-        classes: class names in the order of the labels.
+        classes: names of the classes that count.
         coco: the ground truth, as pycocotools' or faster-coco-eval's COCO.
         pictures: how many of the worst images are kept.
     """
 
     def __init__(self, classes: Sequence[str], coco: object, pictures: int):
-        self.classes = list(classes)
-        self.coco = coco
-        self.labels = {
-            category["id"]: self.classes.index(category["name"])
-            for category in coco.dataset["categories"]
-            if category["name"] in self.classes
-        }
+        # mmdet's labels follow the order of the annotation file, whatever that of the classes is.
+        ids = coco.getCatIds(catNms=list(classes))
+        self.classes = [coco.cats[i]["name"] for i in ids]
+        self.labels = {category: label for label, category in enumerate(ids)}
         self.rows: dict[object, list] = {}
         for row in coco.dataset.get("annotations", []):
             if row["category_id"] in self.labels and not row.get("ignore"):
@@ -153,7 +150,7 @@ class DetectionFigures:
             for row in rows
             if not row.get("iscrowd")
         )
-        # faster-coco-eval's order is that of the category ids.
+        # Here the order is that of the category ids.
         order = [self.labels[k] for k in sorted(self.labels)]
         per_class = [dict(name=n, objects=objects[i]) for i, n in enumerate(self.classes)]
         sizes, curves = {}, {}

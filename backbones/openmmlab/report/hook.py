@@ -204,11 +204,10 @@ class ReportHook(Hook):
             return
         earlier = read_earlier(runner.work_dir)
         report = {**self.report, "version": VERSION}
-        if self._started is None:  # tools/test.py beside the training that made the weights
-            for key in ("training", "config"):
-                if key in earlier:
-                    report[key] = earlier[key]
-            report.setdefault("config", describe_config(runner.cfg))
+        if self._started is None:  # tools/test.py, perhaps beside the training of the weights
+            report["config"] = describe_config(runner.cfg)
+            if earlier.get("run", {}).get("config") == report["run"]["config"]:
+                report.update({k: earlier[k] for k in ("training", "config") if k in earlier})
         else:
             report["training"].update(self._training(runner))
         report["environment"] = _environment(runner)
@@ -261,7 +260,7 @@ class ReportHook(Hook):
                 self._figures = DetectionFigures(classes, coco, self.pictures)
                 _record_precision()
                 return
-            if type(metric).__name__ == "IoUMetric" and not metric.format_only:
+            if hasattr(metric, "intersect_and_union") and not metric.format_only:
                 self._figures = SegmentationFigures(
                     classes, meta.get("palette"), metric.ignore_index, self.pictures
                 )

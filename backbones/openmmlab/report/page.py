@@ -1,5 +1,6 @@
 """Reports as pages: one HTML file each, nothing loaded from anywhere, every name escaped."""
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -423,8 +424,9 @@ def _key(evaluation: Mapping, picture: Mapping) -> str:
     """The colours of the classes in a label map."""
     names, colours = evaluation.get("classes", []), evaluation.get("colours", [])
     items = [
-        f'<li><i class="key" style="--c:{escape(colours[i])}"></i>{escape(names[i])}</li>'
+        f'<li><i class="key" style="--c:{colours[i]}"></i>{escape(names[i])}</li>'
         for i in picture.get("classes", [])
+        if re.fullmatch("#[0-9a-f]{6}", colours[i])
     ]
     return f'<ul class="legend">{"".join(items)}</ul>' if items else ""
 
