@@ -304,7 +304,7 @@ def test_what_a_config_changes(tmp_path):
     changes = {row["key"]: (row["base"], row["value"]) for row in described["changes"]}
     assert changes == {
         "model.backbone.drop_path_rate": (None, "0.3"),
-        "train_cfg.max_iters": ("1400", "7"),
+        "train_cfg.max_iters": (str(load_config(SEGMENTATION).train_cfg.max_iters), "7"),
         "optim_wrapper.optimizer.lr": ("0.0015", "0.5"),
     }
     # A recipe of several bases: what it says of the network is there.
