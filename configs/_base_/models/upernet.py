@@ -11,7 +11,7 @@ model = dict(
         size=(512, 512),
     ),
     decode_head=dict(
-        type="UPerHead",
+        type="FactorizedUPerHead",
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
         channels=512,
