@@ -258,6 +258,8 @@ ALLOWED = {
     "model.backbone.init_cfg.checkpoint": "the official file; theirs is a conversion of it",
     "model.backbone.init_cfg.prefix": "our loader finds the backbone in a file by itself",
     "model.pretrained": "a deprecated argument, None there",
+    "model.type": "the same label maps in less memory and time",
+    "model.keep_logits": "label maps alone unless test-time augmentation averages the logits",
     "model.decode_head.type": "the same function with a third of the multiply-adds",
     "model.roi_head.bbox_roi_extractor.type": "boxes stay float32 when features are bf16",
     "model.roi_head.mask_roi_extractor.type": "boxes stay float32 when features are bf16",

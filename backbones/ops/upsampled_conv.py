@@ -48,7 +48,7 @@ def conv_of_upsampled(
         (N, O, H_0, W_0) in channels-last layout, equal to `conv_of_upsampled_definition`.
     """
     device = maps[0].device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         maps, weight = [x.to(dtype) for x in maps], weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -131,7 +131,7 @@ def _bands(x: Tensor, size: torch.Size, align_corners: bool) -> tuple[list, list
     """
     low_height, low_width = x.shape[2:]
     height, width = size
-    tile_rows, tile_columns = CPU_TILE if x.device.type == "cpu" else GPU_TILE
+    tile_rows, tile_columns = GPU_TILE if x.is_cuda else CPU_TILE
 
     taps = _taps(low_height, height, align_corners, x)  # (H, 3, h)
     sources = _sources(low_height, height, align_corners)

@@ -1,6 +1,7 @@
 # Pyramid pooling on the coarsest map, FPN, fusion at stride 4; an auxiliary head on stage 3.
 model = dict(
-    type="EncoderDecoder",
+    type="SlidingWindowSegmentor",
+    keep_logits=False,  # label maps only; test-time augmentation turns them on
     data_preprocessor=dict(
         type="SegDataPreProcessor",
         mean=[123.675, 116.28, 103.53],
