@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import randomise
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
@@ -44,13 +45,25 @@ def build(kind: str, test_cfg: dict, *, channels: int = 8, classes: int = 7, **k
         return MODELS.build(ConfigDict(model)).double().eval()
 
 
+def images(number: int, height: int, width: int) -> Tensor:
+    """Noise in patches and in pixels."""
+    patches = torch.randn(number, 3, height // 16 + 1, width // 16 + 1).double()
+    smooth = F.interpolate(patches, (height, width), mode="bilinear")
+    return 2 * smooth + 0.5 * torch.randn(number, 3, height, width)
+
+
 def pair(test_cfg: dict, **kwargs) -> tuple[nn.Module, nn.Module]:
     """mmseg's segmentor and ours with the same random weights."""
     torch.manual_seed(1)
     head = kwargs.pop("head", {})
     theirs = randomise(build("EncoderDecoder", test_cfg, head=head))
-    with torch.no_grad():  # centred logits, so that every class is somewhere the highest
-        logits = theirs.decode_head(theirs.extract_feat(torch.randn(2, 3, 96, 96).double()))
+    for norm in theirs.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 1.0
+    with torch.no_grad():  # statistics of the data and centred logits: no class is everywhere
+        features = theirs.extract_feat(images(4, 128, 128))
+        theirs.decode_head.train()(features)
+        logits = theirs.decode_head.eval()(features)
         theirs.decode_head.conv_seg.bias -= logits.mean((0, 2, 3))
     ours = build("SlidingWindowSegmentor", test_cfg, head=head, **kwargs)
     ours.load_state_dict(theirs.state_dict())
@@ -101,14 +114,14 @@ def compare(theirs: nn.Module, ours: nn.Module, image: Tensor, metas: list[dict]
 def test_labels_are_those_of_mmseg(shape, original, test_cfg, keep_logits, align_corners):
     head = dict(align_corners=align_corners)
     theirs, ours = pair(test_cfg, head=head, keep_logits=keep_logits)
-    compare(theirs, ours, torch.randn(1, 3, *shape).double(), [meta(shape, original)])
+    compare(theirs, ours, images(1, *shape), [meta(shape, original)])
 
 
 @pytest.mark.parametrize("windows_per_batch", [1, 2, 5, 100])
 def test_any_number_of_windows_at_once(windows_per_batch):
     theirs, ours = pair(SLIDE, windows_per_batch=windows_per_batch)
-    compare(theirs, ours, torch.randn(1, 3, 160, 120).double(), [meta((160, 120), (80, 60))])
-    compare(theirs, ours, torch.randn(3, 3, 80, 100).double(), None)
+    compare(theirs, ours, images(1, 160, 120), [meta((160, 120), (80, 60))])
+    compare(theirs, ours, images(3, 80, 100), None)
 
 
 @pytest.mark.parametrize("test_cfg", [SLIDE, WHOLE], ids=["slide", "whole"])
@@ -122,15 +135,15 @@ def test_padding_and_flips_of_a_batch(test_cfg):
     ]
     for one in metas:
         one["pad_shape"] = (96, 120)
-    compare(theirs, ours, torch.randn(3, 3, 96, 120).double(), metas)
+    compare(theirs, ours, images(3, 96, 120), metas)
 
 
 @pytest.mark.parametrize("test_cfg", [SLIDE, WHOLE], ids=["slide", "whole"])
 def test_binary(test_cfg):
     head = dict(num_classes=2, out_channels=1, threshold=0.4)
     theirs, ours = pair(test_cfg, head=head)
-    compare(theirs, ours, torch.randn(2, 3, 96, 120).double(), [meta((96, 120), (70, 90))] * 2)
-    (sample,) = ours.predict(torch.randn(1, 3, 96, 120).double())
+    compare(theirs, ours, images(2, 96, 120), [meta((96, 120), (70, 90))] * 2)
+    (sample,) = ours.predict(images(1, 96, 120))
     assert sample.pred_sem_seg.data.unique().tolist() == [0, 1]
 
 
@@ -147,7 +160,7 @@ def test_blocks_of_classes_do_not_show(monkeypatch):
     monkeypatch.setattr(backbones.openmmlab.sliding_window, "CPU_BLOCK", 1)
     for test_cfg in (SLIDE, WHOLE):
         theirs, ours = pair(test_cfg)
-        compare(theirs, ours, torch.randn(2, 3, 80, 100).double(), None)
+        compare(theirs, ours, images(2, 80, 100), None)
 
 
 def test_a_head_with_its_own_prediction_is_asked_for_it():
@@ -162,7 +175,7 @@ def test_a_head_with_its_own_prediction_is_asked_for_it():
         model.decode_head.__class__ = Doubled
     for test_cfg in (SLIDE, WHOLE):
         theirs.test_cfg = ours.test_cfg = ConfigDict(test_cfg)
-        compare(theirs, ours, torch.randn(1, 3, 80, 100).double(), [meta((80, 100), (50, 60))])
+        compare(theirs, ours, images(1, 80, 100), [meta((80, 100), (50, 60))])
 
 
 def test_impossible_windows_are_named():
@@ -170,7 +183,7 @@ def test_impossible_windows_are_named():
         build("SlidingWindowSegmentor", SLIDE, windows_per_batch=0)
     _, ours = pair(dict(mode="slide", crop_size=(32, 32), stride=(40, 40)))
     with pytest.raises(InputError, match=r"windows of \(32, 32\) at a stride of \(40, 40\) leave"):
-        ours.predict(torch.randn(1, 3, 100, 100).double())
+        ours.predict(images(1, 100, 100))
 
 
 def peak_bytes(function, *inputs) -> int:
@@ -202,8 +215,8 @@ def test_peak_memory(original):
     head = dict(num_classes=150)
     shape, windows = (256, 384), 4
     theirs, ours = pair(SLIDE, head=head, keep_logits=False, windows_per_batch=windows)
-    image = torch.randn(1, 3, *shape).double()
-    crops = torch.randn(windows, 3, 64, 64).double()
+    image = images(1, *shape)
+    crops = images(windows, 64, 64)
     batch = peak_bytes(lambda: ours.decode_head(ours.extract_feat(crops))) + crops.nbytes
     logits = 150 * shape[0] * shape[1] * 8
     predict = lambda model: model.predict(image, samples(meta(shape, original)))  # noqa: E731
