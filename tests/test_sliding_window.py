@@ -1,17 +1,12 @@
 """Segmentation at inference against mmseg's EncoderDecoder: labels, logits, memory, TTA."""
 
-import json
-from copy import deepcopy
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import randomise
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import save_checkpoint
-from running import SEGMENTATION, run_tool
+from running import SEGMENTATION
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
@@ -118,7 +119,9 @@ def test_only_what_asks_for_gradients_gets_them():
     for part in (theirs, ours):
         part(maps).square().sum().backward()
         assert all((p.grad is None) != p.requires_grad for p in part.parameters())
-    assert error(ours.fpn_bottleneck.conv.weight.grad, theirs.fpn_bottleneck.conv.weight.grad) < 1e-12
+    assert (
+        error(ours.fpn_bottleneck.conv.weight.grad, theirs.fpn_bottleneck.conv.weight.grad) < 1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -159,7 +162,7 @@ def test_gradients_are_at_most_twice_as_far_off(dtype):
         assert ours <= 2 * plain
 
 
-@pytest.mark.parametrize("tile", [(1, 1), (3, 5), (1000, 1000)])
+@pytest.mark.parametrize("tile", [(1, 1), (70, 5), (10**6, 1000)])
 def test_tiles_do_not_show(tile, monkeypatch):
     monkeypatch.setattr(upsampled_conv, "CPU_TILE", tile)
     maps = features([(23, 31), (11, 15), (5, 7), (1, 2)])
@@ -228,9 +231,7 @@ def test_a_third_of_the_multiply_adds():
 
 
 def test_complexity_counts_the_published_convolutions():
-    counted = count(
-        load_config("configs/segmentation/upernet_convnext_t.py")
-    )
+    counted = count(load_config(REPOSITORY / "configs" / "segmentation" / "upernet_convnext_t.py"))
     assert round(counted.macs["total"] / 1e9, 1) == 938.5
     assert counted.executed["total"] < 0.6 * counted.macs["total"]
     assert counted.executed["backbone"] == counted.macs["backbone"]

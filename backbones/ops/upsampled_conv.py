@@ -1,29 +1,30 @@
 """A 3x3 convolution of feature maps that are upsampled to one size, at the maps' own sizes.
 
-UPerNet's head resizes its maps to the finest one, concatenates them and convolves. Convolution is a
-sum over input maps and over nine taps; a tap is a 1x1 product W_yx, which acts on channels only, and
-a shift, which like bilinear interpolation acts on positions only. So the two commute. With U_y and
-U_x the interpolation matrices of rows and columns and S the shift with zeros at the border of the
-large map, the part of a map x is
+UPerNet's head resizes its maps to the finest one, concatenates them and convolves. Convolution is
+a sum over input maps and over nine taps; a tap is a 1x1 product W_yx, which acts on channels only,
+and a shift, which like bilinear interpolation acts on positions only. So the two commute. With U_y
+and U_x the interpolation matrices of rows and columns and S the shift with zeros at the border of
+the large map, the part of a map x is
 
     sum_yx (S_y U_y) (S_x U_x)^T W_yx x  =  sum_y (S_y U_y) sum_x (S_x U_x)^T (W_yx x).
 
-The products W_yx x, nearly all of the work, are taken at the map's own size: a quarter, a 16th and a
-64th of the pixels for strides 8, 16 and 32 under 4. Columns are interpolated next, at the low
+The products W_yx x, nearly all of the work, are taken at the map's own size: a quarter, a 16th and
+a 64th of the pixels for strides 8, 16 and 32 under 4. Columns are interpolated next, at the low
 height, the three taps of a row in one matrix product, and rows last. Both matrices are banded, so
 they are applied by tiles, which also stay in the cache and bound the memory.
 """
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import compress
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Low rows and output columns of a tile; on a GPU larger ones, for fewer launches.
-CPU_TILE = (16, 32)
-GPU_TILE = (64, 128)
+# Low pixels in a tile's rows and output columns in it: what a cache holds; on a GPU, few launches.
+CPU_TILE = (1024, 32)
+GPU_TILE = (2**15, 128)
 
 
 def conv_of_upsampled(
@@ -58,18 +59,12 @@ def conv_of_upsampled(
     size = maps[0].shape[2:]
     weights = weight.split([x.shape[1] for x in maps], dim=1)
     fine = [2 * x.shape[2:].numel() > size.numel() for x in maps]
-    out = F.conv2d(
-        *(
-            torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-            for parts in (
-                [_resize(x, size, align_corners) for x, is_fine in zip(maps, fine) if is_fine],
-                [w for w, is_fine in zip(weights, fine) if is_fine],
-            )
-        ),
-        bias,
-        padding=1,
-    ).contiguous(memory_format=torch.channels_last)
-    for x, w, is_fine in zip(maps, weights, fine):
+    fine_maps = [_resize(x, size, align_corners) for x in compress(maps, fine)]
+    fine_weights = list(compress(weights, fine))
+    x = torch.cat(fine_maps, dim=1) if len(fine_maps) > 1 else fine_maps[0]
+    w = torch.cat(fine_weights, dim=1) if len(fine_weights) > 1 else fine_weights[0]
+    out = F.conv2d(x, w, bias, padding=1).contiguous(memory_format=torch.channels_last)
+    for x, w, is_fine in zip(maps, weights, fine, strict=True):
         if not is_fine:
             out = _AddUpsampledConv.apply(out, x, w, align_corners)
     return out
@@ -131,7 +126,8 @@ def _bands(x: Tensor, size: torch.Size, align_corners: bool) -> tuple[list, list
     """
     low_height, low_width = x.shape[2:]
     height, width = size
-    tile_rows, tile_columns = GPU_TILE if x.is_cuda else CPU_TILE
+    tile_pixels, tile_columns = GPU_TILE if x.is_cuda else CPU_TILE
+    tile_rows = max(tile_pixels // low_width, 8)  # fewer would make narrow products
 
     taps = _taps(low_height, height, align_corners, x)  # (H, 3, h)
     sources = _sources(low_height, height, align_corners)
@@ -156,6 +152,11 @@ def _by_tap_rows(weight: Tensor) -> Tensor:
     return weight.permute(2, 3, 0, 1).flatten(1, 2).contiguous()
 
 
+def _rows(x: Tensor) -> Tensor:
+    """The view (N, H, W, C)."""
+    return x.permute(0, 2, 3, 1)
+
+
 class _AddUpsampledConv(torch.autograd.Function):
     """Adds the convolution of one upsampled map to `out`, in place.
 
@@ -171,11 +172,11 @@ class _AddUpsampledConv(torch.autograd.Function):
         rows, columns = _bands(x, out.shape[2:], align_corners)
         products = _by_tap_rows(weight)
         channels, width = weight.shape[0], x.shape[3]
-        for target, image in zip(out.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1)):
+        for target, image in zip(_rows(out), _rows(x), strict=True):
             for out_rows, low_rows, row_taps in rows:
                 lines = image[low_rows].flatten(0, 1)  # (h * w, C)
                 taps = lines.new_empty(3, len(lines), 3 * channels)
-                for product, result in zip(products, taps):
+                for product, result in zip(products, taps, strict=True):
                     torch.mm(lines, product.T, out=result)
                 taps = taps.view(-1, 3 * width, channels)  # (3 * h, w * 3, O)
                 for out_columns, low_columns, column_taps in columns:
@@ -194,9 +195,7 @@ class _AddUpsampledConv(torch.autograd.Function):
         channels, width = weight.shape[0], x.shape[3]
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
         grad_products = torch.zeros_like(products)
-        for target, image, grad_image in zip(
-            grad.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1), grad_x.permute(0, 2, 3, 1)
-        ):
+        for target, image, grad_image in zip(_rows(grad), _rows(x), _rows(grad_x), strict=True):
             for out_rows, low_rows, row_taps in rows:
                 low_height = low_rows.stop - low_rows.start
                 grad_taps = grad.new_zeros(3 * low_height, 3 * width, channels)
@@ -209,11 +208,11 @@ class _AddUpsampledConv(torch.autograd.Function):
                 if ctx.needs_input_grad[1]:
                     grad_lines = grad_image[low_rows].view(-1, x.shape[1])
                     torch.mm(grad_taps[0], products[0], out=grad_lines)
-                    for taps, product in zip(grad_taps[1:], products[1:]):
+                    for taps, product in zip(grad_taps[1:], products[1:], strict=True):
                         grad_lines.addmm_(taps, product)
                 if ctx.needs_input_grad[2]:
                     lines = image[low_rows].flatten(0, 1)
-                    for taps, grad_product in zip(grad_taps, grad_products):
+                    for taps, grad_product in zip(grad_taps, grad_products, strict=True):
                         grad_product.addmm_(taps.T, lines)
         grad_weight = grad_products.unflatten(1, (3, channels)).permute(2, 3, 0, 1)
         return (
