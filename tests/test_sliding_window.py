@@ -1,12 +1,14 @@
 """Segmentation at inference against mmseg's EncoderDecoder: labels, logits, memory, TTA."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import randomise
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
-from running import SEGMENTATION
+from running import SEGMENTATION, run_tool
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -135,11 +137,11 @@ def test_padding_and_flips_of_a_batch(test_cfg):
 
 @pytest.mark.parametrize("test_cfg", [SLIDE, WHOLE], ids=["slide", "whole"])
 def test_binary(test_cfg):
-    head = dict(num_classes=2, out_channels=1, threshold=0.4)
+    head = dict(num_classes=2, out_channels=1, threshold=0.5)
     theirs, ours = pair(test_cfg, head=head)
     compare(theirs, ours, images(2, 96, 120), [meta((96, 120), (70, 90))] * 2)
-    (sample,) = ours.predict(images(1, 96, 120))
-    assert sample.pred_sem_seg.data.unique().tolist() == [0, 1]
+    labels = torch.cat([s.pred_sem_seg.data for s in ours.predict(images(8, 96, 120))])
+    assert labels.unique().tolist() == [0, 1]
 
 
 def test_equal_logits_go_to_the_first_class():
@@ -230,3 +232,48 @@ def test_tta_keeps_the_logits():
     assert config.model.keep_logits is False
     use_tta(config, "mmseg")
     assert config.model.module.keep_logits is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["paper", "mmseg"])
+def test_tta_scores_are_those_of_mmseg(protocol, shapes, tmp_path):
+    config = load_config(SEGMENTATION)
+    for resize in config.tta.paper.pipeline[1].transforms[0]:
+        resize.scale = tuple(side // 4 for side in resize.scale)
+    config.dump(tmp_path / "ours.py")
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        config.model.decode_head.norm_cfg = config.model.auxiliary_head.norm_cfg = dict(type="BN")
+        model = randomise(MODELS.build(config.model))
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 1.0
+    with torch.no_grad():
+        features = model.extract_feat(images(4, 128, 128).float())
+        model.decode_head(features)
+        logits = model.decode_head.eval()(features)
+        model.decode_head.conv_seg.bias -= logits.mean((0, 2, 3))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / "random.pth")
+    config = load_config(tmp_path / "ours.py")
+    config.model.type = "EncoderDecoder"
+    config.model.pop("keep_logits")
+    config.model.decode_head.type = "UPerHead"
+    config.dump(tmp_path / "mmsegs.py")
+
+    metrics = []
+    for name in ("ours", "mmsegs"):
+        out = tmp_path / f"{name}.json"
+        done = run_tool(
+            "test.py",
+            tmp_path / f"{name}.py",
+            tmp_path / "random.pth",
+            *("--data", shapes, "--tta", protocol, "--out", out),
+            *("--work-dir", tmp_path / name),
+            cwd=tmp_path,
+        )
+        assert done.status == 0, done.err
+        metrics.append(json.loads(out.read_text()))
+    ours, theirs = metrics
+    assert 0 < ours["mIoU"] < 100
+    assert ours.keys() == theirs.keys()
+    for key in ("aAcc", "mIoU", "mAcc"):  # in float32 a label may hang on rounding
+        assert ours[key] == pytest.approx(theirs[key], abs=0.02)
