@@ -13,7 +13,7 @@ from backbones import InputError
 from backbones.openmmlab.complexity import count, multiply_adds
 from backbones.openmmlab.config import load_config
 from backbones.ops import upsampled_conv
-from backbones.ops.upsampled_conv import conv_of_upsampled, conv_of_upsampled_definition
+from backbones.ops.upsampled_conv import upsampled_conv2d, upsampled_conv2d_reference
 
 # Sizes of the four maps: even, odd, elongated, down to one pixel, and coarser maps larger than the
 # finest one.
@@ -149,12 +149,12 @@ def test_error_is_at_most_twice_mmsegs(dtype, autocast):
 def test_gradients_are_at_most_twice_as_far_off(dtype):
     exact_maps = features(SIZES[0], channels=(32, 32, 32, 32))
     exact_weight = torch.randn(24, 128, 3, 3, dtype=torch.float64, requires_grad=True)
-    exact = conv_of_upsampled_definition(exact_maps, exact_weight)
+    exact = upsampled_conv2d_reference(exact_maps, exact_weight)
     gradient = torch.randn_like(exact).to(dtype).double()
     inputs = [x.detach().to(dtype).requires_grad_() for x in [*exact_maps, exact_weight]]
     wanted = torch.autograd.grad(exact, [*exact_maps, exact_weight], gradient)
     errors = []
-    for function in (conv_of_upsampled_definition, conv_of_upsampled):
+    for function in (upsampled_conv2d_reference, upsampled_conv2d):
         out = function(inputs[:-1], inputs[-1])
         given = torch.autograd.grad(out, inputs, gradient.to(dtype))
         errors.append([error(one, other) for one, other in zip(given, wanted, strict=True)])
@@ -168,8 +168,8 @@ def test_tiles_do_not_show(tile, monkeypatch):
     maps = features([(23, 31), (11, 15), (5, 7), (1, 2)])
     weight = torch.randn(6, 56, 3, 3, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(6, dtype=torch.float64)
-    expected = conv_of_upsampled_definition(maps, weight, bias)
-    found = conv_of_upsampled(maps, weight, bias)
+    expected = upsampled_conv2d_reference(maps, weight, bias)
+    found = upsampled_conv2d(maps, weight, bias)
     gradient = torch.randn_like(expected)
     for one, other in zip(
         [found, *torch.autograd.grad(found, [*maps, weight], gradient)],
@@ -222,8 +222,8 @@ def test_other_convolutions_are_refused():
 def test_a_third_of_the_multiply_adds():
     maps = [torch.empty(1, 512, 128 // s, 512 // s, device="meta") for s in (1, 2, 4, 8)]
     weight = torch.empty(512, 2048, 3, 3, device="meta")
-    plain = multiply_adds(conv_of_upsampled_definition, maps, weight)[1]
-    ours = multiply_adds(conv_of_upsampled, maps, weight)[1]
+    plain = multiply_adds(upsampled_conv2d_reference, maps, weight)[1]
+    ours = multiply_adds(upsampled_conv2d, maps, weight)[1]
     assert plain == 2048 * 512 * 9 * 128 * 512
     # Products at the maps' own sizes, and at most 4 % for the interpolation.
     products = plain / 4 * (1 + 1 / 4 + 1 / 16 + 1 / 64)

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # noqa: E402
 from torch.nn.utils import fuse_conv_bn_weights  # noqa: E402
 
 from backbones.errors import InputError  # noqa: E402
-from backbones.ops.upsampled_conv import conv_of_upsampled  # noqa: E402
+from backbones.ops.upsampled_conv import upsampled_conv2d  # noqa: E402
 
 from . import loading, sliding_window  # noqa: E402, F401
 
@@ -105,7 +105,7 @@ class FactorizedUPerHead(UPerHead):
             )
             norm = None
         if len(maps) > 1:
-            x = conv_of_upsampled(maps, weight, bias, align_corners=self.align_corners)
+            x = upsampled_conv2d(maps, weight, bias, align_corners=self.align_corners)
         else:
             x = F.conv2d(maps[0], weight, bias, padding=conv.padding)
         if norm is not None:

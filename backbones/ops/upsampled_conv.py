@@ -27,7 +27,7 @@ CPU_TILE = (1024, 32)
 GPU_TILE = (2**15, 128)
 
 
-def conv_of_upsampled(
+def upsampled_conv2d(
     maps: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None = None,
@@ -46,7 +46,7 @@ def conv_of_upsampled(
         align_corners: as in `torch.nn.functional.interpolate`.
 
     Returns:
-        (N, O, H_0, W_0) in channels-last layout, equal to `conv_of_upsampled_definition`.
+        (N, O, H_0, W_0) in channels-last layout, equal to `upsampled_conv2d_reference`.
     """
     device = maps[0].device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -54,7 +54,7 @@ def conv_of_upsampled(
         maps, weight = [x.to(dtype) for x in maps], weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
         with torch.autocast(device, enabled=False):
-            return conv_of_upsampled(maps, weight, bias, align_corners=align_corners)
+            return upsampled_conv2d(maps, weight, bias, align_corners=align_corners)
 
     size = maps[0].shape[2:]
     weights = weight.split([x.shape[1] for x in maps], dim=1)
@@ -70,14 +70,14 @@ def conv_of_upsampled(
     return out
 
 
-def conv_of_upsampled_definition(
+def upsampled_conv2d_reference(
     maps: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None = None,
     *,
     align_corners: bool = False,
 ) -> Tensor:
-    """What `conv_of_upsampled` computes: resize, concatenate, convolve."""
+    """What `upsampled_conv2d` computes: resize, concatenate, convolve."""
     size = maps[0].shape[2:]
     resized = [_resize(x, size, align_corners) for x in maps]
     return F.conv2d(torch.cat(resized, dim=1), weight, bias, padding=1)
