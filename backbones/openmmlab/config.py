@@ -145,6 +145,8 @@ def use_tta(config: Config, protocol: str) -> None:
     config.test_dataloader.dataset.pipeline = protocols[protocol].pipeline
     if "test_cfg" in protocols[protocol]:
         config.model.test_cfg = protocols[protocol].test_cfg
+    if "keep_logits" in config.model:
+        config.model.keep_logits = True  # the mean over augmentations is taken of them
     config.tta_model.module = config.model
     config.model = config.tta_model
 
