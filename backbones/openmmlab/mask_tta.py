@@ -1,0 +1,122 @@
+"""Test-time augmentation of detectors with masks, which mmdet 3 leaves out."""
+
+import torch
+from mmdet.models.layers import multiclass_nms
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox2roi, bbox_flip
+from mmengine.model import BaseTTAModel
+from mmengine.registry import MODELS
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from backbones.errors import InputError
+
+# Axes of a mask (n, H, W) that a flip of the image turns round.
+FLIPPED_AXES = dict(horizontal=[2], vertical=[1], diagonal=[1, 2])
+
+
+@MODELS.register_module()
+class MaskTTAModel(BaseTTAModel):
+    """Mask R-CNN or Cascade Mask R-CNN on several views of an image, scaled and flipped.
+
+    The boxes of all views go through the model's own non-maximum suppression together. Each mask is
+    the mean over the views of what the mask heads see in the box that remained, as in mmdet 2
+    (models/roi_heads/test_mixins.py, aug_test_mask). One view gives the model's own predictions.
+
+    Args:
+        module: the detector; its RoI head is a MaskRoIHead or a CascadeMaskRoIHead.
+    """
+
+    def __init__(self, module: dict):
+        super().__init__(module)
+        if not hasattr(getattr(self.module, "roi_head", None), "mask_probabilities"):
+            raise InputError(
+                f"{type(self.module).__name__}: test-time augmentation of masks needs a MaskRoIHead "
+                "or a CascadeMaskRoIHead"
+            )
+
+    def test_step(self, data: dict) -> list[DetDataSample]:
+        """Instances of each image in pixels of the original: bboxes, scores, labels, masks.
+
+        Args:
+            data: for each view `inputs`, its images (3, H, W), and `data_samples` with `ori_shape`,
+                `img_shape`, `scale_factor` and, where flipped, `flip` and `flip_direction`.
+        """
+        detector, head = self.module, self.module.roi_head
+        maps, metas, boxes = [], [], []
+        for inputs, samples in zip(data["inputs"], data["data_samples"], strict=True):
+            view = detector.data_preprocessor(dict(inputs=inputs, data_samples=samples), False)
+            images, samples = view["inputs"], view["data_samples"]
+            x = detector.extract_feat(images)
+            proposals = detector.rpn_head.predict(x, samples, rescale=False)
+            metas.append([sample.metainfo for sample in samples])
+            maps.append(x)
+            # Without a test_cfg: every class of every RoI, before non-maximum suppression.
+            boxes.append(head.predict_bbox(x, metas[-1], proposals, None, rescale=True))
+        results = [
+            self._merge(of_image, image_metas)
+            for of_image, image_metas in zip(
+                zip(*boxes, strict=True), zip(*metas, strict=True), strict=True
+            )
+        ]
+        if head.with_mask:
+            self._add_masks(results, maps, metas)
+        merged = data["data_samples"][0]
+        for sample, instances in zip(merged, results, strict=True):
+            sample.pred_instances = instances
+        return merged
+
+    def _merge(self, views: tuple[InstanceData, ...], metas: tuple[dict, ...]) -> InstanceData:
+        """One image's detections in pixels of the original image."""
+        head, settings = self.module.roi_head, self.module.roi_head.test_cfg
+        boxes, scores = [], []
+        for view, meta in zip(views, metas, strict=True):
+            if len(view.bboxes):
+                boxes.append(_flip(view.bboxes, meta))  # (n, 4) or (n, 4 * classes)
+                scores.append(view.scores)
+        if not boxes:
+            empty = views[0]
+            return InstanceData(
+                bboxes=empty.bboxes, scores=empty.scores[:, 0], labels=empty.labels
+            )
+        found, labels = multiclass_nms(
+            torch.cat(boxes),
+            torch.cat(scores),
+            settings.score_thr,
+            settings.nms,
+            settings.max_per_img,
+        )
+        return InstanceData(bboxes=found[:, :4], scores=found[:, 4], labels=labels)
+
+    def _add_masks(
+        self, results: list[InstanceData], maps: list[tuple[Tensor, ...]], metas: list[list[dict]]
+    ) -> None:
+        head = self.module.roi_head
+        counts = [len(instances) for instances in results]
+        labels = torch.cat([instances.labels for instances in results])
+        sums = 0
+        for x, view in zip(maps, metas, strict=True):
+            boxes = [
+                _flip(instances.bboxes, meta) * instances.bboxes.new_tensor(meta["scale_factor"] * 2)
+                for instances, meta in zip(results, view, strict=True)
+            ]
+            if not sum(counts):
+                break
+            seen = head.mask_probabilities(x, bbox2roi(boxes), labels).split(counts)
+            turned = [
+                part.flip(FLIPPED_AXES[meta["flip_direction"]]) if meta.get("flip") else part
+                for part, meta in zip(seen, view, strict=True)
+            ]
+            sums = sums + torch.cat(turned)
+        means = (sums / len(maps)).split(counts) if sum(counts) else [labels.new_zeros(0, 1, 1)]
+        for instances, part, meta in zip(results, means, metas[0], strict=False):
+            instances.masks = head.last_mask_head.paste(
+                part, instances.bboxes, meta["ori_shape"][:2], head.test_cfg.mask_thr_binary
+            )
+
+
+def _flip(boxes: Tensor, meta: dict) -> Tensor:
+    """Boxes (n, 4 k) of a view in pixels of the original image, or back: a flip is its inverse."""
+    if not meta.get("flip"):
+        return boxes
+    return bbox_flip(boxes, meta["ori_shape"][:2], meta["flip_direction"])
