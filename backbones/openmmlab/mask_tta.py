@@ -31,8 +31,8 @@ class MaskTTAModel(BaseTTAModel):
         super().__init__(module)
         if not hasattr(getattr(self.module, "roi_head", None), "mask_probabilities"):
             raise InputError(
-                f"{type(self.module).__name__}: test-time augmentation of masks needs a MaskRoIHead "
-                "or a CascadeMaskRoIHead"
+                f"{type(self.module).__name__}: test-time augmentation of masks needs a roi_head "
+                "of type MaskRoIHead or CascadeMaskRoIHead"
             )
 
     def test_step(self, data: dict) -> list[DetDataSample]:
@@ -68,7 +68,7 @@ class MaskTTAModel(BaseTTAModel):
 
     def _merge(self, views: tuple[InstanceData, ...], metas: tuple[dict, ...]) -> InstanceData:
         """One image's detections in pixels of the original image."""
-        head, settings = self.module.roi_head, self.module.roi_head.test_cfg
+        settings = self.module.roi_head.test_cfg
         boxes, scores = [], []
         for view, meta in zip(views, metas, strict=True):
             if len(view.bboxes):
@@ -76,9 +76,7 @@ class MaskTTAModel(BaseTTAModel):
                 scores.append(view.scores)
         if not boxes:
             empty = views[0]
-            return InstanceData(
-                bboxes=empty.bboxes, scores=empty.scores[:, 0], labels=empty.labels
-            )
+            return InstanceData(bboxes=empty.bboxes, scores=empty.scores[:, 0], labels=empty.labels)
         found, labels = multiclass_nms(
             torch.cat(boxes),
             torch.cat(scores),
@@ -94,22 +92,25 @@ class MaskTTAModel(BaseTTAModel):
         head = self.module.roi_head
         counts = [len(instances) for instances in results]
         labels = torch.cat([instances.labels for instances in results])
-        sums = 0
+        probabilities = 0
         for x, view in zip(maps, metas, strict=True):
             boxes = [
-                _flip(instances.bboxes, meta) * instances.bboxes.new_tensor(meta["scale_factor"] * 2)
+                _flip(instances.bboxes, meta)
+                * instances.bboxes.new_tensor(meta["scale_factor"] * 2)
                 for instances, meta in zip(results, view, strict=True)
             ]
-            if not sum(counts):
-                break
-            seen = head.mask_probabilities(x, bbox2roi(boxes), labels).split(counts)
+            if sum(counts):
+                seen = head.mask_probabilities(x, bbox2roi(boxes), labels).split(counts)
+            else:
+                seen = [boxes[0].new_zeros(0, 1, 1)] * len(results)
             turned = [
                 part.flip(FLIPPED_AXES[meta["flip_direction"]]) if meta.get("flip") else part
                 for part, meta in zip(seen, view, strict=True)
             ]
-            sums = sums + torch.cat(turned)
-        means = (sums / len(maps)).split(counts) if sum(counts) else [labels.new_zeros(0, 1, 1)]
-        for instances, part, meta in zip(results, means, metas[0], strict=False):
+            probabilities = probabilities + torch.cat(turned) / len(maps)  # (n, h, w)
+        for instances, part, meta in zip(
+            results, probabilities.split(counts), metas[0], strict=True
+        ):
             instances.masks = head.last_mask_head.paste(
                 part, instances.bboxes, meta["ori_shape"][:2], head.test_cfg.mask_thr_binary
             )
