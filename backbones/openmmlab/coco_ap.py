@@ -16,7 +16,8 @@ class CocoAP(FasterCocoMetric):
     """mmdet's COCO box and mask AP by faster-coco-eval; no detections at all score 0.
 
     mmdet gives no figure then, and whatever waits for one (the best checkpoint, a metrics file)
-    fails or stays silent. Masks are run-length encoded in a thread: the codec holds no lock.
+    fails or stays silent. Masks are run-length encoded in a thread, while the network computes
+    outside Python's lock.
     """
 
     def __init__(self, *args, **kwargs):

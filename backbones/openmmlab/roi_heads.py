@@ -9,7 +9,6 @@ from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import ConvFCBBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
-from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.models.utils import empty_instances
 from mmdet.structures.bbox import bbox2roi
@@ -130,17 +129,40 @@ class ClassMaskHead(FCNMaskHead):
             size: (height, width) of the image.
             threshold: least probability inside the mask; negative for the probabilities, times 255.
         """
+        height, width = size
         dtype = torch.bool if threshold >= 0 else torch.uint8
-        masks = torch.zeros(len(boxes), *size, dtype=dtype, device=boxes.device)
+        masks = torch.zeros(len(boxes), height, width, dtype=dtype, device=boxes.device)
         # One at a time touches its box alone; a GPU rather pastes many into whole images.
-        at_once = 1 if boxes.is_cpu else max(1, PASTED // (4 * size[0] * size[1]))
+        at_once = 1 if boxes.is_cpu else max(1, PASTED // (4 * height * width))
         for first in range(0, len(boxes), at_once):
             part = slice(first, first + at_once)
-            pasted, window = _do_paste_mask(
-                probabilities[part, None], boxes[part], *size, skip_empty=boxes.is_cpu
+            left, top, right, bottom = 0, 0, width, height
+            if boxes.is_cpu:
+                left, top = (int(side) for side in (boxes[first, :2].floor() - 1).clamp(min=0))
+                right = min(int(boxes[first, 2].ceil()) + 1, width)
+                bottom = min(int(boxes[first, 3].ceil()) + 1, height)
+            rows = _interpolation(boxes[part, 1::2], top, bottom, probabilities.shape[1])
+            columns = _interpolation(boxes[part, ::2], left, right, probabilities.shape[2])
+            pasted = rows @ probabilities[part].to(rows.dtype) @ columns.mT
+            masks[part, top:bottom, left:right] = (
+                pasted >= threshold if threshold >= 0 else pasted * 255
             )
-            masks[(part, *window)] = pasted >= threshold if threshold >= 0 else pasted * 255
         return masks
+
+
+def _interpolation(sides: Tensor, first: int, last: int, cells: int) -> Tensor:
+    """Bilinear weights (n, last - first, cells) of a box's cells in pixels first to last.
+
+    Of mmdet's grid_sample; rows and columns are interpolated one after the other.
+
+    Args:
+        sides: (n, 2) lower and upper end of the box along this axis, in pixels.
+    """
+    pixels = torch.arange(first, last, dtype=sides.dtype, device=sides.device) + 0.5
+    at = (pixels - sides[:, :1]) / (sides[:, 1:] - sides[:, :1])  # (n, pixels), in boxes
+    at = torch.where(at.isinf(), 0.5, at) * cells - 0.5  # a box without width, as in mmdet
+    distance = at[..., None] - torch.arange(cells, dtype=sides.dtype, device=sides.device)
+    return (1 - distance.abs()).clamp(min=0).nan_to_num(0.0)
 
 
 class _ClassMasks:
