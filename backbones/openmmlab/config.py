@@ -64,6 +64,7 @@ UNTYPED_KEYS = {
     "dist_cfg": {"backend", "timeout", "init_backend"},
     "custom_imports": {"imports", "allow_failed_imports"},
     "arch": {"depths", "dims"},
+    "compile": {"fullgraph", "dynamic", "backend", "mode"},
     "clip_grad": {"max_norm", "norm_type", "error_if_nonfinite", "foreach"},
     "paramwise_cfg": set(PARAMWISE_KEYS),
     "tta.[].test_cfg": {"mode", "crop_size", "stride"},

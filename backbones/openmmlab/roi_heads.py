@@ -83,7 +83,8 @@ class FloatBBoxHead(ConvFCBBoxHead):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Class scores (n, classes + 1) and deltas of RoI features (n, C, h, w)."""
-        chunked = x.is_cpu and self.num_shared_convs and not torch.is_grad_enabled()
+        inference = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        chunked = inference and x.is_cpu and self.num_shared_convs
         parts = x.split(CHUNK) if chunked else [x]
         outputs = zip(*map(super().forward, parts), strict=True)
         return tuple(_exact(torch.cat(part)) for part in outputs)
