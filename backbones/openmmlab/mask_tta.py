@@ -43,48 +43,53 @@ class MaskTTAModel(BaseTTAModel):
                 `img_shape`, `scale_factor` and, where flipped, `flip` and `flip_direction`.
         """
         detector, head = self.module, self.module.roi_head
-        maps, metas, boxes = [], [], []
+        maps, views = [], []
         for inputs, samples in zip(data["inputs"], data["data_samples"], strict=True):
             view = detector.data_preprocessor(dict(inputs=inputs, data_samples=samples), False)
             images, samples = view["inputs"], view["data_samples"]
             x = detector.extract_feat(images)
             proposals = detector.rpn_head.predict(x, samples, rescale=False)
-            metas.append([sample.metainfo for sample in samples])
-            maps.append(x)
+            metas = [sample.metainfo for sample in samples]
             # Without a test_cfg: every class of every RoI, before non-maximum suppression.
-            boxes.append(head.predict_bbox(x, metas[-1], proposals, None, rescale=True))
-        results = [
-            self._merge(of_image, image_metas)
-            for of_image, image_metas in zip(
-                zip(*boxes, strict=True), zip(*metas, strict=True), strict=True
-            )
-        ]
+            boxes = head.predict_bbox(x, metas, proposals, None, rescale=True)
+            maps.append(x)
+            views.append(detector.add_pred_to_datasample(samples, boxes))
+        merged = self.merge_preds(list(zip(*views, strict=True)))
         if head.with_mask:
-            self._add_masks(results, maps, metas)
-        merged = data["data_samples"][0]
-        for sample, instances in zip(merged, results, strict=True):
-            sample.pred_instances = instances
+            metas = [[sample.metainfo for sample in samples] for samples in views]
+            self._add_masks([sample.pred_instances for sample in merged], maps, metas)
         return merged
 
-    def _merge(self, views: tuple[InstanceData, ...], metas: tuple[dict, ...]) -> InstanceData:
-        """One image's detections in pixels of the original image."""
+    def merge_preds(
+        self, data_samples_list: list[tuple[DetDataSample, ...]]
+    ) -> list[DetDataSample]:
+        """One sample for each image's views, with boxes in pixels of the original image.
+
+        Args:
+            data_samples_list: views whose `pred_instances` hold bboxes (n, 4) or (n, 4 * classes)
+                in the unflipped original's scale and scores (n, classes + 1).
+        """
         settings = self.module.roi_head.test_cfg
-        boxes, scores = [], []
-        for view, meta in zip(views, metas, strict=True):
-            if len(view.bboxes):
-                boxes.append(_flip(view.bboxes, meta))  # (n, 4) or (n, 4 * classes)
-                scores.append(view.scores)
-        if not boxes:
-            empty = views[0]
-            return InstanceData(bboxes=empty.bboxes, scores=empty.scores[:, 0], labels=empty.labels)
-        found, labels = multiclass_nms(
-            torch.cat(boxes),
-            torch.cat(scores),
-            settings.score_thr,
-            settings.nms,
-            settings.max_per_img,
-        )
-        return InstanceData(bboxes=found[:, :4], scores=found[:, 4], labels=labels)
+        merged = []
+        for views in data_samples_list:
+            found = [view for view in views if len(view.pred_instances.bboxes)]
+            sample = views[0].new()
+            if found:
+                boxes, labels = multiclass_nms(
+                    torch.cat([_flip(v.pred_instances.bboxes, v.metainfo) for v in found]),
+                    torch.cat([v.pred_instances.scores for v in found]),
+                    settings.score_thr,
+                    settings.nms,
+                    settings.max_per_img,
+                )
+            else:
+                empty = views[0].pred_instances
+                boxes, labels = empty.bboxes.new_zeros(0, 5), empty.labels
+            sample.pred_instances = InstanceData(
+                bboxes=boxes[:, :4], scores=boxes[:, 4], labels=labels
+            )
+            merged.append(sample)
+        return merged
 
     def _add_masks(
         self, results: list[InstanceData], maps: list[tuple[Tensor, ...]], metas: list[list[dict]]
