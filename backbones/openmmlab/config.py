@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mmengine.registry
+import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
 
@@ -36,7 +37,7 @@ TOP_KEYS = {
     "launcher", "env_cfg", "log_processor", "log_level", "visualizer", "vis_backends",
     "default_scope", "randomness", "experiment_name", "custom_imports", "model_wrapper_cfg",
     "compile", "activation_checkpointing", "efficient_conv_bn_eval", "runner_type", "tta",
-    "tta_model",
+    "tta_model", "inference_dtype",
 }  # fmt: skip
 
 # Untyped dicts by the end of their path; a list's index is written [].
@@ -66,11 +67,8 @@ UNTYPED_KEYS = {
     "compile": {"fullgraph", "dynamic", "backend", "mode"},
     "clip_grad": {"max_norm", "norm_type", "error_if_nonfinite", "foreach"},
     "paramwise_cfg": set(PARAMWISE_KEYS),
-    "tta.paper.test_cfg": {"mode", "crop_size", "stride"},
-    "tta.mmseg.test_cfg": {"mode", "crop_size", "stride"},
-    "tta.paper": {"pipeline", "test_cfg"},
-    "tta.mmseg": {"pipeline", "test_cfg"},
-    "tta": {"paper", "mmseg"},
+    "tta.[].test_cfg": {"mode", "crop_size", "stride"},
+    "tta.[]": {"pipeline", "test_cfg"},
     "default_hooks": {
         "timer", "logger", "param_scheduler", "checkpoint", "sampler_seed", "visualization",
         "runtime_info",
@@ -79,6 +77,10 @@ UNTYPED_KEYS = {
 
 # Dicts whose keys are the user's own.
 FREE_KEYS = {"custom_keys"}
+NAMED = {"tta"}  # and whose values are not: protocols
+
+# What `inference_dtype` may be; weights stay float32.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Keys that a builder takes out before it calls the class, by the root registry of the class.
 BUILDER_KEYS = {
@@ -111,7 +113,25 @@ def load_config(path: str | os.PathLike, overrides: dict[str, Any] | None = None
     for key, value in (overrides or {}).items():
         _override(config, key, value)
     validate(config)
+    inference_dtype(config)
     return config
+
+
+def inference_dtype(config: Config) -> torch.dtype:
+    """What validation, testing and prediction compute in, the config's `inference_dtype`.
+
+    Anything but float32 is automatic mixed precision: weights stay as they are.
+
+    Raises:
+        InputError: it is not one of `DTYPES`.
+    """
+    name = config.get("inference_dtype", "float32")
+    if name not in DTYPES:
+        raise InputError(
+            f"config key inference_dtype: {name!r} is none of {', '.join(DTYPES)}"
+            f"{_suggest(name, DTYPES)}"
+        )
+    return DTYPES[name]
 
 
 def use_data(config: Config, root: str | os.PathLike) -> None:
@@ -132,16 +152,17 @@ def use_tta(config: Config, protocol: str) -> None:
     """Evaluate with multi-scale and flip test-time augmentation.
 
     Args:
-        config: of a segmentor, with the protocol under `tta`.
-        protocol: `paper`, whole images at ratios of the base scale, or `mmseg`, sliding windows at
-            ratios of the original image.
+        config: with the protocol under `tta`.
+        protocol: for a segmentor `paper`, whole images at ratios of the base scale, or `mmseg`,
+            sliding windows at ratios of the original image; for a detector `flip` or `multi_scale`.
 
     Raises:
         InputError: the config has no such protocol.
     """
     protocols = config.get("tta") or {}
     if protocol not in protocols:
-        raise InputError(f"--tta {protocol}: {config.filename} has no tta.{protocol}")
+        known = f"it has {', '.join(protocols)}" if protocols else "it has no tta"
+        raise InputError(f"--tta {protocol}: not in {config.filename}; {known}")
     config.test_dataloader.dataset.pipeline = protocols[protocol].pipeline
     if "test_cfg" in protocols[protocol]:
         config.model.test_cfg = protocols[protocol].test_cfg
@@ -176,6 +197,8 @@ def _known_keys(path: str, node: dict, scope: str) -> set[str] | None:
     """Keys that may stand in this dict; None where anything may."""
     if "type" not in node:
         generic = _with_list_marks(path)
+        if generic in NAMED:
+            return None
         ends = [end for end in UNTYPED_KEYS if generic == end or generic.endswith(f".{end}")]
         if any(f".{name}." in f".{generic}." for name in FREE_KEYS):
             return None
@@ -254,7 +277,11 @@ def _dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
 
 
 def _with_list_marks(path: str) -> str:
-    return ".".join("[]" if part.isdigit() else part for part in path.split("."))
+    parts = path.split(".")
+    named = len(parts) > 1 and parts[0] in NAMED
+    return ".".join(
+        "[]" if part.isdigit() or (named and i == 1) else part for i, part in enumerate(parts)
+    )
 
 
 def _override(config: Config, dotted: str, value: Any) -> None:
