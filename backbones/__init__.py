@@ -11,5 +11,14 @@ if find_spec("mmengine"):
     from . import openmmlab
     from .convnext import ARCHITECTURES, ConvNeXt, ConvNeXtClassifier
     from .errors import InputError
+    from .roadmap import ModernizedResNet, ModernizedResNetClassifier
 
-    __all__ = ["ARCHITECTURES", "ConvNeXt", "ConvNeXtClassifier", "InputError", "openmmlab"]
+    __all__ = [
+        "ARCHITECTURES",
+        "ConvNeXt",
+        "ConvNeXtClassifier",
+        "InputError",
+        "ModernizedResNet",
+        "ModernizedResNetClassifier",
+        "openmmlab",
+    ]
