@@ -376,13 +376,15 @@ class Block(nn.Module):
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """Batch norms count a batch once: not again when a branch is recomputed."""
     norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)
 
 
 @MODELS.register_module()
