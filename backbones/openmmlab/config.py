@@ -39,6 +39,15 @@ TOP_KEYS = {
     "tta_model",
 }  # fmt: skip
 
+# What the constructor of the optimizer wrapper reads from its paramwise_cfg.
+CONSTRUCTOR_KEYS = {
+    "LayerDecayConstructor": set(PARAMWISE_KEYS),
+    "DefaultOptimWrapperConstructor": {
+        "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "flat_decay_mult",
+        "dwconv_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate", "custom_keys",
+    },
+}  # fmt: skip
+
 # Untyped dicts by the end of their path; a list's index is written [].
 UNTYPED_KEYS = {
     "": TOP_KEYS,
@@ -63,8 +72,8 @@ UNTYPED_KEYS = {
     "dist_cfg": {"backend", "timeout", "init_backend"},
     "custom_imports": {"imports", "allow_failed_imports"},
     "arch": {"depths", "dims"},
+    "paramwise_cfg": set().union(*CONSTRUCTOR_KEYS.values()),
     "clip_grad": {"max_norm", "norm_type", "error_if_nonfinite", "foreach"},
-    "paramwise_cfg": set(PARAMWISE_KEYS),
     "tta.paper.test_cfg": {"mode", "crop_size", "stride"},
     "tta.mmseg.test_cfg": {"mode", "crop_size", "stride"},
     "tta.paper": {"pipeline", "test_cfg"},
@@ -85,6 +94,7 @@ BUILDER_KEYS = {
     "optim_wrapper": {"constructor", "paramwise_cfg", "optimizer"},
     "parameter scheduler": {"convert_to_iter_based"},
     "hook": {"priority"},
+    "weight initializer": {"wrapper", "sha256", "replace_head"},  # ConvNeXt.init_weights
     "mmcv.ops": {"class_agnostic", "split_thr"},  # batched_nms
 }
 
@@ -157,6 +167,9 @@ def validate(config: Config) -> None:
     scope = config.get("default_scope") or "mmengine"
     for path, node in _dicts(config._cfg_dict):
         known = _known_keys(path, node, scope)
+        if path == "optim_wrapper.paramwise_cfg":
+            name = config.optim_wrapper.get("constructor", "DefaultOptimWrapperConstructor")
+            known = CONSTRUCTOR_KEYS.get(name)
         if known is None:
             continue
         if not known and node:
