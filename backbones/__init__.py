@@ -11,6 +11,7 @@ if find_spec("mmengine"):
     from . import openmmlab
     from .convnext import ARCHITECTURES, ConvNeXt, ConvNeXtClassifier
     from .errors import InputError
+    from .isotropic import IsotropicConvNeXt, IsotropicConvNeXtClassifier
     from .roadmap import ModernizedResNet, ModernizedResNetClassifier
 
     __all__ = [
@@ -18,6 +19,8 @@ if find_spec("mmengine"):
         "ConvNeXt",
         "ConvNeXtClassifier",
         "InputError",
+        "IsotropicConvNeXt",
+        "IsotropicConvNeXtClassifier",
         "ModernizedResNet",
         "ModernizedResNetClassifier",
         "openmmlab",
