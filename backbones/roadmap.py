@@ -409,7 +409,8 @@ class ModernizedResNet(BaseModule):
             last. Stages after the last one asked for are not built.
         frozen_stages: how many stages from the first are frozen with the stem, their downsampling
             and output norm; 0 (or -1) freezes nothing.
-        norm_eval: batch norms keep the statistics they have, for training on few images at once.
+        norm_eval: batch norms keep the statistics they have, for training on few images at once;
+            not those of the maps, for which a classifier's file has none.
         with_cp: activation checkpointing of every block; batch norms still count a batch once.
         pad_input: pad right and bottom with zeros to the next multiple of the coarsest stride.
             Without it sizes are rounded as the step's convolutions do: a patchify stem leaves out
@@ -582,9 +583,10 @@ class ModernizedResNet(BaseModule):
         super().train(mode)
         self._freeze_stages()
         if self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            for part in (self.downsample_layers, self.stages):
+                for module in part.modules():
+                    if isinstance(module, nn.BatchNorm2d):
+                        module.eval()
         return self
 
     def init_weights(self) -> None:
@@ -694,7 +696,12 @@ CONVNEXT = (
 
 
 def load_step(
-    model: ModernizedResNet, checkpoint: str | os.PathLike, sha256: str | None = None
+    model: ModernizedResNet,
+    checkpoint: str | os.PathLike,
+    prefix: str | None = None,
+    wrapper: str | None = None,
+    sha256: str | None = None,
+    replace_head: bool = False,
 ) -> None:
     """Load weights into a step of the roadmap, whole or not at all, and say what they were.
 
@@ -703,14 +710,14 @@ def load_step(
         checkpoint: anything `read_checkpoint` reads, with `{regime}` and `{step}` for the model's:
             a file of this network (its classifier, a whole detector or segmentor), of torchvision's
             ResNet, or of a ConvNeXt in any known layout.
-        sha256: the file's checksum, or the first 8 or more of its digits.
+        prefix, wrapper, sha256, replace_head: as for `checkpoints.load_pretrained`.
 
     Raises:
         InputError: the file cannot be read, or its tensors are not this step's.
     """
     source = os.fspath(checkpoint).replace("{regime}", model.regime).replace("{step}", model.step)
-    tensors = state_dict(read_checkpoint(source, sha256=sha256), source)
-    layout, tensors = _to_our_names(tensors, source)
+    tensors = state_dict(read_checkpoint(source, sha256=sha256), source, wrapper)
+    layout, tensors = _to_our_names(tensors, source, prefix)
     target = model.state_dict()
     built = len(model.stages)
     ignored = [name for name in tensors if name not in target and _spare(name, built)]
@@ -721,6 +728,9 @@ def load_step(
         if name not in tensors
         and (name.endswith("num_batches_tracked") or re.match(r"norm\d\.", name))
     ]
+    if replace_head:
+        initial += [name for name in target if name.startswith("head.")]
+        ignored += [name for name in tensors if name.startswith("head.")]
     fitting = {name: tensor for name, tensor in tensors.items() if name not in ignored}
     wanted = {name: tensor for name, tensor in target.items() if name not in initial}
     if problem := mismatches(fitting, wanted):
@@ -734,19 +744,22 @@ def load_step(
     print_log(line, logger="current")
 
 
-def _to_our_names(tensors: dict[str, Tensor], source: str) -> tuple[str, dict[str, Tensor]]:
+def _to_our_names(
+    tensors: dict[str, Tensor], source: str, prefix: str | None
+) -> tuple[str, dict[str, Tensor]]:
     """The layout of a state dict, and its tensors by our names and in our shapes."""
     ours = "stages.0.0.conv1.weight"
     if "layer1.0.conv1.weight" in tensors:
         return "torchvision's ResNet", _renamed(tensors, TORCHVISION_RESNET)
-    if marked := [key for key in tensors if key.endswith(ours)]:
-        prefix = marked[0].removesuffix(ours)
+    prefixes = [key.removesuffix(ours) for key in tensors if key.endswith(ours)]
+    if prefixes and prefix in (None, *prefixes):
+        prefix = prefixes[0] if prefix is None else prefix
         return "its own layout", {
             key.removeprefix(prefix): tensor
             for key, tensor in tensors.items()
             if key.startswith(prefix)
         }
-    dialect, prefix = recognise(tensors, source)
+    dialect, prefix = recognise(tensors, source, prefix)
     official, _ = to_official(tensors, dialect, prefix, source)
     pointwise = re.compile(r"\.pwconv\d\.weight$")
     shaped = {k: v[:, :, None, None] if pointwise.search(k) else v for k, v in official.items()}

@@ -407,20 +407,21 @@ class TestEveryStepAsABackbone:
 
 
 def test_norm_eval_keeps_statistics_and_trains_weights():
-    network = ModernizedResNet("gelu", **SMALL, norm_eval=True).train()
+    """All but those of the maps' own norms, which no classifier has statistics for."""
+    network = ModernizedResNet("fewer_norms", **SMALL, norm_eval=True).train()
     before = {k: v.clone() for k, v in network.named_buffers()}
     sum(m.sum() for m in network(torch.randn(2, 3, 64, 64))).backward()
-    assert all(torch.equal(v, before[k]) for k, v in network.named_buffers())
+    for name, buffer in network.named_buffers():
+        assert torch.equal(buffer, before[name]) == (not name.startswith("norm")), name
     assert all(p.grad is not None for p in network.parameters())
     assert network.training and not network.stages[0][0].norm1.training
 
 
 def test_stochastic_depth_drops_whole_branches():
-    network = randomise(ModernizedResNet("fewer_norms", **SMALL, drop_path_rate=0.5))
-    block = network.stages[3][0]
-    assert block.drop_path_rate == pytest.approx(0.5)
-    block.shortcut = None
-    block = randomise(ModernizedResNet("layer_norm", **SMALL, drop_path_rate=0.5)).stages[2][1]
+    network = randomise(ModernizedResNet("layer_norm", **SMALL, drop_path_rate=0.5))
+    rates = [block.drop_path_rate for stage in network.stages for block in stage]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    block = network.stages[2][1]
     block.drop_path_rate = 0.3
     x = torch.randn(1, 32, 2, 2).expand(3000, 32, 2, 2)
     with torch.no_grad():

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import mmengine.registry
+import torch
 from mmengine.config import Config
-from mmengine.registry import Registry
+from mmengine.registry import MODELS, DefaultScope, Registry
 
 from backbones.errors import InputError
 
@@ -100,7 +101,9 @@ BUILDER_KEYS = {
 
 
 def load_config(path: str | os.PathLike, overrides: dict[str, Any] | None = None) -> Config:
-    """Read a config with its bases, apply `--cfg-options` and check every key.
+    """Read a config with its bases, apply `--cfg-options`, check every key and fill in widths.
+
+    `in_channels="backbone"` of a neck or head becomes the widths of the backbone's maps.
 
     Args:
         path: config file.
@@ -120,6 +123,7 @@ def load_config(path: str | os.PathLike, overrides: dict[str, Any] | None = None
     for key, value in (overrides or {}).items():
         _override(config, key, value)
     validate(config)
+    _fill_widths(config)
     return config
 
 
@@ -265,6 +269,25 @@ def _dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
 
 def _with_list_marks(path: str) -> str:
     return ".".join("[]" if part.isdigit() else part for part in path.split("."))
+
+
+def _fill_widths(config: Config) -> None:
+    """Replace `in_channels="backbone"` of a neck or head by the widths of the backbone's maps.
+
+    A head gets those of its `in_index`. With it a config changes its backbone by one key.
+    """
+    model = config.model
+    parts = [model[name] for name in ("neck", "decode_head", "auxiliary_head") if name in model]
+    parts = [part for part in parts if part.get("in_channels") == "backbone"]
+    if not parts:
+        return
+    scope = config.get("default_scope") or "mmengine"
+    with DefaultScope.overwrite_default_scope(scope), torch.device("meta"):
+        backbone = MODELS.build(dict(model.backbone))
+    widths = [backbone.dims[i] for i in backbone.out_indices]
+    for part in parts:
+        index = part.get("in_index", range(len(widths)))
+        part.in_channels = widths[index] if isinstance(index, int) else [widths[i] for i in index]
 
 
 def _override(config: Config, dotted: str, value: Any) -> None:
