@@ -87,9 +87,10 @@ def print_table(name: Path, values: Trace) -> None:
     """Print the values at the start, at the peak, half way and at the end."""
     shown = columns(values)
     last = len(values.lr) - 1
-    table = Table("iteration", *shown, title=f"{name}, {last + 1:,} iterations")
+    table = Table("iteration", *shown)
     for i in sorted({0, int(values.lr.max(axis=1).argmax()), last // 2, last}):
         table.add_row(f"{i:,}", *(f"{column[i]:.6g}" for column in shown.values()))
+    print(f"{name}, {last + 1:,} iterations")
     Console().print(table)
 
 
@@ -111,7 +112,8 @@ def plot(values: Trace, path: Path, title: str) -> None:
 
     panels = {"learning rate": values.lr, "weight decay": values.weight_decay}
     if values.ema_decay is not None:
-        panels["EMA decay"] = np.where(values.ema_decay < 1, values.ema_decay, np.nan)[:, None]
+        moved = np.where(values.ema_decay < 1, 1 - values.ema_decay, np.nan)
+        panels["1 - EMA decay"] = moved[:, None]  # 0.9999 would look like 1
     figure, axes = pyplot.subplots(
         len(panels), 1, sharex=True, figsize=(8, 2.6 * len(panels)), layout="constrained"
     )

@@ -65,6 +65,7 @@ def trace(config: Config, epoch_length: int) -> Trace:
                 default_args=dict(optimizer=wrapper, epoch_length=epoch_length),
             )
         )
+    wrapper.step()  # schedulers warn when they are stepped before it
     average = _Average(config, wrapper, iterations, epochs)
     rates, decays, shares = [], [], []
     for iteration in range(iterations):
