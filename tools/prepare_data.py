@@ -275,7 +275,7 @@ def write_demo(folder: Path, size: int, counts: dict[str, int], seed: int) -> No
             for i in range(counts[split]):
                 rng = np.random.default_rng([seed, 2 + number, kind, i])
                 picture = draw_scene(CROP, rng, only=kind)[0]
-                (inside / f"{i + 1:06}.jpg").write_bytes(encode_image(picture, "JPEG"))
+                (inside / f"{name}_{i + 1:06}.jpg").write_bytes(encode_image(picture, "JPEG"))
 
 
 def prepare_demo(root: Path, size: int, train: int, val: int, seed: int) -> None:

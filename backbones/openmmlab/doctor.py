@@ -28,9 +28,7 @@ def check_data(config: Config, splits: tuple[str, ...]) -> None:
         loader = config.get(f"{split}_dataloader")
         if loader is None:
             if split == "test":
-                raise InputError(
-                    f"{config.filename}: no test_dataloader, so nothing to evaluate on"
-                )
+                raise InputError(f"{config.filename}: has no test_dataloader to evaluate on")
             continue
         dataset = loader.dataset
         key = f"{split}_dataloader.dataset"
