@@ -1,14 +1,13 @@
 """UperNet, Swin-B (22K), ADE20K at 640, 160k steps. Published: 51.7 mIoU multi-scale."""
 
 _base_ = [
-    "../_base_/models/upernet.py",
+    "../_base_/models/upernet_640.py",
     "../_base_/datasets/ade20k_640.py",
     "../_base_/schedules/ade20k_160k_swin.py",
     "../_base_/segmentation_runtime.py",
 ]
 
 model = dict(
-    data_preprocessor=dict(size=(640, 640)),
     backbone=dict(
         type="SwinTransformer",
         embed_dims=128,
@@ -23,5 +22,4 @@ model = dict(
     ),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
     auxiliary_head=dict(in_channels=512),
-    test_cfg=dict(crop_size=(640, 640), stride=(426, 426)),
 )
