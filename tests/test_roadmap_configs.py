@@ -96,8 +96,6 @@ def test_builds_and_counts(base, step):
         total = {"detection": (48_095_376, 261.9), "segmentation": (60_242_636, 938.5)}
         params, gmacs = total[base.partition("/")[0]]
         assert (found.params["total"], round(found.macs["total"] / 1e9, 1)) == (params, gmacs)
-    if step == "resnet" and "mask_rcnn" in base:
-        assert found.params["total"] == 44_396_216 + 5_048  # torchvision's 44.4 M: see below
 
 
 def test_the_other_regime_and_any_choice_are_keys_too():

@@ -144,6 +144,7 @@ def plot(path: Path) -> None:
         "resnet50": "ResNet-50 to ConvNeXt-T",
         "resnet200": "ResNet-200 to ConvNeXt-B",
     }
+    plain = dict(facecolor="white", edgecolor="none", pad=0.5)
     swins = {"resnet50": "Swin-T", "resnet200": "Swin-B"}
     figure = Figure(figsize=(9, 7.2), layout="constrained")
     accuracy, cost = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1.25))
@@ -158,13 +159,13 @@ def plot(path: Path) -> None:
         for bar, left in zip(bars, tried, strict=True):
             bar.set_alpha(0.45 if left else 1)
         for height, value in zip(heights, top1, strict=True):
-            accuracy.text(value + 0.05, height, f"{value:.1f}", va="center", fontsize=7.5)
+            accuracy.text(value + 0.05, height, f"{value:.2f}", va="center", fontsize=7, bbox=plain)
         gmacs = [r["macs"] / 1e9 for r in rows]
         cost.plot(gmacs, heights, "o", color=colours[regime], markersize=4)
         for height, value in zip(heights, gmacs, strict=True):
-            cost.text(value + 0.6, height, f"{value:.1f}", va="center", fontsize=7.5)
+            cost.text(value + 0.6, height, f"{value:.2f}", va="center", fontsize=7)
         swin = SWIN[regime].top1
-        accuracy.axvline(swin, color=colours[regime], linestyle=":", linewidth=1.2)
+        accuracy.axvline(swin, color=colours[regime], linestyle=":", linewidth=1.2, zorder=0)
         accuracy.text(
             swin, -0.75, swins[regime], ha="center", va="bottom", fontsize=8, color="#555555"
         )
