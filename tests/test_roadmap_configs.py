@@ -192,7 +192,7 @@ def test_layer_decay_knows_every_step():
                 paramwise_cfg=dict(decay_rate=0.5),
             )
         )
-        groups = constructor(network).param_groups
+        groups = constructor(network).optimizer.param_groups
         rates = {n: g["lr"] for g in groups for n in g["param_names"]}
         decays = {n: g["weight_decay"] for g in groups for n in g["param_names"]}
         assert set(rates) == {n for n, _ in network.named_parameters()}

@@ -86,8 +86,8 @@ UNTYPED_KEYS = {
     },
 }  # fmt: skip
 
-# Dicts whose keys are the user's own.
-FREE_KEYS = {"custom_keys"}
+# Dicts whose keys are the user's own, and what may stand in the dict under each.
+FREE_KEYS = {"custom_keys": {"lr_mult", "decay_mult"}}
 
 # Keys that a builder takes out before it calls the class, by the root registry of the class.
 BUILDER_KEYS = {
@@ -191,8 +191,11 @@ def _known_keys(path: str, node: dict, scope: str) -> set[str] | None:
     if "type" not in node:
         generic = _with_list_marks(path)
         ends = [end for end in UNTYPED_KEYS if generic == end or generic.endswith(f".{end}")]
-        if any(f".{name}." in f".{generic}." for name in FREE_KEYS):
-            return None
+        for name, inside in FREE_KEYS.items():
+            if f".{generic}".endswith(f".{name}"):
+                return None
+            if f".{name}." in f".{generic}":
+                return inside
         return UNTYPED_KEYS[max(ends, key=len)] if ends else set()
     name = node["type"]
     found = [(None, name)] if callable(name) else list(_registered(name, scope))
