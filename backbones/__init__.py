@@ -12,6 +12,7 @@ if find_spec("mmengine"):
     from .convnext import ARCHITECTURES, ConvNeXt, ConvNeXtClassifier
     from .errors import InputError
     from .isotropic import IsotropicConvNeXt, IsotropicConvNeXtClassifier
+    from .pretrained import create_backbone
     from .roadmap import ModernizedResNet, ModernizedResNetClassifier
 
     __all__ = [
@@ -23,5 +24,6 @@ if find_spec("mmengine"):
         "IsotropicConvNeXtClassifier",
         "ModernizedResNet",
         "ModernizedResNetClassifier",
+        "create_backbone",
         "openmmlab",
     ]
