@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluate a checkpoint: COCO box and mask AP, or ADE20K mIoU.
+"""Evaluate a checkpoint: COCO box and mask AP, ADE20K mIoU, or ImageNet top-1 and top-5.
 
 python tools/test.py configs/detection/cascade_convnext_t.py CHECKPOINT
 python tools/test.py configs/detection/cascade_convnext_t.py CHECKPOINT --tta flip

@@ -15,7 +15,7 @@ from typing import Any
 import mmengine.registry
 import torch
 from mmengine.config import Config
-from mmengine.registry import Registry
+from mmengine.registry import MODELS, DefaultScope, Registry
 
 from backbones.errors import InputError
 
@@ -38,6 +38,15 @@ TOP_KEYS = {
     "default_scope", "randomness", "experiment_name", "custom_imports", "model_wrapper_cfg",
     "compile", "activation_checkpointing", "efficient_conv_bn_eval", "runner_type", "tta",
     "tta_model", "inference_dtype",
+}  # fmt: skip
+
+# What the constructor of the optimizer wrapper reads from its paramwise_cfg.
+CONSTRUCTOR_KEYS = {
+    "LayerDecayConstructor": set(PARAMWISE_KEYS),
+    "DefaultOptimWrapperConstructor": {
+        "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "flat_decay_mult",
+        "dwconv_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate", "custom_keys",
+    },
 }  # fmt: skip
 
 # Untyped dicts by the end of their path; a list's index is written [].
@@ -64,9 +73,9 @@ UNTYPED_KEYS = {
     "dist_cfg": {"backend", "timeout", "init_backend"},
     "custom_imports": {"imports", "allow_failed_imports"},
     "arch": {"depths", "dims"},
+    "paramwise_cfg": set().union(*CONSTRUCTOR_KEYS.values()),
     "compile": {"fullgraph", "dynamic", "backend", "mode"},
     "clip_grad": {"max_norm", "norm_type", "error_if_nonfinite", "foreach"},
-    "paramwise_cfg": set(PARAMWISE_KEYS),
     "tta.[].test_cfg": {"mode", "crop_size", "stride"},
     "tta.[]": {"pipeline", "test_cfg"},
     "default_hooks": {
@@ -75,9 +84,9 @@ UNTYPED_KEYS = {
     },
 }  # fmt: skip
 
-# Dicts whose keys are the user's own.
-FREE_KEYS = {"custom_keys"}
-NAMED = {"tta"}  # and whose values are not: protocols
+# Dicts whose keys are the user's own, and what may stand in the dict under each.
+FREE_KEYS = {"custom_keys": {"lr_mult", "decay_mult"}}
+NAMED = {"tta"}  # dicts whose keys are the user's own and whose values are not: protocols
 
 # What `inference_dtype` may be; weights stay float32.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -88,12 +97,15 @@ BUILDER_KEYS = {
     "optim_wrapper": {"constructor", "paramwise_cfg", "optimizer"},
     "parameter scheduler": {"convert_to_iter_based"},
     "hook": {"priority"},
+    "weight initializer": {"wrapper", "sha256", "replace_head"},  # ConvNeXt.init_weights
     "mmcv.ops": {"class_agnostic", "split_thr"},  # batched_nms
 }
 
 
 def load_config(path: str | os.PathLike, overrides: dict[str, Any] | None = None) -> Config:
-    """Read a config with its bases, apply `--cfg-options` and check every key.
+    """Read a config with its bases, apply `--cfg-options`, check every key and fill in widths.
+
+    `in_channels="backbone"` of a neck or head becomes the widths of the backbone's maps.
 
     Args:
         path: config file.
@@ -114,6 +126,7 @@ def load_config(path: str | os.PathLike, overrides: dict[str, Any] | None = None
         _override(config, key, value)
     validate(config)
     inference_dtype(config)
+    _fill_widths(config)
     return config
 
 
@@ -181,6 +194,9 @@ def validate(config: Config) -> None:
     scope = config.get("default_scope") or "mmengine"
     for path, node in _dicts(config._cfg_dict):
         known = _known_keys(path, node, scope)
+        if path == "optim_wrapper.paramwise_cfg":
+            name = config.optim_wrapper.get("constructor", "DefaultOptimWrapperConstructor")
+            known = CONSTRUCTOR_KEYS.get(name)
         if known is None:
             continue
         if not known and node:
@@ -200,8 +216,11 @@ def _known_keys(path: str, node: dict, scope: str) -> set[str] | None:
         if generic in NAMED:
             return None
         ends = [end for end in UNTYPED_KEYS if generic == end or generic.endswith(f".{end}")]
-        if any(f".{name}." in f".{generic}." for name in FREE_KEYS):
-            return None
+        for name, inside in FREE_KEYS.items():
+            if f".{generic}".endswith(f".{name}"):
+                return None
+            if f".{name}." in f".{generic}":
+                return inside
         return UNTYPED_KEYS[max(ends, key=len)] if ends else set()
     name = node["type"]
     found = [(None, name)] if callable(name) else list(_registered(name, scope))
@@ -282,6 +301,25 @@ def _with_list_marks(path: str) -> str:
     return ".".join(
         "[]" if part.isdigit() or (named and i == 1) else part for i, part in enumerate(parts)
     )
+
+
+def _fill_widths(config: Config) -> None:
+    """Replace `in_channels="backbone"` of a neck or head by the widths of the backbone's maps.
+
+    A head gets those of its `in_index`. With it a config changes its backbone by one key.
+    """
+    model = config.model
+    parts = [model[name] for name in ("neck", "decode_head", "auxiliary_head") if name in model]
+    parts = [part for part in parts if part.get("in_channels") == "backbone"]
+    if not parts:
+        return
+    scope = config.get("default_scope") or "mmengine"
+    with DefaultScope.overwrite_default_scope(scope), torch.device("meta"):
+        backbone = MODELS.build(dict(model.backbone))
+    widths = [backbone.dims[i] for i in backbone.out_indices]
+    for part in parts:
+        index = part.get("in_index", range(len(widths)))
+        part.in_channels = widths[index] if isinstance(index, int) else [widths[i] for i in index]
 
 
 def _override(config: Config, dotted: str, value: Any) -> None:

@@ -27,13 +27,20 @@ def check_data(config: Config, splits: tuple[str, ...]) -> None:
     for split in splits:
         loader = config.get(f"{split}_dataloader")
         if loader is None:
+            if split == "test":
+                raise InputError(f"{config.filename}: has no test_dataloader to evaluate on")
             continue
         dataset = loader.dataset
         key = f"{split}_dataloader.dataset"
-        classes = dataset_metainfo(dataset, config.get("default_scope")).get("classes")
+        scope = config.get("default_scope")
+        built = _dataset_class(dataset, scope)
+        if hasattr(built, "check_files"):
+            built.check_files(dataset)
+        classes = dataset_metainfo(dataset, scope).get("classes")
         if classes is None:
             continue
-        _check_files(dataset, key, classes)
+        if not hasattr(built, "check_files"):
+            _check_files(dataset, key, classes)
         for path, count in _class_counts(config.model, "model"):
             if count != len(classes):
                 raise InputError(
@@ -44,10 +51,16 @@ def check_data(config: Config, splits: tuple[str, ...]) -> None:
 
 def dataset_metainfo(dataset: dict, scope: str | None) -> dict:
     """Class names in the order of their labels, and palette: the config's over the class's own."""
+    built = _dataset_class(dataset, scope)
+    if hasattr(built, "read_classes"):  # its folders are its classes
+        return dict(classes=built.read_classes(dataset))
+    return {**getattr(built, "METAINFO", {}), **dataset.get("metainfo", {})}
+
+
+def _dataset_class(dataset: dict, scope: str | None) -> type:
     registry = DATASETS.children.get(scope, DATASETS)
     built = dataset["type"]
-    built = registry.get(built) if isinstance(built, str) else built
-    return {**getattr(built, "METAINFO", {}), **dataset.get("metainfo", {})}
+    return registry.get(built) if isinstance(built, str) else built
 
 
 def _check_files(dataset: dict, key: str, classes: tuple[str, ...]) -> None:
