@@ -11,5 +11,13 @@ if find_spec("mmengine"):
     from . import openmmlab
     from .convnext import ARCHITECTURES, ConvNeXt, ConvNeXtClassifier
     from .errors import InputError
+    from .pretrained import create_backbone
 
-    __all__ = ["ARCHITECTURES", "ConvNeXt", "ConvNeXtClassifier", "InputError", "openmmlab"]
+    __all__ = [
+        "ARCHITECTURES",
+        "ConvNeXt",
+        "ConvNeXtClassifier",
+        "InputError",
+        "create_backbone",
+        "openmmlab",
+    ]

@@ -141,6 +141,8 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:  # (N, H, W, C)
+        if torch.compiler.is_compiling():
+            return x + self.masked_branch(x)
         if not torch.is_grad_enabled() and self.goes_by_rows(x) and not self.dropping:
             return self.branch_by_rows(x, residual=x)
         kept = self.draw_kept(len(x))
@@ -159,6 +161,17 @@ class Block(nn.Module):
         dtype = torch.promote_types(x.dtype, y.dtype)
         kept = kept.to(x.device, non_blocking=True)
         return x.to(dtype).index_add(0, kept, y.to(dtype))
+
+    def masked_branch(self, x: Tensor) -> Tensor:
+        """The branch, zero for the samples that skip it: for a graph, which indices would break."""
+        if self.with_cp and torch.is_grad_enabled():
+            y = checkpoint(self.branch, x, use_reentrant=False)
+        else:
+            y = self.branch(x)
+        if not self.dropping:
+            return y
+        kept = torch.rand(len(x), device=x.device) >= self.drop_path_rate
+        return y * (kept / (1 - self.drop_path_rate)).to(y.dtype)[:, None, None, None]
 
     @property
     def dropping(self) -> bool:

@@ -77,7 +77,8 @@ def find(name: str) -> Weights:
     """
     if weights := _lookup(name):
         return weights
-    close = get_close_matches(name, [weights.name for weights in ZOO], n=3)
+    names = [key for key in _BY_KEY if not re.search("[/:]", key)]
+    close = get_close_matches(name, names, n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise InputError(f"{name}: no such weights in the zoo{hint} (tools/zoo.py lists them all)")
 

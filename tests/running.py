@@ -50,7 +50,13 @@ def run_here(tool: str, *arguments: object) -> Outcome:
     argv = command(tool, *arguments)[1:]
     out, err = io.StringIO(), io.StringIO()
     status = 0
-    with patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+    path = [str(REPOSITORY / "tools"), *sys.path]
+    with (
+        patch.object(sys, "argv", argv),
+        patch.object(sys, "path", path),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
         try:
             runpy.run_path(argv[0], run_name="__main__")
         except SystemExit as end:

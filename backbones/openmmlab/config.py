@@ -73,6 +73,7 @@ UNTYPED_KEYS = {
     "custom_imports": {"imports", "allow_failed_imports"},
     "arch": {"depths", "dims"},
     "paramwise_cfg": set().union(*CONSTRUCTOR_KEYS.values()),
+    "compile": {"fullgraph", "dynamic", "backend", "mode"},
     "clip_grad": {"max_norm", "norm_type", "error_if_nonfinite", "foreach"},
     "tta.paper.test_cfg": {"mode", "crop_size", "stride"},
     "tta.mmseg.test_cfg": {"mode", "crop_size", "stride"},

@@ -21,6 +21,8 @@ from torch import nn
 from backbones.checkpoints import load_whole, read_checkpoint
 from backbones.errors import InputError
 
+from .compilation import compile_parts
+
 
 @CheckpointLoader.register_scheme(
     prefixes=["", "http://", "https://", "hf-hub:", "timm:"], force=True
@@ -100,6 +102,15 @@ class Runner(MMEngineRunner):
             self.logger.info(f"no checkpoint to resume from in {self.work_dir}: starting anew")
             self._resume = False
         super().load_or_resume()
+
+    def _maybe_compile(self, target: str) -> None:
+        """Compile the model's parts as the config's `compile` asks; mmengine's own way compiles
+        `target`, the whole step, and breaks at every box."""
+        options = self.cfg.get("compile")
+        if options:
+            model = self.model.module if is_model_wrapper(self.model) else self.model
+            parts = compile_parts(model, **({} if options is True else options))
+            self.logger.info(f"compiled at their first use: {', '.join(parts)}")
 
     def _log_env(self, env_cfg: dict) -> None:
         """Say in two lines what the run stands on; the full report goes to a file beside."""
