@@ -3,13 +3,14 @@
 #   make demo TASK=segmentation   the same for a segmentor
 #   make demo TASK=classification   the same for a classifier, whose weights start a detector
 #   make test                     all tests
+#   make bench                    speed beside other libraries', half an hour; docs/performance.*
 #   make lint                     formatting and style
 
 PYTHON ?= python3
 TASK ?= detection
 BIN := .venv/bin
 
-.PHONY: demo test lint setup
+.PHONY: demo test bench lint setup
 
 demo: setup
 	$(BIN)/python tools/walkthrough.py $(TASK)
@@ -17,6 +18,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -m "not slow"
 	$(BIN)/python -m pytest -m slow
+
+bench: setup
+	$(BIN)/python tools/benchmark.py --out docs/performance
 
 lint: setup
 	$(BIN)/ruff check .
