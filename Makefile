@@ -3,12 +3,13 @@
 #   make demo TASK=segmentation   the same for a segmentor
 #   make test                     all tests
 #   make lint                     formatting and style
+#   make campaign                 kill 100 runs at random moments, resume, compare bit for bit
 
 PYTHON ?= python3
 TASK ?= detection
 BIN := .venv/bin
 
-.PHONY: demo test lint setup
+.PHONY: demo test lint campaign setup
 
 demo: setup
 	$(BIN)/python tools/walkthrough.py $(TASK)
@@ -20,6 +21,9 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+campaign: setup
+	$(BIN)/python tools/campaign.py
 
 setup: .venv/installed
 

@@ -6,7 +6,6 @@ python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ --out predictions
 
 import argparse
 import json
-import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.drawing import class_colours, draw_instances, draw_label_map
 from backbones.openmmlab.predictor import Predictor
+from backbones.whole_files import write_whole, written_whole
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -77,9 +77,7 @@ def main() -> None:
             save(Image.fromarray(labels), args.out / "labels" / f"{path.stem}.png")
         save(picture, args.out / "pictures" / f"{path.stem}.png")
     if coco["images"]:
-        part = args.out / ".predictions.json"
-        part.write_text(json.dumps(coco))
-        part.replace(args.out / "predictions.json")
+        write_whole(args.out / "predictions.json", json.dumps(coco))
     print(f"{len(paths)} pictures: {args.out / 'pictures'}")
 
 
@@ -126,9 +124,8 @@ def annotations(found, masks: np.ndarray | None, image_id: int, first_id: int) -
 
 def save(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}")
-    picture.save(part, format="PNG")
-    os.replace(part, path)
+    with written_whole(path) as part:
+        picture.save(part, format="PNG")
 
 
 if __name__ == "__main__":
