@@ -58,6 +58,9 @@ default_hooks = dict(
     checkpoint=dict(step_interval=3, max_keep_ckpts=1, save_best="coco/bbox_mAP"),
 )
 model["train_cfg"] = dict(rpn_proposal=dict(nms_pre=100, max_per_img=50))
+heads = [{**head, "fc_out_channels": 32} for head in _base_.model.roi_head.bbox_head]
+model["roi_head"] = dict(bbox_head=heads, mask_head=dict(conv_out_channels=8))
+del heads
 model["test_cfg"] = dict(rpn=dict(nms_pre=50, max_per_img=20), rcnn=dict(score_thr=0.0))
 """,
     "segmentation": """
@@ -66,7 +69,19 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=5),
     dict(type="PolyLR", power=1.0, begin=5, end=18, eta_min=0.0, by_epoch=False),
 ]
-train_dataloader = dict(batch_size=2, num_workers=2, persistent_workers=True)
+crop = dict(type="RandomCrop", crop_size=(64, 64), cat_max_ratio=0.75)
+resize = dict(type="RandomResize", scale=(64, 64), ratio_range=(1.0, 1.5), keep_ratio=True)
+steps = _base_.train_dataloader.dataset.pipeline
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=2,
+    persistent_workers=True,
+    dataset=dict(pipeline=[*steps[:2], resize, crop, *steps[4:]]),
+)
+del crop, resize, steps
+model["data_preprocessor"] = dict(size=(64, 64))
+model["decode_head"] = model["auxiliary_head"] = dict(channels=16)
+model["test_cfg"] = dict(crop_size=(64, 64), stride=(42, 42))
 default_hooks = dict(
     logger=dict(interval=1),
     checkpoint=dict(interval=4, max_keep_ckpts=1, save_best="mIoU"),
@@ -170,11 +185,11 @@ class Run:
 def differences(one: Path, other: Path) -> list[str]:
     """What is not bit for bit the same in the work dirs of two finished runs."""
     found: list[str] = []
-    names = [Path((d / "last_checkpoint").read_text()).name for d in (one, other)]
-    best = [sorted(p.name for p in d.glob("best_*.pth")) for d in (one, other)]
-    if names[0] != names[1] or best[0] != best[1]:
-        return [f"checkpoints {names[0]} {best[0]} and {names[1]} {best[1]}"]
-    for name in (names[0], *best[0]):
+    last = [Path((d / "last_checkpoint").read_text()).name for d in (one, other)]
+    names = [sorted(p.name for p in d.glob("*.pth")) for d in (one, other)]
+    if last[0] != last[1] or names[0] != names[1]:
+        return [f"checkpoints {last[0]} of {names[0]} and {last[1]} of {names[1]}"]
+    for name in names[0]:
         _compare(read_checkpoint(one / name), read_checkpoint(other / name), name, found)
     scores, others = _log_lines(one), _log_lines(other)
     found += [f"log line {key}" for key in scores.keys() ^ others.keys()]

@@ -82,7 +82,7 @@ class NonFiniteHook(Hook):
             backward(loss, **kwargs)
             if wrapper.should_update():
                 self._gradient = _first_non_finite_gradient(self._model)
-            bad = any_process(self._gradient is not None or not math.isfinite(loss))
+            bad = any_process(self._gradient is not None or not math.isfinite(loss.item()))
             self._bad |= bad
             self._poisoned |= bad
 

@@ -32,6 +32,8 @@ from .processes import from_all
 # First number of the entropy, so that no two kinds of draws share a stream.
 STEP, VALIDATION, SAMPLE = range(3)
 TRIES = 100
+# Not `val...`, or mmengine would log it among the scores.
+VALIDATED = "last_validated_iter"
 
 
 def seed_draws(*entropy: int) -> None:
@@ -246,7 +248,7 @@ class RepeatableStepHook(Hook):
         seed_draws(VALIDATION, runner.seed, runner.rank, runner.iter, batch_idx)
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
-        runner.message_hub.update_info("validated_iter", runner.iter)
+        runner.message_hub.update_info(VALIDATED, runner.iter)
 
 
 @HOOKS.register_module()
@@ -259,7 +261,7 @@ class DueValidationHook(Hook):
         loop = runner.train_loop
         if runner.val_loop is None or runner.iter == 0:
             return
-        if runner.message_hub.get_info("validated_iter") == runner.iter:
+        if runner.message_hub.get_info(VALIDATED) == runner.iter:
             return
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         at, last = (runner.epoch, loop.max_epochs) if by_epoch else (runner.iter, loop.max_iters)
@@ -268,6 +270,9 @@ class DueValidationHook(Hook):
         loop._decide_current_val_interval()
         if at >= loop.val_begin and (at % loop.val_interval == 0 or at == last):
             runner.logger.info("the checkpoint was saved before its validation, which comes first")
+            # As they were then; mmengine has set them for the step that comes next.
+            runner.message_hub.update_info("iter", runner.iter - 1)
+            runner.message_hub.update_info("epoch", runner.epoch - by_epoch)
             runner.val_loop.run()
 
 
