@@ -229,7 +229,8 @@ def test_unreadable_images_are_skipped_counted_and_listed(processes, shapes, tmp
     data = Path(shutil.copytree(shapes, tmp_path / "data"))
     images = sorted((data / "images" / "training").iterdir())
     images[1].write_bytes(images[1].read_bytes()[:50])
-    images[4].write_text("not a picture")
+    labels = data / "annotations" / "training" / f"{images[4].stem}.png"
+    labels.write_bytes(labels.read_bytes()[:50])
     config = write_config(tmp_path, "segmentation")
     workers = ("--cfg-options", "train_dataloader.num_workers=1", "train_cfg.max_iters=8")
     arguments = (config, "--data", data, "--work-dir", "run", "--skip-bad-images", *workers)
@@ -237,11 +238,11 @@ def test_unreadable_images_are_skipped_counted_and_listed(processes, shapes, tmp
     assert run.statuses() == [0] * processes, run.log.read_text()[-3000:]
     path = tmp_path / "run" / "unreadable_images.txt"
     lines = path.read_text().splitlines()
-    assert [line.split(":")[0] for line in lines] == [str(images[1]), str(images[4])]
+    assert [line.split(":")[0] for line in lines] == [str(labels), str(images[1])]
     assert "unreadable images that others stood in for: 2, listed in" in run.log.read_text()
     if processes == 1:
         stopped = run_tool("train.py", *arguments[:5], "again", *workers, cwd=tmp_path)
-        ended(stopped, f"{images[1].name}|{images[4].name}", "empty, cut off or not an image")
+        ended(stopped, f"{images[1].name}|{labels.name}", "empty, cut off or not an image")
 
 
 @pytest.mark.slow

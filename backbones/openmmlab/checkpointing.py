@@ -80,7 +80,7 @@ class VerifiedCheckpointHook(CheckpointHook):
         )
         if is_main_process():
             point_to(Path(self.out_dir) / name, runner.work_dir)
-            self._delete([*outdated, INTERRUPTED])
+            self._delete([*outdated, Path(runner.work_dir) / INTERRUPTED])
 
     def _within_epoch(self, runner) -> list[str]:
         name = runner.message_hub.get_info("within_epoch_ckpt")
@@ -118,7 +118,7 @@ class VerifiedCheckpointHook(CheckpointHook):
         path = Path(ckpt_path)
         write_whole(path.with_name(f"{path.stem}-{digits}.pth"), content.getvalue())
 
-    def _delete(self, names: list[str]) -> None:
+    def _delete(self, names: list[str | Path]) -> None:
         if is_main_process():
             for name in names:
                 (Path(self.out_dir) / name).unlink(missing_ok=True)

@@ -76,6 +76,8 @@ def outlive_signals() -> None:
     A worker that SIGTERM ended would end the run before it has saved. The process that trains
     ends its workers by SIGTERM too; that one is told by its sender.
     """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

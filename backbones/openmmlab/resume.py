@@ -19,6 +19,7 @@ import torch
 from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.hooks import EarlyStoppingHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DATA_SAMPLERS, HOOKS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import Tensor, nn
@@ -120,13 +121,23 @@ class SeededReader:
         seed_draws(*entropy)
         for _ in range(TRIES):
             try:
-                return self.dataset[index]
+                return self._sample(index)
             except UnreadableImage as error:
                 if self.unreadable is None:
                     raise
                 self.unreadable.put(str(error))
                 index = int(np.random.randint(len(self.dataset)))
         raise InputError(f"{TRIES} images drawn in a row cannot be read, the last one: {index}")
+
+    def _sample(self, index: int) -> object:
+        try:
+            return self.dataset[index]
+        except OSError as error:  # PIL does not name the label map
+            if error.filename or not hasattr(self.dataset, "get_data_info"):
+                raise
+            info = self.dataset.get_data_info(index)
+            path = info.get("seg_map_path") or info["img_path"]
+            raise UnreadableImage(f"{path}: empty, cut off or not an image ({error})") from None
 
 
 def _placed(dataloader: dict, seed: int) -> dict:
@@ -232,12 +243,7 @@ class EndlessBatches:
 
 @HOOKS.register_module()
 class RepeatableStepHook(Hook):
-    """Seeds every step by its number, and puts into the checkpoint what mmengine leaves out.
-
-    That is how many processes there were, the buffers of each (batch statistics differ between
-    processes where nothing synchronises them), the gradients of an accumulation that is under way
-    and the patience of early stopping.
-    """
+    """Seeds every step by its number, and notes the last validation."""
 
     priority = "VERY_HIGH"
 
@@ -315,7 +321,15 @@ class SkipBadImagesHook(Hook):
 
 
 class TrainingState:
-    """What the checkpoint holds beside mmengine's own, for `runner`; collected and restored."""
+    """What a checkpoint holds beside mmengine's own.
+
+    That is how many processes there were, the buffers of each (batch statistics differ where
+    nothing synchronises them), the gradients of an accumulation that is under way, the patience of
+    early stopping and the images that could not be read.
+
+    Args:
+        runner: whose state to collect or to restore.
+    """
 
     def __init__(self, runner):
         self.runner = runner
@@ -372,7 +386,8 @@ class TrainingState:
     def _of_this_process(self) -> dict:
         several = get_world_size() > 1
         wrapper = self.runner.optim_wrapper
-        under_way = wrapper._inner_count % getattr(wrapper, "_accumulative_counts", 1)
+        # Of several optimizers each model decides itself when to step.
+        under_way = isinstance(wrapper, OptimWrapper) and not wrapper.should_update()
         gradients = {
             name: parameter.grad.cpu()
             for name, parameter in self._model.named_parameters()

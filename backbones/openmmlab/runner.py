@@ -105,6 +105,9 @@ class Runner(MMEngineRunner):
         Raises:
             InputError: a data worker or another process of the run was lost.
         """
+        if is_main_process():
+            for part in Path(self.work_dir).glob(".*.part"):  # of a run that was killed
+                part.unlink()
         try:
             return super().train()
         except RuntimeError as error:
@@ -129,7 +132,8 @@ class Runner(MMEngineRunner):
                 super().save_checkpoint(out_dir, part.name, *args, **kwargs)
                 with part.open("rb+") as file:
                     os.fsync(file.fileno())
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                    if hasattr(os, "posix_fadvise"):  # read back from the disk, not from memory
+                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                 check_archive(part)
         except InputError as error:
             raise InputError(
