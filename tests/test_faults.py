@@ -26,7 +26,9 @@ SMALL = {
     + """
 model = dict(
     data_preprocessor=dict(size=(64, 64)),
-    decode_head=dict(channels=8), auxiliary_head=dict(channels=8),
+    backbone=dict(arch=dict(_delete_=True, depths=[1, 1, 2, 1], dims=[16, 24, 32, 40])),
+    decode_head=dict(in_channels=[16, 24, 32, 40], channels=8),
+    auxiliary_head=dict(in_channels=32, channels=8),
     test_cfg=dict(_delete_=True, mode="whole"),
 )
 train_cfg = dict(max_iters=6, val_interval=100)
@@ -46,7 +48,9 @@ train_cfg = dict(max_epochs=2, val_interval=1)
 train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
 heads = [{**head, "fc_out_channels": 32} for head in _base_.model.roi_head.bbox_head]
 model = dict(
-    backbone=dict(), roi_head=dict(bbox_head=heads, mask_head=dict(conv_out_channels=8)),
+    backbone=dict(arch=dict(_delete_=True, depths=[1, 1, 2, 1], dims=[16, 24, 32, 40])),
+    neck=dict(in_channels=[16, 24, 32, 40]),
+    roi_head=dict(bbox_head=heads, mask_head=dict(conv_out_channels=8)),
     train_cfg=dict(rpn_proposal=dict(nms_pre=100, max_per_img=50)),
     test_cfg=dict(rpn=dict(nms_pre=50, max_per_img=20), rcnn=dict(score_thr=0.05)),
 )

@@ -44,7 +44,12 @@ custom_hooks = [
     *_base_.custom_hooks,
     dict(type="EMAHook", momentum=0.1),
 ]
-model = dict(backbone=dict(drop_path_rate=0.3))
+dims = [16, 24, 32, 40]
+model = dict(
+    backbone=dict(
+        arch=dict(_delete_=True, depths=[1, 1, 2, 1], dims=dims), drop_path_rate=0.3
+    ),
+)
 optim_wrapper = dict(optimizer=dict(lr=1e-4), clip_grad=dict(max_norm=1.0))
 val_dataloader = dict(num_workers=0, persistent_workers=False)
 """
@@ -57,6 +62,7 @@ default_hooks = dict(
     logger=dict(interval=1),
     checkpoint=dict(step_interval=3, max_keep_ckpts=1, save_best="coco/bbox_mAP"),
 )
+model["neck"] = dict(in_channels=dims)
 model["train_cfg"] = dict(rpn_proposal=dict(nms_pre=100, max_per_img=50))
 heads = [{**head, "fc_out_channels": 32} for head in _base_.model.roi_head.bbox_head]
 model["roi_head"] = dict(bbox_head=heads, mask_head=dict(conv_out_channels=8))
@@ -80,7 +86,8 @@ train_dataloader = dict(
 )
 del crop, resize, steps
 model["data_preprocessor"] = dict(size=(64, 64))
-model["decode_head"] = model["auxiliary_head"] = dict(channels=16)
+model["decode_head"] = dict(in_channels=dims, channels=16)
+model["auxiliary_head"] = dict(in_channels=32, channels=16)
 model["test_cfg"] = dict(crop_size=(64, 64), stride=(42, 42))
 default_hooks = dict(
     logger=dict(interval=1),

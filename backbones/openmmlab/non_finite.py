@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import wraps
 
 import torch
 from mmengine.hooks import Hook
@@ -86,6 +87,7 @@ class NonFiniteHook(Hook):
             self._bad |= bad
             self._poisoned |= bad
 
+        @wraps(step)  # with the mark that mmengine's schedulers leave on it
         def checked_step(**kwargs) -> None:
             scaled = getattr(wrapper, "loss_scaler", None)
             # The scaler leaves the step out itself, and lowers its scale.
