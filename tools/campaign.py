@@ -272,7 +272,7 @@ def main() -> None:
     prepare += ["--root", str(out), "--train", "16", "--val", "4", "--size", "64"]
     subprocess.run(prepare, check=True)
     for task, small in SMALL.items():
-        text = f"_base_ = {str(CONFIGS[task])!r}\n{COMMON}{small}"
+        text = f"_base_ = {str(CONFIGS[task])!r}\n{COMMON}{small}del dims\n"
         write_whole(out / f"{task}.py", text)
 
     draw = random.Random(args.seed)
