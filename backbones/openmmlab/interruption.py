@@ -32,10 +32,15 @@ class InterruptHook(Hook):
 
     def __init__(self):
         self.asked: signal.Signals | None = None
+        self._former: dict[int, object] = {}
 
     def before_train(self, runner) -> None:
-        for number in SIGNALS:
-            signal.signal(number, self._ask)
+        self._former = {number: signal.signal(number, self._ask) for number in SIGNALS}
+
+    def release(self) -> None:
+        """Let the signals do again what they did before training."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, _) -> None:
         if self.asked == number == signal.SIGINT:
