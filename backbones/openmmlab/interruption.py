@@ -37,8 +37,8 @@ class InterruptHook(Hook):
     def before_train(self, runner) -> None:
         self._former = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
-    def release(self) -> None:
-        """Let the signals do again what they did before training."""
+    def after_train(self, runner) -> None:
+        # After a stop or an error they stay: torchrun's SIGTERM must not cut the last line off.
         for number, handler in self._former.items():
             signal.signal(number, handler)
 

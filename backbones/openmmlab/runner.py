@@ -112,10 +112,6 @@ class Runner(MMEngineRunner):
             return super().train()
         except RuntimeError as error:
             raise what_was_lost(error) or error from error
-        finally:
-            for hook in self.hooks:
-                if isinstance(hook, InterruptHook):
-                    hook.release()
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         """Save whole, with the state of every process; all of them call it at the same point.
