@@ -19,9 +19,17 @@ def main() -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue from the work dir's last checkpoint"
     )
+    parser.add_argument(
+        "--skip-bad-images",
+        action="store_true",
+        help="train on others in place of images that cannot be read; count and list them",
+    )
     args = parser.parse_args()
     config = run_config(args)
     config.resume = args.resume
+    if args.skip_bad_images:
+        hooks = config.get("custom_hooks") or []
+        config.custom_hooks = [*hooks, dict(type="SkipBadImagesHook")]
     check_data(config, ("train", "val"))
     fit_to_machine(config)
     with trusted() if args.trust_checkpoint else nullcontext():
