@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from backbones.checkpoints import trusted
 from backbones.errors import reported_in_one_line
 from backbones.openmmlab.command_line import run_config, run_parser
-from backbones.openmmlab.doctor import check_data
+from backbones.openmmlab.doctor import check_data, examine_quickly
 from backbones.openmmlab.runner import Runner, fit_to_machine
 from backbones.openmmlab.total_batch import LR_SCALES, batch_norm_note, use_total_batch
 
@@ -41,6 +41,9 @@ def main() -> None:
     if note := batch_norm_note(config):
         print_log(note, "current")
     check_data(config, ("train", "val"))
+    for finding in examine_quickly(config):
+        if finding.severity != "note":
+            print_log(f"{finding.severity}: {finding}", "current")
     fit_to_machine(config)
     with trusted() if args.trust_checkpoint else nullcontext():
         Runner.from_cfg(config).train()

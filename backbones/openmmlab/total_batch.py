@@ -102,7 +102,7 @@ def use_total_batch(config: Config, total: int | None = None, scale_lr: str | No
 def batch_norm_note(config: Config) -> str | None:
     """What accumulation cannot give a batch norm, and what to do; None where nothing is lost."""
     recipe, seen = recipe_batch(config), part_size(config)
-    norms = list(_norms(config.model, "model"))
+    norms = list(norm_keys(config.model))
     if recipe is None or not norms:
         return None
     if torch.cuda.is_available():  # SyncBN: else it becomes BN
@@ -118,15 +118,16 @@ def batch_norm_note(config: Config) -> str | None:
     )
 
 
-def _norms(node: object, path: str) -> Iterator[str]:
+def norm_keys(node: object, path: str = "model") -> Iterator[str]:
+    """The config keys of all batch norms, synchronised ones too."""
     if isinstance(node, dict):
         if node.get("type") in ("BN", "SyncBN"):
             yield path
         for key, value in node.items():
-            yield from _norms(value, f"{path}.{key}")
+            yield from norm_keys(value, f"{path}.{key}")
     elif isinstance(node, list | tuple):
         for i, value in enumerate(node):
-            yield from _norms(value, f"{path}.{i}")
+            yield from norm_keys(value, f"{path}.{i}")
 
 
 def _plural(count: int, noun: str) -> str:
@@ -160,9 +161,7 @@ def _accumulate(config: Config, images: int, parts: int) -> None:
     if parts > 1:
         hooks.append(dict(type=HOOK, batch_size=images))
         if batches:
-            loader.batch_sampler = dict(
-                type="StepBatchSampler", batches=batches, part_size=images
-            )
+            loader.batch_sampler = dict(type="StepBatchSampler", batches=batches, part_size=images)
         if loader.get("num_workers"):
             loader.prefetch_factor = 1  # a worker reads a whole step's images
     config.custom_hooks = hooks
