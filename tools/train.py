@@ -6,6 +6,7 @@ torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
 tools/train.py CONFIG takes the recipe's optimizer steps on fewer processes too, by accumulation.
 """
 
+import os
 from contextlib import nullcontext
 
 from mmengine.logging import print_log
@@ -41,7 +42,7 @@ def main() -> None:
     if note := batch_norm_note(config):
         print_log(note, "current")
     check_data(config, ("train", "val"))
-    for finding in examine_quickly(config):
+    for finding in examine_quickly(config) if os.environ.get("RANK", "0") == "0" else ():
         if finding.severity != "note":
             print_log(f"{finding.severity}: {finding}", "current")
     fit_to_machine(config)

@@ -27,6 +27,11 @@ from .complexity import build_on_meta
 # State tensors that each optimizer keeps for a parameter.
 OPTIMIZER_STATES = {"Adam": 2, "AdamW": 2, "NAdam": 2, "RAdam": 2, "SGD": 1, "RMSprop": 1}
 GIB = 2**30
+# oneDNN copies what a convolution reads and writes on a CPU into blocks of channels.
+CONVOLUTIONS = (
+    torch.ops.aten.convolution.default,
+    torch.ops.aten.convolution_backward.default,
+)
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,9 @@ class LiveBytes(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 if id(storage) not in before and id(storage) not in self._known:
                     self._add(storage)
+        if func in CONVOLUTIONS:
+            operands = [t for t in tree_leaves((args, kwargs, out)) if _counts(t) and t.is_cpu]
+            self.peak = max(self.peak, self.now + sum(map(_bytes, operands)))
         return out
 
     def _add(self, storage: torch.UntypedStorage) -> None:
