@@ -2,13 +2,14 @@
 #   make demo                     train, evaluate and draw a small detector on a demo set
 #   make demo TASK=segmentation   the same for a segmentor
 #   make test                     all tests
+#   make bench                    speed beside other libraries', half an hour; docs/performance.*
 #   make lint                     formatting and style
 
 PYTHON ?= python3
 TASK ?= detection
 BIN := .venv/bin
 
-.PHONY: demo test lint setup
+.PHONY: demo test bench lint setup
 
 demo: setup
 	$(BIN)/python tools/walkthrough.py $(TASK)
@@ -16,6 +17,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -m "not slow"
 	$(BIN)/python -m pytest -m slow
+
+bench: setup
+	$(BIN)/python tools/benchmark.py --out docs/performance
 
 lint: setup
 	$(BIN)/ruff check .

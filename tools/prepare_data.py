@@ -98,8 +98,10 @@ DATASETS = {
 # The demo set's classes: COCO's categories 1..4 are the shapes, label maps go on with the grounds.
 DEMO_SHAPES = ("circle", "square", "triangle", "star")
 DEMO_GROUNDS = ("gradient", "noise", "stripes", "checks")
-DEMO_VERSION = 1  # of the drawing: a set of another version is drawn anew
+DEMO_VERSION = 2  # of the drawing: a set of another version is drawn anew
 SIZES = (0.06, 0.11), (0.13, 0.22), (0.25, 0.38)  # radius / image size: small, medium, large
+# Each kind of shape favours a hue, as things do; a sixth of them have one nearer to another kind's.
+HUE_DEVIATION = 0.09
 MIN_VISIBLE, MIN_PIXELS = 0.25, 40  # of every shape, under all that is painted over it
 
 
@@ -171,7 +173,7 @@ def draw_scene(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
 
     owner = np.full((size, size), -1)  # index of the shape that a pixel shows
     classes, wholes = [], []
-    wanted, first_hue = rng.integers(1, 7), rng.uniform()
+    wanted = rng.integers(1, 7)
     for _ in range(100):
         if len(classes) == wanted:
             break
@@ -190,7 +192,7 @@ def draw_scene(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
         shade = Image.fromarray((255 * cover).astype(np.uint8))
         shade = np.asarray(shade.filter(ImageFilter.GaussianBlur(0.1 * radius))) / 255
         picture *= 1 - 0.45 * np.pad(shade, ((drop, 0), (drop, 0)))[:size, :size, None]
-        hue = first_hue + 0.618 * len(classes)  # golden section: six hues far from each other
+        hue = kind / len(DEMO_SHAPES) + rng.normal(0, HUE_DEVIATION)
         colour = hsv_to_rgb(hue, rng.uniform(0.55, 0.95), rng.uniform(0.65, 0.95))
         light = 1 - 0.16 * (x - centre[0] + y - centre[1]) / radius  # from the upper left
         surface = (light[:, :, None] * np.array(colour)).clip(0, 1)
