@@ -148,13 +148,15 @@ def _examine_folder(
     config: Config, dataset: dict, classes: Sequence[str], key: str, split: str, images: int
 ) -> tuple[list[Finding], dict[Path, Header]]:
     """Findings about label maps beside images, or about folders of classes."""
-    with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmengine")):
-        built = DATASETS.build(deepcopy(dataset))
-    if hasattr(built, "samples"):  # torchvision's folders of classes
+    scope = config.get("default_scope", "mmengine")
+    folders = hasattr(_dataset_class(dataset, scope), "check_files")  # of classes, torchvision's
+    with DefaultScope.overwrite_default_scope(scope):
+        built = DATASETS.build({**deepcopy(dataset), **({} if folders else {"lazy_init": True})})
+    if folders:
         paths = [Path(path) for path, _ in built.samples]
         headers, findings = read_headers(spread(paths, images))
         return findings, headers
-    infos = [built.get_data_info(i) for i in range(len(built))]
+    infos = built.load_data_list()
     if not infos:
         suffix = f"{built.img_suffix}" if hasattr(built, "img_suffix") else ""
         return [Finding("error", key, f"finds no image{f' *{suffix}' if suffix else ''}")], {}
@@ -278,8 +280,11 @@ def _check_files(dataset: dict, key: str, classes: tuple[str, ...]) -> None:
     for name, folder in dataset.get("data_prefix", {}).items():
         if folder and not (root / folder).is_dir():
             raise InputError(f"{root / folder}: no such folder ({key}.data_prefix.{name})")
-    if annotations := dataset.get("ann_file"):
+    annotations = dataset.get("ann_file") or ""
+    if annotations.endswith(".json"):
         check_coco(root / annotations, classes, f"{key}.ann_file")
+    elif annotations and not (root / annotations).exists():  # a list of names
+        raise InputError(f"{root / annotations}: no such file ({key}.ann_file)")
 
 
 def check_coco(path: Path, classes: tuple[str, ...], key: str) -> None:

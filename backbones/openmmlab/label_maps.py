@@ -125,7 +125,8 @@ class LabelMaps:
                 "error" if self.complete else "warning", key,
                 f"True, but the files hold labels 0 to {number - 1} for {number} classes: "
                 f"{self.classes[0]} would be ignored, {self.classes[-1]} never be seen",
-                "set it to False, here and in LoadAnnotations",
+                "set it to False, here and in LoadAnnotations"
+                + (f", unless 255 is written for {self.classes[-1]}" if pixels[IGNORED] else ""),
             )  # fmt: skip
             return
         unseen = [self.classes[i] for i in np.flatnonzero(counts == 0)]
