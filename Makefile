@@ -1,6 +1,7 @@
 # Every target sets up .venv first, where it is missing or older than setup.py.
 #   make demo                     train, evaluate and draw a small detector on a demo set
 #   make demo TASK=segmentation   the same for a segmentor
+#   make demo TASK=classification   the same for a classifier, whose weights start a detector
 #   make test                     all tests
 #   make bench                    speed beside other libraries', half an hour; docs/performance.*
 #   make lint                     formatting and style

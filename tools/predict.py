@@ -5,6 +5,8 @@ python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ --out predictions
 """
 
 import argparse
+import csv
+import io
 import json
 import os
 from contextlib import nullcontext
@@ -20,7 +22,12 @@ from rich.progress import track
 from backbones.checkpoints import trusted
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.drawing import class_colours, draw_instances, draw_label_map
+from backbones.openmmlab.drawing import (
+    class_colours,
+    draw_instances,
+    draw_label_map,
+    draw_scores,
+)
 from backbones.openmmlab.predictor import Predictor
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -48,6 +55,7 @@ def main() -> None:
         predictor = Predictor(config, args.checkpoint, device=args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     coco = dict(images=[], annotations=[], categories=categories(predictor.classes))
+    ranked = []  # of a classifier: (file, rank, label, class, score)
     for number, path in enumerate(track(paths, "predicting", transient=True), start=1):
         image = cv2.imread(str(path))
         if image is None:
@@ -69,6 +77,12 @@ def main() -> None:
             height, width = image.shape[:2]
             coco["images"].append(dict(id=number, file_name=str(path), width=width, height=height))
             coco["annotations"] += annotations(found, masks, number, len(coco["annotations"]) + 1)
+        elif "scores" in sample:
+            scores, labels = sample.scores.cpu().topk(min(5, len(sample.scores)))
+            names = [predictor.classes[label] for label in labels]
+            rows = zip(labels.tolist(), names, scores.tolist(), strict=True)
+            ranked += [(str(path), rank, *row) for rank, row in enumerate(rows, start=1)]
+            picture = draw_scores(rgb, names, scores.numpy())
         else:
             labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
             palette = predictor.palette
@@ -77,9 +91,12 @@ def main() -> None:
             save(Image.fromarray(labels), args.out / "labels" / f"{path.stem}.png")
         save(picture, args.out / "pictures" / f"{path.stem}.png")
     if coco["images"]:
-        part = args.out / ".predictions.json"
-        part.write_text(json.dumps(coco))
-        part.replace(args.out / "predictions.json")
+        write(json.dumps(coco), args.out / "predictions.json")
+    if ranked:
+        table = io.StringIO(newline="")
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerows([("file", "rank", "label", "class", "score"), *ranked])
+        write(table.getvalue(), args.out / "predictions.csv")
     print(f"{len(paths)} pictures: {args.out / 'pictures'}")
 
 
@@ -122,6 +139,12 @@ def annotations(found, masks: np.ndarray | None, image_id: int, first_id: int) -
             row["area"] = float(coco_mask.area(code))
         rows.append(row)
     return rows
+
+
+def write(text: str, path: Path) -> None:
+    part = path.with_name(f".{path.name}")
+    part.write_text(text)
+    part.replace(path)
 
 
 def save(picture: Image.Image, path: Path) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a detector or a segmentor, on one process or many.
+"""Train a detector, a segmentor or a classifier, on one process or many.
 
 python tools/train.py configs/detection/cascade_convnext_t.py
 torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
