@@ -31,6 +31,7 @@ from .non_finite import NonFiniteHook, check_finite
 from .precision import infer_in
 from .processes import what_was_lost
 from .resume import DueValidationHook, RepeatableStepHook, TrainingState
+from .total_batch import process_count
 
 
 @CheckpointLoader.register_scheme(
@@ -245,8 +246,7 @@ def fit_to_machine(config: Config) -> None:
     SyncBN becomes BN where there is nothing to synchronise with or no GPU to do it on; automatic
     mixed precision becomes float32 and nccl becomes gloo where there is no GPU.
     """
-    counts = dict(pytorch="WORLD_SIZE", slurm="SLURM_NTASKS", mpi="OMPI_COMM_WORLD_SIZE")
-    processes = int(os.environ.get(counts.get(config.launcher, ""), 1))
+    processes = process_count(config)
     cuda = torch.cuda.is_available()
     if (processes == 1 or not cuda) and _replace_type(config._cfg_dict, "SyncBN", "BN"):
         why = "one process" if processes == 1 else "no GPU"
