@@ -1,12 +1,14 @@
-"""Predictions as pictures: instances with masks, boxes and tags; label maps with a legend."""
+"""Predictions as pictures: instances with tags, label maps with a legend, classes with scores."""
 
 import colorsys
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 SMALLEST_SIDE = 480  # pictures are enlarged to this, so that tags stay legible
+BAR = (60, 110, 200)
 
 
 def class_colours(count: int) -> np.ndarray:
@@ -116,6 +118,32 @@ def draw_label_map(
         y = 12 + 26 * row
         pen.rounded_rectangle((width + 14, y, width + 32, y + 18), 4, fill=colour)
         pen.text((width + 40, y + 9), text, font=font, fill="black", anchor="lm")
+    return sheet
+
+
+def draw_scores(image: np.ndarray, names: Sequence[str], scores: np.ndarray) -> Image.Image:
+    """An image beside its classes, with a bar as long as each score.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        names: classes, best first; a list of synonyms is cut at its first comma.
+        scores: (len(names),) in [0, 1].
+    """
+    zoom = _zoom(image)
+    height, width = (side * zoom for side in image.shape[:2])
+    picture = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    font = ImageFont.load_default(size=16)
+    lines = [
+        f"{name.split(',')[0]}  {score:.1%}" for name, score in zip(names, scores, strict=True)
+    ]
+    side = 28 + max(200, *(int(font.getlength(line)) for line in lines))
+    sheet = Image.new("RGB", (width + side, height), "white")
+    sheet.paste(Image.fromarray(picture), (0, 0))
+    pen = ImageDraw.Draw(sheet)
+    for row, (line, score) in enumerate(zip(lines, scores, strict=True)):
+        y = 14 + 46 * row
+        pen.text((width + 14, y), line, font=font, fill="black")
+        pen.rectangle((width + 14, y + 24, width + 14 + round(200 * float(score)), y + 32), BAR)
     return sheet
 
 
