@@ -17,6 +17,7 @@ from backbones.openmmlab.command_line import run_config, run_parser
 from backbones.openmmlab.doctor import check_data, examine_quickly
 from backbones.openmmlab.runner import Runner, fit_to_machine
 from backbones.openmmlab.total_batch import LR_SCALES, batch_norm_note, use_total_batch
+from backbones.openmmlab.tracking import TRACKERS, track
 
 
 def main() -> None:
@@ -40,9 +41,22 @@ def main() -> None:
         choices=LR_SCALES,
         help="scale the learning rate with the total batch, in proportion or by its square root",
     )
+    parser.add_argument(
+        "--track",
+        action="append",
+        choices=TRACKERS,
+        default=[],
+        help="send the figures there as well; may be given more than once",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="as `compile = True` in the config: torch.compile"
+    )
     args = parser.parse_args()
     config = run_config(args)
     config.resume = args.resume
+    if args.compile:
+        config.setdefault("compile", True)
+    track(config, args.track)
     if args.skip_bad_images:
         hooks = config.get("custom_hooks") or []
         config.custom_hooks = [*hooks, dict(type="SkipBadImagesHook")]

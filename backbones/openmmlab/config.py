@@ -80,7 +80,7 @@ UNTYPED_KEYS = {
     "tta.[]": {"pipeline", "test_cfg"},
     "default_hooks": {
         "timer", "logger", "param_scheduler", "checkpoint", "sampler_seed", "visualization",
-        "runtime_info",
+        "runtime_info", "progress", "report",
     },
 }  # fmt: skip
 

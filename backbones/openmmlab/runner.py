@@ -2,7 +2,8 @@
 
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from .interruption import InterruptHook, outlive_signals
 from .non_finite import NonFiniteHook, check_finite
 from .precision import infer_in
 from .processes import what_was_lost
+from .progress import ProgressHook
+from .report import ReportHook
 from .resume import DueValidationHook, RepeatableStepHook, TrainingState
 from .total_batch import process_count
 
@@ -110,7 +113,7 @@ class Runner(MMEngineRunner):
         return super().build_train_loop(loop)
 
     def train(self) -> nn.Module:
-        """Train.
+        """Train; the terminal and the report are left in order however it ends.
 
         Raises:
             InputError: a data worker or another process of the run was lost.
@@ -118,10 +121,30 @@ class Runner(MMEngineRunner):
         if is_main_process():
             for part in Path(self.work_dir).glob(".*.part"):  # of a run that was killed
                 part.unlink()
+        with self._concluded():
+            try:
+                return super().train()
+            except RuntimeError as error:
+                raise what_was_lost(error) or error from error
+
+    def val(self) -> dict:
+        """Evaluate on the validation set; the terminal is left in order however it ends."""
+        with self._concluded():
+            return super().val()
+
+    def test(self) -> dict:
+        """Evaluate on the test set; the terminal is left in order however it ends."""
+        with self._concluded():
+            return super().test()
+
+    @contextmanager
+    def _concluded(self) -> Iterator[None]:
         try:
-            return super().train()
-        except RuntimeError as error:
-            raise what_was_lost(error) or error from error
+            yield
+        finally:
+            for hook in self.hooks:
+                if isinstance(hook, ProgressHook | ReportHook):
+                    hook.close(self)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         """Save whole, with the state of every process; all of them call it at the same point.
