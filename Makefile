@@ -1,14 +1,17 @@
 # Every target sets up .venv first, where it is missing or older than setup.py.
 #   make demo                     train, evaluate and draw a small detector on a demo set
 #   make demo TASK=segmentation   the same for a segmentor
+#   make demo TASK=classification   the same for a classifier, whose weights start a detector
 #   make test                     all tests
+#   make bench                    speed beside other libraries', half an hour; docs/performance.*
 #   make lint                     formatting and style
+#   make campaign                 kill 100 runs at random moments, resume, compare bit for bit
 
 PYTHON ?= python3
 TASK ?= detection
 BIN := .venv/bin
 
-.PHONY: demo test lint setup
+.PHONY: demo test bench lint campaign setup
 
 demo: setup
 	$(BIN)/python tools/walkthrough.py $(TASK)
@@ -17,9 +20,15 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow"
 	$(BIN)/python -m pytest -m slow
 
+bench: setup
+	$(BIN)/python tools/benchmark.py --out docs/performance
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+campaign: setup
+	$(BIN)/python tools/campaign.py
 
 setup: .venv/installed
 

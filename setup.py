@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ORACLES = ["timm==1.0.31", "onedl-mmpretrain==1.3.6", "transformers==5.23.0", "pycocotools==2.0.11"]
+ORACLES = ["onedl-mmpretrain==1.3.6", "transformers==5.23.0", "pycocotools==2.0.11"]
 
 setup(
     name="convnext-dense-prediction",
@@ -15,6 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["backbones", "backbones.*"]),
+    package_data={"backbones.openmmlab.report": ["page.css"]},
     install_requires=[
         # The exact stack that the tests ran on: releases of OpenMMLab break one another.
         "torch==2.11.0",
@@ -24,6 +25,7 @@ setup(
         "onedl-mmdetection==3.5.1",
         "onedl-mmsegmentation==1.4.2",
         "faster-coco-eval==1.8.0",
+        "timm==1.0.31",
         "numpy>=1.26",
         "pillow>=10.1",
         "pycocotools>=2.0.8",

@@ -106,6 +106,7 @@ def load_pretrained(
     prefix: str | None = None,
     wrapper: str | None = None,
     sha256: str | None = None,
+    replace_head: bool = False,
 ) -> Coverage:
     """Load ConvNeXt weights of any known dialect into a `ConvNeXt` or `ConvNeXtClassifier`.
 
@@ -118,6 +119,8 @@ def load_pretrained(
         prefix: where the backbone's names start in the checkpoint, if it holds several backbones.
         wrapper: key of the weights, if the checkpoint holds several sets of them.
         sha256: the file's checksum, or the first 8 or more of its digits.
+        replace_head: a classifier keeps the head it was built with, for other classes; without it
+            the checkpoint's has to fit.
 
     Raises:
         InputError: the file cannot be read, holds no ConvNeXt, another architecture, a tensor of
@@ -129,14 +132,16 @@ def load_pretrained(
     dialect, prefix = recognise(tensors, checkpoint, prefix)
     official, outside = to_official(tensors, dialect, prefix, checkpoint)
     origin = describe(official, checkpoint, wrapper_of(content, wrapper))
-    coverage, fitting = _fit(official, outside, model, str(checkpoint), dialect.name, origin)
+    coverage, fitting = _fit(
+        official, outside, model, str(checkpoint), dialect.name, origin, replace_head
+    )
     model.load_state_dict(fitting, strict=False)
     print_log(str(coverage), logger="current")
     return coverage
 
 
 def load_whole(model: nn.Module, checkpoint: object, source: str | os.PathLike) -> str:
-    """Load a whole detector's or segmentor's weights, its ConvNeXt in any known dialect.
+    """Load a whole detector's, segmentor's or classifier's weights, its ConvNeXt in any dialect.
 
     Heads and necks of mmdet, mmseg and the official repositories have the same names as ours.
 
@@ -158,7 +163,12 @@ def load_whole(model: nn.Module, checkpoint: object, source: str | os.PathLike) 
     if len(backbones) == 1 and target.keys().isdisjoint(tensors):
         _, prefix = recognise(tensors, source)
         before = prefix.removesuffix(backbones[0])
-        if before == prefix:
+        if all(name.startswith(backbones[0]) for name in target):  # a classifier is its network
+            tensors = {
+                backbones[0] + name.removeprefix(prefix): tensor for name, tensor in tensors.items()
+            }
+            before = ""
+        elif before == prefix:
             raise InputError(
                 f"{source}: does not fit {name}: holds a backbone alone; give it to "
                 "model.backbone.init_cfg as dict(type='Pretrained', checkpoint=...)"
@@ -313,6 +323,7 @@ def _fit(
     source: str,
     dialect: str,
     origin: str,
+    replace_head: bool,
 ) -> tuple[Coverage, dict[str, Tensor]]:
     """Match official names with the model's parameters; every mismatch is an error."""
     depths, dims = architecture(tensors)
@@ -362,10 +373,17 @@ def _fit(
         for name in target
         if name not in tensors and output_norm.fullmatch(name) and norms <= {last}
     }
+    if replace_head:
+        if "head.weight" not in target:
+            raise InputError("replace_head: the model has no head; only a classifier has one")
+        head = ("head.weight", "head.bias")
+        ignored |= {name: "replaced" for name in head if name in tensors}
+        initial |= {name: "replace_head" for name in head}
     fitting = {name: tensor for name, tensor in tensors.items() if name not in ignored}
     wanted = {name: tensor for name, tensor in target.items() if name not in initial}
     if problem := mismatches(fitting, wanted):
-        raise InputError(f"{source}: does not fit the model: {problem}")
+        hint = "; replace_head=True keeps the model's own head" if "head.weight" in problem else ""
+        raise InputError(f"{source}: does not fit the model: {problem}{hint}")
     coverage = Coverage(
         source, dialect, origin, tuple(fitting), ignored | outside, initial, tuple(changed)
     )

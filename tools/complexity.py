@@ -32,7 +32,7 @@ def main() -> None:
         nargs=2,
         type=int,
         metavar=("WIDTH", "HEIGHT"),
-        help="image; default: 1280 800 for detectors, the test scale for segmentors",
+        help="image; default: 1280 800 for detectors, the test size otherwise",
     )
     parser.add_argument("--json", action="store_true", help="the numbers alone, as JSON")
     parser.add_argument(

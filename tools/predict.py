@@ -5,8 +5,9 @@ python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ --out predictions
 """
 
 import argparse
+import csv
+import io
 import json
-import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,8 +21,14 @@ from rich.progress import track
 from backbones.checkpoints import trusted
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.drawing import class_colours, draw_instances, draw_label_map
+from backbones.openmmlab.drawing import (
+    class_colours,
+    draw_instances,
+    draw_label_map,
+    draw_scores,
+)
 from backbones.openmmlab.predictor import Predictor
+from backbones.whole_files import write_whole, written_whole
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -48,6 +55,7 @@ def main() -> None:
         predictor = Predictor(config, args.checkpoint, device=args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     coco = dict(images=[], annotations=[], categories=categories(predictor.classes))
+    ranked = []  # of a classifier: (file, rank, label, class, score)
     for number, path in enumerate(track(paths, "predicting", transient=True), start=1):
         image = cv2.imread(str(path))
         if image is None:
@@ -69,6 +77,12 @@ def main() -> None:
             height, width = image.shape[:2]
             coco["images"].append(dict(id=number, file_name=str(path), width=width, height=height))
             coco["annotations"] += annotations(found, masks, number, len(coco["annotations"]) + 1)
+        elif "scores" in sample:
+            scores, labels = sample.scores.cpu().topk(min(5, len(sample.scores)))
+            names = [predictor.classes[label] for label in labels]
+            rows = zip(labels.tolist(), names, scores.tolist(), strict=True)
+            ranked += [(str(path), rank, *row) for rank, row in enumerate(rows, start=1)]
+            picture = draw_scores(rgb, names, scores.numpy())
         else:
             labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
             palette = predictor.palette
@@ -77,9 +91,12 @@ def main() -> None:
             save(Image.fromarray(labels), args.out / "labels" / f"{path.stem}.png")
         save(picture, args.out / "pictures" / f"{path.stem}.png")
     if coco["images"]:
-        part = args.out / ".predictions.json"
-        part.write_text(json.dumps(coco))
-        part.replace(args.out / "predictions.json")
+        write_whole(args.out / "predictions.json", json.dumps(coco))
+    if ranked:
+        table = io.StringIO(newline="")
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerows([("file", "rank", "label", "class", "score"), *ranked])
+        write_whole(args.out / "predictions.csv", table.getvalue())
     print(f"{len(paths)} pictures: {args.out / 'pictures'}")
 
 
@@ -126,9 +143,8 @@ def annotations(found, masks: np.ndarray | None, image_id: int, first_id: int) -
 
 def save(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}")
-    picture.save(part, format="PNG")
-    os.replace(part, path)
+    with written_whole(path) as part:
+        picture.save(part, format="PNG")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Prepare the data that the configs name: the drawn demo set, COCO 2017 or ADE20K.
 
-    tools/prepare_data.py demo      data/demo, drawn in seconds, in COCO's and in ADE20K's layout
+    tools/prepare_data.py demo      data/demo, drawn in seconds, in COCO's and in ADE20K's layout,
+                                    and data/demo/classes, a folder for each shape
     tools/prepare_data.py coco      data/coco/{annotations,train2017,val2017}, 20.4 GB to download
     tools/prepare_data.py ade20k    data/ade/ADEChallengeData2016/{images,annotations}, about 1 GB
 
@@ -98,7 +99,8 @@ DATASETS = {
 # The demo set's classes: COCO's categories 1..4 are the shapes, label maps go on with the grounds.
 DEMO_SHAPES = ("circle", "square", "triangle", "star")
 DEMO_GROUNDS = ("gradient", "noise", "stripes", "checks")
-DEMO_VERSION = 2  # of the drawing: a set of another version is drawn anew
+DEMO_VERSION = 3  # of the drawing: a set of another version is drawn anew
+CROP = 64  # width and height of a picture of one shape
 SIZES = (0.06, 0.11), (0.13, 0.22), (0.25, 0.38)  # radius / image size: small, medium, large
 # Each kind of shape favours a hue, as things do; a sixth of them have one nearer to another kind's.
 HUE_DEVIATION = 0.09
@@ -150,8 +152,15 @@ def draw_ground(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
     return dark + mix.clip(0, 1)[:, :, None] * (light - dark)
 
 
-def draw_scene(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list]:
+def draw_scene(
+    size: int, rng: np.random.Generator, only: int | None = None
+) -> tuple[np.ndarray, np.ndarray, list]:
     """One picture of the demo set.
+
+    Args:
+        size: width and height in pixels.
+        rng: all that is random in the picture.
+        only: class 0..3 of the one large shape in it; None for one to six of all classes and sizes.
 
     Returns:
         The picture, (size, size, 3) uint8 RGB; its label map, (size, size) uint8; and of each shape
@@ -173,13 +182,17 @@ def draw_scene(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
 
     owner = np.full((size, size), -1)  # index of the shape that a pixel shows
     classes, wholes = [], []
-    wanted = rng.integers(1, 7)
+    wanted = rng.integers(1, 7) if only is None else 1
     for _ in range(100):
         if len(classes) == wanted:
             break
-        kind = int(rng.integers(len(DEMO_SHAPES)))
-        radius = size * rng.uniform(*SIZES[rng.choice(3, p=(0.35, 0.4, 0.25))])
-        centre = rng.uniform(0.05, 0.95, 2) * size
+        if only is None:
+            kind = int(rng.integers(len(DEMO_SHAPES)))
+            radius = size * rng.uniform(*SIZES[rng.choice(3, p=(0.35, 0.4, 0.25))])
+            centre = rng.uniform(0.05, 0.95, 2) * size
+        else:
+            kind, radius = only, size * rng.uniform(*SIZES[-1])
+            centre = rng.uniform(0.4, 0.6, 2) * size
         outline = shape_outline(DEMO_SHAPES[kind], radius, rng.uniform(0, 2 * np.pi)) + centre
         cover = polygon_coverage(outline, size)
         (x0, y0), (x1, y1) = outline.T, np.roll(outline, -1, axis=0).T
@@ -215,9 +228,10 @@ def encode_image(pixels: np.ndarray, kind: str, quality: int = 93) -> bytes:
 
 
 def write_demo(folder: Path, size: int, counts: dict[str, int], seed: int) -> None:
-    """Draw the demo set into an empty folder, every picture in both layouts.
+    """Draw the demo set into an empty folder, every picture in COCO's and in ADE20K's layout.
 
     Picture i of a split depends on size, seed, split and i: more pictures do not change the first.
+    Beside them are as many pictures of each shape alone, in a folder for each class.
     """
     for number, (split, ade_split) in enumerate((("train", "training"), ("val", "validation"))):
         for sub in (f"{split}2017", f"images/{ade_split}", f"annotations/{ade_split}"):
@@ -256,6 +270,13 @@ def write_demo(folder: Path, size: int, counts: dict[str, int], seed: int) -> No
             ],
         )
         (folder / f"annotations/instances_{split}2017.json").write_text(json.dumps(data))
+        for kind, name in enumerate(DEMO_SHAPES):
+            inside = folder / "classes" / split / name
+            inside.mkdir(parents=True)
+            for i in range(counts[split]):
+                rng = np.random.default_rng([seed, 2 + number, kind, i])
+                picture = draw_scene(CROP, rng, only=kind)[0]
+                (inside / f"{name}_{i + 1:06}.jpg").write_bytes(encode_image(picture, "JPEG"))
 
 
 def prepare_demo(root: Path, size: int, train: int, val: int, seed: int) -> None:

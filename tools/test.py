@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Evaluate a checkpoint: COCO box and mask AP, or ADE20K mIoU.
+"""Evaluate a checkpoint: COCO box and mask AP, ADE20K mIoU, or ImageNet top-1 and top-5.
 
 python tools/test.py configs/detection/cascade_convnext_t.py CHECKPOINT
+python tools/test.py configs/detection/cascade_convnext_t.py CHECKPOINT --tta flip
 python tools/test.py configs/segmentation/upernet_convnext_t.py CHECKPOINT --tta paper
 """
 
@@ -15,6 +16,7 @@ from backbones.openmmlab.command_line import run_config, run_parser
 from backbones.openmmlab.config import use_tta
 from backbones.openmmlab.doctor import check_data
 from backbones.openmmlab.runner import Runner, fit_to_machine
+from backbones.whole_files import write_whole
 
 
 def main() -> None:
@@ -22,8 +24,9 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument(
         "--tta",
-        choices=["paper", "mmseg"],
-        help="multi-scale and flip for a segmentor: the paper's whole-image protocol or mmseg's",
+        metavar="PROTOCOL",
+        help="test-time augmentation by a name under the config's tta: paper or mmseg for a "
+        "segmentor, flip or multi_scale for a detector",
     )
     parser.add_argument(
         "--out", type=Path, help="metrics as JSON; default: metrics.json in the work dir"
@@ -38,9 +41,7 @@ def main() -> None:
     with trusted() if args.trust_checkpoint else nullcontext():
         metrics = Runner.from_cfg(config).test()
     out = args.out or Path(config.work_dir) / "metrics.json"
-    part = out.with_name(f".{out.name}")
-    part.write_text(json.dumps({key: float(value) for key, value in metrics.items()}, indent=2))
-    part.replace(out)
+    write_whole(out, json.dumps({key: float(value) for key, value in metrics.items()}, indent=2))
     print(f"metrics: {out}")
 
 

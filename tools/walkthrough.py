@@ -3,6 +3,7 @@
 
 python tools/walkthrough.py detection
 python tools/walkthrough.py segmentation
+python tools/walkthrough.py classification
 """
 
 import argparse
@@ -17,18 +18,25 @@ from rich.table import Table
 
 TOOLS = Path(__file__).parent
 CONFIGS = TOOLS.parent / "configs"
+SHAPES = ("circle", "square", "triangle", "star")
 TASKS = {
     "detection": (
         CONFIGS / "detection" / "cascade_convnext_atto_demo.py",
         {"box AP": "coco/bbox_mAP", "mask AP": "coco/segm_mAP"},
         1.0,
-        Path("data/demo/val2017"),
+        [Path("data/demo/val2017")],
     ),
     "segmentation": (
         CONFIGS / "segmentation" / "upernet_convnext_atto_demo.py",
         {"mIoU": "mIoU"},
         0.01,
-        Path("data/demo/images/validation"),
+        [Path("data/demo/images/validation")],
+    ),
+    "classification": (
+        CONFIGS / "classification" / "convnext_atto_demo.py",
+        {"top-1": "top1"},
+        0.01,
+        [Path("data/demo/classes/val", name, f"{name}_000001.jpg") for name in SHAPES],
     ),
 }
 
@@ -45,7 +53,8 @@ def run(tool: str, *arguments: object) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=TASKS)
-    config, scores, unit, images = TASKS[parser.parse_args().task]
+    task = parser.parse_args().task
+    config, scores, unit, images = TASKS[task]
     work_dir = Path("work_dirs") / config.stem
 
     start = time.monotonic()
@@ -54,7 +63,7 @@ def main() -> None:
     checkpoint = (work_dir / "last_checkpoint").read_text().strip()
     trained = time.monotonic()
     run("test.py", config, checkpoint, "--work-dir", work_dir)
-    run("predict.py", config, checkpoint, images, "--out", work_dir / "predictions")
+    run("predict.py", config, checkpoint, *images, "--out", work_dir / "predictions")
     metrics = json.loads((work_dir / "metrics.json").read_text())
 
     table = Table("result", "value", title=config.stem)
@@ -65,6 +74,13 @@ def main() -> None:
     table.add_row("checkpoint", str(checkpoint))
     table.add_row("pictures", str(work_dir / "predictions" / "pictures"))
     Console().print(table)
+    if task == "classification":
+        detector = TASKS["detection"][0]
+        print(
+            f"\nIts weights start a detector:\n$ python tools/train.py {detector} --cfg-options "
+            "model.backbone.init_cfg.type=Pretrained "
+            f"model.backbone.init_cfg.checkpoint={checkpoint}"
+        )
 
 
 if __name__ == "__main__":

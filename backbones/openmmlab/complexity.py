@@ -1,11 +1,12 @@
-"""Parameters and multiply-adds of a detector or segmentor, counted as the papers do.
+"""Parameters and multiply-adds of a detector, segmentor or classifier, as the papers count them.
 
 Multiply-adds are those of convolutions and matrix products (linears, attention), what papers call
 FLOPs. A detector sees one 1280x800 image, each of its box heads 1000 regions and each of its mask
 heads 100; a segmentor sees one image of its test scale and is counted without its auxiliary head,
-which only training uses, and with its head's convolutions as they are defined, not factorised.
-This gives the figures of ConvNeXt and Swin (arXiv:2201.03545, Tables 3 and 4) and of ConvNeXt V2
-(arXiv:2301.00808, section 4) within 0.15 %.
+which only training uses, and with its head's convolutions as they are defined, not factorised; a
+classifier sees one image of its test size. This gives the figures of ConvNeXt and Swin
+(arXiv:2201.03545, Tables 1, 3 and 4) and of ConvNeXt V2 (arXiv:2301.00808, section 4) within
+0.15 %.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ class Complexity:
         size: (width, height) of the image counted at.
         params: parameters of `backbone`, `neck`, `rpn_head`, `bbox_head` and `mask_head` (all
             stages together), `decode_head`, `auxiliary_head`, as far as the model has them, and of
-            `other` where there is more.
+            `other` where there is more; of a classifier, of its `network`.
         macs: multiply-adds for one image, without the auxiliary head.
         executed: the same as far as they are really executed, less where a head is factorised.
     """
@@ -51,7 +52,7 @@ def count(config: Config, size: tuple[int, int] | None = None) -> Complexity:
     """Count a config's model on the meta device: no weights are read, drawn or downloaded.
 
     Args:
-        config: of a two-stage detector or an encoder-decoder segmentor.
+        config: of a two-stage detector, an encoder-decoder segmentor or an image classifier.
         size: (width, height) of the image; None for the papers' choice.
 
     Raises:
@@ -59,25 +60,28 @@ def count(config: Config, size: tuple[int, int] | None = None) -> Complexity:
     """
     model = build_on_meta(config)
     detector = hasattr(model, "roi_head")
-    if not detector and not hasattr(model, "decode_head"):
+    if detector:
+        default_size, count_macs = DETECTION_SIZE, _detector_macs
+    elif hasattr(model, "decode_head"):
+        default_size, count_macs = None if size else base_scale(config), _segmentor_macs
+    elif hasattr(model, "network"):
+        default_size, count_macs = None if size else input_size(config), _classifier_macs
+    else:
         raise InputError(
-            f"{config.model.type}: only two-stage detectors (with a roi_head) and segmentors "
-            "(with a decode_head) are counted"
+            f"{config.model.type}: only two-stage detectors (with a roi_head), segmentors (with a "
+            "decode_head) and classifiers (with a network) are counted"
         )
-    size = size or (DETECTION_SIZE if detector else base_scale(config))
+    size = size or default_size
     image = torch.empty(1, 3, *reversed(size), device="meta")
     try:
-        if detector:
-            macs = executed = _detector_macs(model, image)
-        else:
-            macs, executed = _segmentor_macs(model, image)
+        macs, executed = count_macs(model, image)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"a {size[0]}x{size[1]} image does not fit this model: {reason}"
         ) from error
 
-    parts = ("backbone", "neck", "rpn_head", "decode_head", "auxiliary_head")
+    parts = ("backbone", "neck", "rpn_head", "decode_head", "auxiliary_head", "network")
     modules = {name: getattr(model, name, None) for name in parts}
     if detector:
         modules |= {
@@ -116,6 +120,22 @@ def base_scale(config: Config) -> tuple[int, int]:
     )
 
 
+def input_size(config: Config) -> tuple[int, int]:
+    """(width, height) of the images that a classification config evaluates or else trains on.
+
+    Raises:
+        InputError: no transform of its pipeline has an input_size.
+    """
+    loader = config.get("test_dataloader") or config.train_dataloader
+    for step in loader.dataset.pipeline:
+        if "input_size" in step:
+            return step.input_size, step.input_size
+    raise InputError(
+        f"{config.filename}: no transform of dataset.pipeline has an input_size; "
+        "give the size to count at"
+    )
+
+
 class _SchedulesOnCPU(TorchFunctionMode):
     """Swin and others take their drop path rates out of a `torch.linspace`: that needs values."""
 
@@ -146,7 +166,7 @@ def _features(model: BaseModel, image: Tensor) -> tuple[tuple[Tensor, ...], dict
     return maps, {"backbone": backbone, "neck": neck}
 
 
-def _detector_macs(model: BaseModel, image: Tensor) -> dict[str, int]:
+def _detector_macs(model: BaseModel, image: Tensor) -> tuple[dict[str, int], dict[str, int]]:
     maps, macs = _features(model, image)
     if model.with_rpn:
         macs["rpn_head"] = multiply_adds(model.rpn_head, maps)[1]
@@ -159,7 +179,7 @@ def _detector_macs(model: BaseModel, image: Tensor) -> dict[str, int]:
             multiply_adds(head, _regions(extractor, regions))[1]
             for head, extractor in zip(_stages(heads), _stages(extractors), strict=True)
         )
-    return macs
+    return macs, macs
 
 
 def _stages(modules: nn.Module) -> list[nn.Module]:
@@ -180,3 +200,8 @@ def _segmentor_macs(model: BaseModel, image: Tensor) -> tuple[dict[str, int], di
         head.factorize = False
         published = multiply_adds(head, maps)[1]
     return macs | {"decode_head": published}, macs | {"decode_head": executed}
+
+
+def _classifier_macs(model: BaseModel, image: Tensor) -> tuple[dict[str, int], dict[str, int]]:
+    macs = {"network": multiply_adds(model.network, image)[1]}
+    return macs, macs

@@ -8,19 +8,20 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.device import get_device
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import FUNCTIONS, MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
 
 from backbones.checkpoints import load_whole, read_checkpoint
 from backbones.errors import InputError
 
-from .config import load_config
+from .config import inference_dtype, load_config
 from .doctor import dataset_metainfo
+from .precision import infer_in
 from .runner import fit_to_machine
 
 
 class Predictor:
-    """Whole detector or segmentor: an image in, mmdet's or mmseg's data sample out.
+    """Whole detector, segmentor or classifier: an image in, a data sample out.
 
     Args:
         config: config file, or a config already read.
@@ -44,6 +45,8 @@ class Predictor:
         fit_to_machine(self.config)
         scope = self.config.get("default_scope", "mmengine")
         DefaultScope.get_instance(f"predictor-{scope}-{id(self)}", scope_name=scope)
+        if self.config.get("test_dataloader") is None:
+            raise InputError(f"{self.config.filename}: has no test_dataloader to predict as in")
         dataset = self.config.test_dataloader.dataset
         metainfo = dataset_metainfo(dataset, scope)
         if "classes" not in metainfo:
@@ -55,12 +58,18 @@ class Predictor:
         self.model = MODELS.build(self.config.model)
         load_whole(self.model, read_checkpoint(checkpoint), checkpoint)
         self.model.to(device or get_device()).eval()
+        infer_in(self.model, inference_dtype(self.config))
 
         steps = [s for s in dataset.pipeline if "LoadAnnotations" not in s["type"]]
         self._from_file = Compose(steps)
         loader = dict(type="LoadImageFromNDArray")
-        scoped = loader if scope != "mmdet" else dict(type="mmdet.LoadImageFromNDArray")
-        self._from_array = Compose([scoped, *steps[1:]])
+        if scope == "mmdet":
+            loader = dict(type="mmdet.LoadImageFromNDArray")
+        elif steps[0]["type"] == "LoadRGB":  # it takes arrays too
+            loader = steps[0]
+        self._from_array = Compose([loader, *steps[1:]])
+        collate = self.config.test_dataloader.get("collate_fn", dict(type="pseudo_collate"))
+        self._collate = FUNCTIONS.get(collate["type"])
 
     @torch.inference_mode()
     def __call__(self, image: str | os.PathLike | np.ndarray) -> BaseDataElement:
@@ -71,12 +80,12 @@ class Predictor:
 
         Returns:
             For detectors a sample with `pred_instances` (bboxes in pixels of the image, scores,
-            labels, masks (n, H, W)), for segmentors one with `pred_sem_seg` (1, H, W).
+            labels, masks (n, H, W)), for segmentors one with `pred_sem_seg` (1, H, W), for
+            classifiers one with `scores` (classes,) and `label` (1,).
         """
         if isinstance(image, np.ndarray):
             packed = self._from_array(dict(img=image, img_path="array", img_id=0))
         else:
             packed = self._from_file(dict(img_path=str(Path(image)), img_id=0))
-        batch = dict(inputs=[packed["inputs"]], data_samples=[packed["data_samples"]])
-        (sample,) = self.model.test_step(batch)
+        (sample,) = self.model.test_step(self._collate([packed]))
         return sample

@@ -14,4 +14,4 @@ model = dict(
     auxiliary_head=dict(in_channels=160, channels=64, num_classes=8),
     test_cfg=dict(mode="slide", crop_size=(128, 128), stride=(85, 85)),
 )
-default_hooks = dict(checkpoint=dict(interval=700))
+default_hooks = dict(checkpoint=dict(interval=1000))

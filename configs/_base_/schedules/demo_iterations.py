@@ -1,10 +1,10 @@
 # As demo.py, counted in iterations as segmentors are.
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=1400, val_interval=700)
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=1000, val_interval=1000)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type="PolyLR", power=1.0, begin=50, end=1400, eta_min=0.0, by_epoch=False),
+    dict(type="PolyLR", power=1.0, begin=50, end=1000, eta_min=0.0, by_epoch=False),
 ]
 optim_wrapper = dict(
     type="AmpOptimWrapper",

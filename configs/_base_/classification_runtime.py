@@ -1,0 +1,25 @@
+custom_imports = dict(
+    imports=["backbones.openmmlab.classification", "backbones.openmmlab.runner"],
+    allow_failed_imports=False,
+)
+default_scope = "mmengine"
+default_hooks = dict(
+    timer=dict(type="IterTimerHook"),
+    logger=dict(type="LoggerHook", interval=50),
+    param_scheduler=dict(type="ParamSchedulerHook"),
+    checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=3),
+    sampler_seed=dict(type="DistSamplerSeedHook"),
+)
+custom_hooks = [dict(type="InterruptHook")]
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+    dist_cfg=dict(backend="nccl"),
+)
+# Each process draws its own mixup and stochastic depth, as in the official code.
+randomness = dict(seed=None, diff_rank_seed=True)
+visualizer = dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")], name="visualizer")
+log_processor = dict(type="PeakMemoryLogProcessor", window_size=50, by_epoch=True)
+log_level = "INFO"
+load_from = None
+resume = False

@@ -1,0 +1,11 @@
+"""ConvNeXt-S, ImageNet-1k at 224, 300 epochs. Published: 83.1 top-1."""
+
+_base_ = [
+    "../_base_/models/classifier.py",
+    "../_base_/datasets/imagenet1k_224.py",
+    "../_base_/schedules/imagenet1k_300e.py",
+    "../_base_/classification_runtime.py",
+]
+
+model = dict(network=dict(arch="small", drop_path_rate=0.4))
+custom_hooks = [dict(type="WeightAverageHook", decay=0.9999), dict(type="InterruptHook")]
