@@ -11,13 +11,19 @@ if find_spec("mmengine"):
     from . import openmmlab
     from .convnext import ARCHITECTURES, ConvNeXt, ConvNeXtClassifier
     from .errors import InputError
+    from .isotropic import IsotropicConvNeXt, IsotropicConvNeXtClassifier
     from .pretrained import create_backbone
+    from .roadmap import ModernizedResNet, ModernizedResNetClassifier
 
     __all__ = [
         "ARCHITECTURES",
         "ConvNeXt",
         "ConvNeXtClassifier",
         "InputError",
+        "IsotropicConvNeXt",
+        "IsotropicConvNeXtClassifier",
+        "ModernizedResNet",
+        "ModernizedResNetClassifier",
         "create_backbone",
         "openmmlab",
     ]

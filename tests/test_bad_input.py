@@ -178,7 +178,7 @@ class TestCheckpoint:
 
     def test_tta_of_a_detector(self, shapes):
         outcome = run_here("test.py", DETECTION, "x.pth", "--data", shapes, "--tta", "paper")
-        assert_refused(outcome, "--tta paper")
+        assert_refused(outcome, "--tta paper", "it has flip, multi_scale")
 
 
 class TestPredict:

@@ -2,6 +2,7 @@
 """Evaluate a checkpoint: COCO box and mask AP, ADE20K mIoU, or ImageNet top-1 and top-5.
 
 python tools/test.py configs/detection/cascade_convnext_t.py CHECKPOINT
+python tools/test.py configs/detection/cascade_convnext_t.py CHECKPOINT --tta flip
 python tools/test.py configs/segmentation/upernet_convnext_t.py CHECKPOINT --tta paper
 """
 
@@ -22,8 +23,9 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument(
         "--tta",
-        choices=["paper", "mmseg"],
-        help="multi-scale and flip for a segmentor: the paper's whole-image protocol or mmseg's",
+        metavar="PROTOCOL",
+        help="test-time augmentation by a name under the config's tta: paper or mmseg for a "
+        "segmentor, flip or multi_scale for a detector",
     )
     parser.add_argument(
         "--out", type=Path, help="metrics as JSON; default: metrics.json in the work dir"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import mmengine.registry
+import torch
 from mmengine.config import Config
-from mmengine.registry import Registry
+from mmengine.registry import MODELS, DefaultScope, Registry
 
 from backbones.errors import InputError
 
@@ -36,7 +37,7 @@ TOP_KEYS = {
     "launcher", "env_cfg", "log_processor", "log_level", "visualizer", "vis_backends",
     "default_scope", "randomness", "experiment_name", "custom_imports", "model_wrapper_cfg",
     "compile", "activation_checkpointing", "efficient_conv_bn_eval", "runner_type", "tta",
-    "tta_model",
+    "tta_model", "inference_dtype",
 }  # fmt: skip
 
 # What the constructor of the optimizer wrapper reads from its paramwise_cfg.
@@ -75,19 +76,20 @@ UNTYPED_KEYS = {
     "paramwise_cfg": set().union(*CONSTRUCTOR_KEYS.values()),
     "compile": {"fullgraph", "dynamic", "backend", "mode"},
     "clip_grad": {"max_norm", "norm_type", "error_if_nonfinite", "foreach"},
-    "tta.paper.test_cfg": {"mode", "crop_size", "stride"},
-    "tta.mmseg.test_cfg": {"mode", "crop_size", "stride"},
-    "tta.paper": {"pipeline", "test_cfg"},
-    "tta.mmseg": {"pipeline", "test_cfg"},
-    "tta": {"paper", "mmseg"},
+    "tta.[].test_cfg": {"mode", "crop_size", "stride"},
+    "tta.[]": {"pipeline", "test_cfg"},
     "default_hooks": {
         "timer", "logger", "param_scheduler", "checkpoint", "sampler_seed", "visualization",
         "runtime_info",
     },
 }  # fmt: skip
 
-# Dicts whose keys are the user's own.
-FREE_KEYS = {"custom_keys"}
+# Dicts whose keys are the user's own, and what may stand in the dict under each.
+FREE_KEYS = {"custom_keys": {"lr_mult", "decay_mult"}}
+NAMED = {"tta"}  # dicts whose keys are the user's own and whose values are not: protocols
+
+# What `inference_dtype` may be; weights stay float32.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Keys that a builder takes out before it calls the class, by the root registry of the class.
 BUILDER_KEYS = {
@@ -101,7 +103,9 @@ BUILDER_KEYS = {
 
 
 def load_config(path: str | os.PathLike, overrides: dict[str, Any] | None = None) -> Config:
-    """Read a config with its bases, apply `--cfg-options` and check every key.
+    """Read a config with its bases, apply `--cfg-options`, check every key and fill in widths.
+
+    `in_channels="backbone"` of a neck or head becomes the widths of the backbone's maps.
 
     Args:
         path: config file.
@@ -121,7 +125,26 @@ def load_config(path: str | os.PathLike, overrides: dict[str, Any] | None = None
     for key, value in (overrides or {}).items():
         _override(config, key, value)
     validate(config)
+    inference_dtype(config)
+    _fill_widths(config)
     return config
+
+
+def inference_dtype(config: Config) -> torch.dtype:
+    """What validation, testing and prediction compute in, the config's `inference_dtype`.
+
+    Anything but float32 is automatic mixed precision: weights stay as they are.
+
+    Raises:
+        InputError: it is not one of `DTYPES`.
+    """
+    name = config.get("inference_dtype", "float32")
+    if name not in DTYPES:
+        raise InputError(
+            f"config key inference_dtype: {name!r} is none of {', '.join(DTYPES)}"
+            f"{_suggest(name, DTYPES)}"
+        )
+    return DTYPES[name]
 
 
 def use_data(config: Config, root: str | os.PathLike) -> None:
@@ -142,19 +165,22 @@ def use_tta(config: Config, protocol: str) -> None:
     """Evaluate with multi-scale and flip test-time augmentation.
 
     Args:
-        config: of a segmentor, with the protocol under `tta`.
-        protocol: `paper`, whole images at ratios of the base scale, or `mmseg`, sliding windows at
-            ratios of the original image.
+        config: with the protocol under `tta`.
+        protocol: for a segmentor `paper`, whole images at ratios of the base scale, or `mmseg`,
+            sliding windows at ratios of the original image; for a detector `flip` or `multi_scale`.
 
     Raises:
         InputError: the config has no such protocol.
     """
     protocols = config.get("tta") or {}
     if protocol not in protocols:
-        raise InputError(f"--tta {protocol}: {config.filename} has no tta.{protocol}")
+        known = f"it has {', '.join(protocols)}" if protocols else "it has no tta"
+        raise InputError(f"--tta {protocol}: not in {config.filename}; {known}")
     config.test_dataloader.dataset.pipeline = protocols[protocol].pipeline
     if "test_cfg" in protocols[protocol]:
         config.model.test_cfg = protocols[protocol].test_cfg
+    if "keep_logits" in config.model:
+        config.model.keep_logits = True  # the mean over augmentations is taken of them
     config.tta_model.module = config.model
     config.model = config.tta_model
 
@@ -187,9 +213,14 @@ def _known_keys(path: str, node: dict, scope: str) -> set[str] | None:
     """Keys that may stand in this dict; None where anything may."""
     if "type" not in node:
         generic = _with_list_marks(path)
-        ends = [end for end in UNTYPED_KEYS if generic == end or generic.endswith(f".{end}")]
-        if any(f".{name}." in f".{generic}." for name in FREE_KEYS):
+        if generic in NAMED:
             return None
+        ends = [end for end in UNTYPED_KEYS if generic == end or generic.endswith(f".{end}")]
+        for name, inside in FREE_KEYS.items():
+            if f".{generic}".endswith(f".{name}"):
+                return None
+            if f".{name}." in f".{generic}":
+                return inside
         return UNTYPED_KEYS[max(ends, key=len)] if ends else set()
     name = node["type"]
     found = [(None, name)] if callable(name) else list(_registered(name, scope))
@@ -265,7 +296,30 @@ def _dicts(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
 
 
 def _with_list_marks(path: str) -> str:
-    return ".".join("[]" if part.isdigit() else part for part in path.split("."))
+    parts = path.split(".")
+    named = len(parts) > 1 and parts[0] in NAMED
+    return ".".join(
+        "[]" if part.isdigit() or (named and i == 1) else part for i, part in enumerate(parts)
+    )
+
+
+def _fill_widths(config: Config) -> None:
+    """Replace `in_channels="backbone"` of a neck or head by the widths of the backbone's maps.
+
+    A head gets those of its `in_index`. With it a config changes its backbone by one key.
+    """
+    model = config.model
+    parts = [model[name] for name in ("neck", "decode_head", "auxiliary_head") if name in model]
+    parts = [part for part in parts if part.get("in_channels") == "backbone"]
+    if not parts:
+        return
+    scope = config.get("default_scope") or "mmengine"
+    with DefaultScope.overwrite_default_scope(scope), torch.device("meta"):
+        backbone = MODELS.build(dict(model.backbone))
+    widths = [backbone.dims[i] for i in backbone.out_indices]
+    for part in parts:
+        index = part.get("in_index", range(len(widths)))
+        part.in_channels = widths[index] if isinstance(index, int) else [widths[i] for i in index]
 
 
 def _override(config: Config, dotted: str, value: Any) -> None:

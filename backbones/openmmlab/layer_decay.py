@@ -17,7 +17,10 @@ from torch import nn
 
 from backbones.convnext import GRN, ConvNeXt
 from backbones.errors import InputError
+from backbones.roadmap import ModernizedResNet
 
+# Whose parameters have the places that `locate` knows; a step of the roadmap has ConvNeXt's.
+NETWORKS = (ConvNeXt, ModernizedResNet)
 DECAY_TYPES = ("layer_wise", "stage_wise")
 PARAMWISE_KEYS = ("decay_rate", "decay_type", "num_layers", "custom_keys")
 CUSTOM_KEYS = ("lr_mult", "decay_mult")
@@ -76,12 +79,12 @@ def locate(name: str, depths: Sequence[int], decay_type: str) -> tuple[int, str]
 class LayerDecayConstructor(DefaultOptimWrapperConstructor):
     """Optimizer wrapper constructor: the learning rate falls by `decay_rate` per layer to the stem.
 
-    Every ConvNeXt in the model is found by its class, under any name or wrapper. A parameter of
-    layer id i (see `locate`) trains at lr * decay_rate ** (num_layers + 1 - i); output norms, neck
-    and heads train at lr. Biases, parameters with fewer than two dimensions and GRN's gamma and
-    beta get no weight decay. Frozen parameters are left out, shared ones appear once. With
-    backbones of different depths the ids are counted down from the heads, so that one id always
-    means one scale.
+    Every ConvNeXt, and every step from ResNet to it, is found by its class, under any name or
+    wrapper. A parameter of layer id i (see `locate`) trains at
+    lr * decay_rate ** (num_layers + 1 - i); output norms, neck and heads train at lr. Biases,
+    parameters with fewer than two dimensions and GRN's gamma and beta get no weight decay. Frozen
+    parameters are left out, shared ones appear once. With backbones of different depths the ids are
+    counted down from the heads, so that one id always means one scale.
 
     The groups, in the order of the ids, carry `lr`, `weight_decay`, `lr_scale` (lr over base lr),
     `group_name` (`layer_{id}_{decay|no_decay}`, and `_{key}` under a custom key) and `param_names`.
@@ -156,7 +159,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         names: dict[nn.Parameter, list[str]] = {}
         for name, param in module.named_parameters(remove_duplicate=False):
             names.setdefault(param, []).append(name)
-        backbones = {name: m for name, m in module.named_modules() if isinstance(m, ConvNeXt)}
+        backbones = {name: m for name, m in module.named_modules() if isinstance(m, NETWORKS)}
         layers = self._check_layers(backbones, type(module).__name__)
         places = self._locate_parameters(backbones, layers)
         parents = {name.rpartition(".")[0] for name in backbones}
@@ -223,7 +226,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         return max(num_layers(backbone.depths) for backbone in backbones.values())
 
     def _locate_parameters(
-        self, backbones: dict[str, ConvNeXt], layers: int
+        self, backbones: dict[str, ConvNeXt | ModernizedResNet], layers: int
     ) -> dict[nn.Parameter, tuple[int, str]]:
         places: dict[nn.Parameter, tuple[int, str]] = {}
         alike = len({backbone.depths for backbone in backbones.values()}) == 1

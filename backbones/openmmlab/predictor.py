@@ -14,8 +14,9 @@ from mmengine.structures import BaseDataElement
 from backbones.checkpoints import load_whole, read_checkpoint
 from backbones.errors import InputError
 
-from .config import load_config
+from .config import inference_dtype, load_config
 from .doctor import dataset_metainfo
+from .precision import infer_in
 from .runner import fit_to_machine
 
 
@@ -57,6 +58,7 @@ class Predictor:
         self.model = MODELS.build(self.config.model)
         load_whole(self.model, read_checkpoint(checkpoint), checkpoint)
         self.model.to(device or get_device()).eval()
+        infer_in(self.model, inference_dtype(self.config))
 
         steps = [s for s in dataset.pipeline if "LoadAnnotations" not in s["type"]]
         self._from_file = Compose(steps)

@@ -22,6 +22,8 @@ from backbones.checkpoints import load_whole, read_checkpoint
 from backbones.errors import InputError
 
 from .compilation import compile_parts
+from .config import inference_dtype
+from .precision import infer_in
 
 
 @CheckpointLoader.register_scheme(
@@ -45,10 +47,16 @@ class Runner(MMEngineRunner):
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Wrap the model for several processes; mmengine's own way places it on a GPU."""
+        """Wrap the model for several processes; mmengine's own way places it on a GPU.
+
+        Validation and testing compute in the config's `inference_dtype`.
+        """
         if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
-            return MMDistributedDataParallel(module=model, broadcast_buffers=False)
-        return super().wrap_model(model_wrapper_cfg, model)
+            model = MMDistributedDataParallel(module=model, broadcast_buffers=False)
+        else:
+            model = super().wrap_model(model_wrapper_cfg, model)
+        infer_in(model, inference_dtype(self.cfg))
+        return model
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         """Save under a temporary name, flush to disk, rename.

@@ -1,19 +1,26 @@
-"""What a segmentation config needs registered: mmseg, our loading, a linear head, a label check."""
+"""What a segmentation config needs registered: mmseg, our loading, heads and a label check."""
 
 from .registration import register
 
 register("mmseg")
 
-from mmcv.cnn import build_norm_layer  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from mmcv.cnn import ConvModule, build_norm_layer  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.model import is_model_wrapper  # noqa: E402
 from mmengine.registry import HOOKS, MODELS  # noqa: E402
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead  # noqa: E402
+from mmseg.models.decode_heads.uper_head import UPerHead  # noqa: E402
+from mmseg.models.utils import resize  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from torch.nn.modules.batchnorm import _BatchNorm  # noqa: E402
+from torch.nn.utils import fuse_conv_bn_weights  # noqa: E402
 
 from backbones.errors import InputError  # noqa: E402
+from backbones.ops.upsampled_conv import upsampled_conv2d  # noqa: E402
 
-from . import loading  # noqa: E402, F401
+from . import loading, sliding_window  # noqa: E402, F401
 
 
 @MODELS.register_module()
@@ -38,6 +45,84 @@ class LinearHead(BaseDecodeHead):
         if self.dropout is not None:
             x = self.dropout(x)
         return self.conv_seg(self.norm(x))
+
+
+@MODELS.register_module()
+class FactorizedUPerHead(UPerHead):
+    """UperNet's head (arXiv:1807.10221) with a third of the multiply-adds; the same function.
+
+    Its two large convolutions over upsampled maps, the fusion of all levels and the bottleneck of
+    the pyramid pooling, are computed at the maps' own sizes (`backbones.ops.upsampled_conv`).
+    Without gradients batch norm is folded into each convolution's weights, as saved they stay.
+    Parameters and their names are those of mmseg's UPerHead.
+
+    Args:
+        factorize: False computes mmseg's way, whose multiply-adds are the published ones.
+        kwargs: as in mmseg's UPerHead, without conv_cfg.
+
+    Raises:
+        InputError: a conv_cfg is given.
+    """
+
+    def __init__(self, *, factorize: bool = True, **kwargs):
+        if kwargs.get("conv_cfg") is not None:
+            raise InputError(
+                f"FactorizedUPerHead: knows plain convolutions only, not conv_cfg="
+                f"{kwargs['conv_cfg']}; use type='UPerHead'"
+            )
+        super().__init__(**kwargs)
+        self.factorize = factorize
+
+    def psp_forward(self, inputs: list[Tensor]) -> Tensor:
+        """Pyramid pooling of the last map (N, C, H, W) to (N, channels, H, W)."""
+        if not self.factorize:
+            return super().psp_forward(inputs)
+        x = inputs[-1]
+        return self._convolve(self.bottleneck, [x, *(pooling(x) for pooling in self.psp_modules)])
+
+    def _forward_feature(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        if not self.factorize:
+            return super()._forward_feature(inputs)
+        inputs = self._transform_inputs(inputs)
+        x = self.psp_forward(inputs)
+        maps = [x]
+        for i in reversed(range(len(inputs) - 1)):
+            lateral = self._convolve(self.lateral_convs[i], [inputs[i]])
+            # Added in place to the upsampled map, which no gradient needs.
+            x = resize(
+                x, lateral.shape[2:], mode="bilinear", align_corners=self.align_corners
+            ).add_(lateral)
+            maps.insert(0, self._convolve(self.fpn_convs[i], [x]))
+        return self._convolve(self.fpn_bottleneck, maps)
+
+    def _convolve(self, module: ConvModule, maps: list[Tensor]) -> Tensor:
+        """The module's convolution of maps resized to the first, norm and activation."""
+        conv, norm = module.conv, module.norm if module.with_norm else None
+        weight, bias = conv.weight, conv.bias
+        if _is_constant(norm):
+            weight, bias = fuse_conv_bn_weights(
+                weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+            norm = None
+        if len(maps) > 1:
+            x = upsampled_conv2d(maps, weight, bias, align_corners=self.align_corners)
+        else:
+            x = F.conv2d(maps[0], weight, bias, padding=conv.padding)
+        if norm is not None:
+            x = norm(x)
+        if isinstance(module.activate, nn.ReLU) and not torch.is_grad_enabled():
+            return x.relu_()
+        return module.activate(x)
+
+
+def _is_constant(norm: nn.Module | None) -> bool:
+    """Whether a norm is a fixed affine map of each channel, and nothing asks for its gradients."""
+    return (
+        isinstance(norm, _BatchNorm)
+        and not norm.training
+        and norm.running_mean is not None
+        and not torch.is_grad_enabled()
+    )
 
 
 @HOOKS.register_module()

@@ -24,3 +24,4 @@ log_processor = dict(type="PeakMemoryLogProcessor", window_size=50, by_epoch=Tru
 log_level = "INFO"
 load_from = None
 resume = False
+tta_model = dict(type="MaskTTAModel")

@@ -78,3 +78,53 @@ val_evaluator = test_evaluator = dict(
     metric=["bbox", "segm"],
     format_only=False,
 )
+tta = dict(
+    flip=dict(
+        pipeline=[
+            dict(type="LoadImage"),
+            dict(
+                type="TestTimeAug",
+                transforms=[
+                    [
+                        dict(type="Resize", scale=scale, keep_ratio=True)
+                        for scale in [(1333, 800)]
+                    ],
+                    [dict(type="RandomFlip", prob=p, direction="horizontal") for p in (0.0, 1.0)],
+                    [
+                        dict(
+                            type="PackDetInputs",
+                            meta_keys=(
+                                "img_id", "img_path", "ori_shape", "img_shape", "scale_factor",
+                                "flip", "flip_direction",
+                            ),
+                        )
+                    ],
+                ],
+            ),
+        ]
+    ),
+    multi_scale=dict(
+        pipeline=[
+            dict(type="LoadImage"),
+            dict(
+                type="TestTimeAug",
+                transforms=[
+                    [
+                        dict(type="Resize", scale=scale, keep_ratio=True)
+                        for scale in [(1000, 600), (1333, 800), (1667, 1000)]
+                    ],
+                    [dict(type="RandomFlip", prob=p, direction="horizontal") for p in (0.0, 1.0)],
+                    [
+                        dict(
+                            type="PackDetInputs",
+                            meta_keys=(
+                                "img_id", "img_path", "ori_shape", "img_shape", "scale_factor",
+                                "flip", "flip_direction",
+                            ),
+                        )
+                    ],
+                ],
+            ),
+        ]
+    ),
+)  # fmt: skip

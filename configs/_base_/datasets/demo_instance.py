@@ -31,3 +31,53 @@ val_dataloader = test_dataloader = dict(
     ),
 )
 val_evaluator = test_evaluator = dict(ann_file="data/demo/annotations/instances_val2017.json")
+tta = dict(
+    flip=dict(
+        pipeline=[
+            dict(type="LoadImage"),
+            dict(
+                type="TestTimeAug",
+                transforms=[
+                    [
+                        dict(type="Resize", scale=scale, keep_ratio=True)
+                        for scale in [(160, 160)]
+                    ],
+                    [dict(type="RandomFlip", prob=p, direction="horizontal") for p in (0.0, 1.0)],
+                    [
+                        dict(
+                            type="PackDetInputs",
+                            meta_keys=(
+                                "img_id", "img_path", "ori_shape", "img_shape", "scale_factor",
+                                "flip", "flip_direction",
+                            ),
+                        )
+                    ],
+                ],
+            ),
+        ]
+    ),
+    multi_scale=dict(
+        pipeline=[
+            dict(type="LoadImage"),
+            dict(
+                type="TestTimeAug",
+                transforms=[
+                    [
+                        dict(type="Resize", scale=scale, keep_ratio=True)
+                        for scale in [(120, 120), (160, 160), (200, 200)]
+                    ],
+                    [dict(type="RandomFlip", prob=p, direction="horizontal") for p in (0.0, 1.0)],
+                    [
+                        dict(
+                            type="PackDetInputs",
+                            meta_keys=(
+                                "img_id", "img_path", "ori_shape", "img_shape", "scale_factor",
+                                "flip", "flip_direction",
+                            ),
+                        )
+                    ],
+                ],
+            ),
+        ]
+    ),
+)  # fmt: skip

@@ -1,99 +1,40 @@
-# FPN at strides 4 to 64, RPN, three box heads on tighter and tighter boxes, three mask heads.
+# Three box heads of four convolutions on tighter and tighter boxes, and three mask heads.
+_base_ = "./mask_rcnn.py"
+
+box_head = {
+    **_base_.model.roi_head.bbox_head,
+    "num_shared_convs": 4,
+    "num_shared_fcs": 1,
+    "conv_out_channels": 256,
+    "reg_decoded_bbox": True,
+    "norm_cfg": dict(type="SyncBN", requires_grad=True),
+    "loss_bbox": dict(type="GIoULoss", loss_weight=10.0),
+}
+rcnn = _base_.model.train_cfg.rcnn
 model = dict(
     type="CascadeRCNN",
-    data_preprocessor=dict(
-        type="DetDataPreprocessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_mask=True,
-        pad_size_divisor=32,
-    ),
-    neck=dict(type="FPN", out_channels=256, num_outs=5),
     rpn_head=dict(
-        type="RPNHead",
-        in_channels=256,
-        feat_channels=256,
-        anchor_generator=dict(
-            type="AnchorGenerator", scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]
-        ),
-        bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),
-        loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0),
-        loss_bbox=dict(type="SmoothL1Loss", beta=1.0 / 9.0, loss_weight=1.0),
+        loss_bbox=dict(_delete_=True, type="SmoothL1Loss", beta=1.0 / 9.0, loss_weight=1.0)
     ),
     roi_head=dict(
-        type="CascadeRoIHead",
+        type="CascadeMaskRoIHead",
         num_stages=3,
         stage_loss_weights=[1, 0.5, 0.25],
-        bbox_roi_extractor=dict(
-            type="FloatRoIExtractor",
-            roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=0),
-            out_channels=256,
-            featmap_strides=[4, 8, 16, 32],
-        ),
         bbox_head=[
-            dict(
-                type="ConvFCBBoxHead",
-                num_shared_convs=4,
-                num_shared_fcs=1,
-                in_channels=256,
-                conv_out_channels=256,
-                fc_out_channels=1024,
-                roi_feat_size=7,
-                num_classes=80,
-                bbox_coder=dict(
-                    type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[xy, xy, wh, wh]
-                ),
-                reg_class_agnostic=False,
-                reg_decoded_bbox=True,
-                norm_cfg=dict(type="SyncBN", requires_grad=True),
-                loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
-                loss_bbox=dict(type="GIoULoss", loss_weight=10.0),
-            )
+            {
+                **box_head,
+                "bbox_coder": {**box_head["bbox_coder"], "target_stds": [xy, xy, wh, wh]},
+            }
             for xy, wh in [(0.1, 0.2), (0.05, 0.1), (0.033, 0.067)]
         ],
-        mask_roi_extractor=dict(
-            type="FloatRoIExtractor",
-            roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=0),
-            out_channels=256,
-            featmap_strides=[4, 8, 16, 32],
-        ),
-        mask_head=dict(
-            type="FCNMaskHead",
-            num_convs=4,
-            in_channels=256,
-            conv_out_channels=256,
-            num_classes=80,
-            loss_mask=dict(type="CrossEntropyLoss", use_mask=True, loss_weight=1.0),
-        ),
     ),
     train_cfg=dict(
-        rpn=dict(
-            assigner=dict(
-                type="MaxIoUAssigner",
-                pos_iou_thr=0.7,
-                neg_iou_thr=0.3,
-                min_pos_iou=0.3,
-                match_low_quality=True,
-                ignore_iof_thr=-1,
-            ),
-            sampler=dict(
-                type="RandomSampler",
-                num=256,
-                pos_fraction=0.5,
-                neg_pos_ub=-1,
-                add_gt_as_proposals=False,
-            ),
-            allowed_border=0,
-            pos_weight=-1,
-            debug=False,
-        ),
-        rpn_proposal=dict(
-            nms_pre=2000, max_per_img=2000, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0
-        ),
+        rpn=dict(allowed_border=0),
+        rpn_proposal=dict(max_per_img=2000),
         rcnn=[
-            dict(
-                assigner=dict(
+            {
+                **rcnn,
+                "assigner": dict(
                     type="MaxIoUAssigner",
                     pos_iou_thr=iou,
                     neg_iou_thr=iou,
@@ -101,29 +42,9 @@ model = dict(
                     match_low_quality=False,
                     ignore_iof_thr=-1,
                 ),
-                sampler=dict(
-                    type="RandomSampler",
-                    num=512,
-                    pos_fraction=0.25,
-                    neg_pos_ub=-1,
-                    add_gt_as_proposals=True,
-                ),
-                mask_size=28,
-                pos_weight=-1,
-                debug=False,
-            )
+            }
             for iou in (0.5, 0.6, 0.7)
         ],
     ),
-    test_cfg=dict(
-        rpn=dict(
-            nms_pre=1000, max_per_img=1000, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0
-        ),
-        rcnn=dict(
-            score_thr=0.05,
-            nms=dict(type="nms", iou_threshold=0.5),
-            max_per_img=100,
-            mask_thr_binary=0.5,
-        ),
-    ),
 )
+del box_head, rcnn

@@ -1,6 +1,7 @@
 # Batch norm and one 1x1 convolution on the coarsest map: what DINOv3 probes a frozen backbone with.
 model = dict(
-    type="EncoderDecoder",
+    type="SlidingWindowSegmentor",
+    keep_logits=False,  # label maps only; test-time augmentation turns them on
     data_preprocessor=dict(
         type="SegDataPreProcessor",
         mean=[123.675, 116.28, 103.53],

@@ -12,7 +12,7 @@ model = dict(
     ),
     neck=dict(type="FPN", out_channels=256, num_outs=5),
     rpn_head=dict(
-        type="RPNHead",
+        type="FloatRPNHead",
         in_channels=256,
         feat_channels=256,
         anchor_generator=dict(
@@ -26,7 +26,7 @@ model = dict(
         loss_bbox=dict(type="L1Loss", loss_weight=1.0),
     ),
     roi_head=dict(
-        type="StandardRoIHead",
+        type="MaskRoIHead",
         bbox_roi_extractor=dict(
             type="FloatRoIExtractor",
             roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=0),
@@ -34,7 +34,8 @@ model = dict(
             featmap_strides=[4, 8, 16, 32],
         ),
         bbox_head=dict(
-            type="Shared2FCBBoxHead",
+            type="FloatBBoxHead",
+            num_shared_fcs=2,
             in_channels=256,
             fc_out_channels=1024,
             roi_feat_size=7,
@@ -55,7 +56,7 @@ model = dict(
             featmap_strides=[4, 8, 16, 32],
         ),
         mask_head=dict(
-            type="FCNMaskHead",
+            type="ClassMaskHead",
             num_convs=4,
             in_channels=256,
             conv_out_channels=256,

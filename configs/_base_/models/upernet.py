@@ -1,6 +1,7 @@
 # Pyramid pooling on the coarsest map, FPN, fusion at stride 4; an auxiliary head on stage 3.
 model = dict(
-    type="EncoderDecoder",
+    type="SlidingWindowSegmentor",
+    keep_logits=False,  # label maps only; test-time augmentation turns them on
     data_preprocessor=dict(
         type="SegDataPreProcessor",
         mean=[123.675, 116.28, 103.53],
@@ -11,7 +12,7 @@ model = dict(
         size=(512, 512),
     ),
     decode_head=dict(
-        type="UPerHead",
+        type="FactorizedUPerHead",
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
         channels=512,

@@ -1,0 +1,220 @@
+"""Segmentation at inference: sliding windows in batches, labels without large maps of logits."""
+
+from collections.abc import Iterator
+
+import torch
+from mmengine.registry import MODELS
+from mmengine.structures import PixelData
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
+from mmseg.models.utils import resize
+from mmseg.structures import SegDataSample
+from torch import Tensor
+
+from backbones.errors import InputError
+
+# Logits of a block of classes at the larger of its two sizes: what a cache holds, or a GPU likes.
+CPU_BLOCK = 2**21
+GPU_BLOCK = 2**26
+
+
+@MODELS.register_module()
+class SlidingWindowSegmentor(EncoderDecoder):
+    """mmseg's EncoderDecoder with less memory and time at inference; the same label maps.
+
+    Sliding windows run in batches and their logits are added up in one map. Labels are found by
+    blocks of classes: a block is resized to the input and to the original image as mmseg does, and
+    compared with the best class so far, so that logits of all classes never exist at those sizes
+    beyond the one map of sliding windows.
+
+    Args:
+        windows_per_batch: sliding windows computed at once, over all images of the batch.
+        keep_logits: put `seg_logits` (classes, H, W) at the original size into the results, as
+            mmseg does and its test-time augmentation needs (`config.use_tta` sees to that). False
+            leaves the label map alone.
+        kwargs: as in mmseg's EncoderDecoder.
+
+    Raises:
+        InputError: windows_per_batch is below 1.
+    """
+
+    def __init__(self, *, windows_per_batch: int = 4, keep_logits: bool = True, **kwargs):
+        super().__init__(**kwargs)
+        if windows_per_batch < 1:
+            raise InputError(f"windows_per_batch={windows_per_batch}: give at least 1")
+        self.windows_per_batch = windows_per_batch
+        self.keep_logits = keep_logits
+
+    def predict(
+        self, inputs: Tensor, data_samples: list[SegDataSample] | None = None
+    ) -> list[SegDataSample]:
+        """Predict images (N, 3, H, W).
+
+        Args:
+            inputs: normalised and padded images.
+            data_samples: with the sizes, padding and flip of each; None for images as they are.
+
+        Returns:
+            The samples with `pred_sem_seg` (1, height, width) of the original image, and
+            `seg_logits` if they are kept.
+        """
+        shape = inputs.shape[2:]
+        if data_samples is None:
+            meta = dict(ori_shape=shape, img_shape=shape, pad_shape=shape, padding_size=[0] * 4)
+            metas = [meta] * len(inputs)
+        else:
+            metas = [sample.metainfo for sample in data_samples]
+        if self.test_cfg.get("mode", "whole") == "whole" and self._resizes_as_all_heads:
+            logits = self.decode_head(self.extract_feat(inputs))
+            size = metas[0].get("pad_shape", metas[0]["img_shape"])[:2]
+        else:
+            logits = self.inference(inputs, metas)
+            size = logits.shape[2:]
+        return self._label(logits, size, data_samples)
+
+    def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
+        """Logits (N, classes, H, W) of images (N, 3, H, W): the mean of all windows on a pixel.
+
+        Raises:
+            InputError: the stride leaves pixels that no window covers.
+        """
+        images, _, height, width = inputs.shape
+        crop_size, stride = self.test_cfg.crop_size, self.test_cfg.stride
+        rows = _windows(height, crop_size[0], stride[0])
+        columns = _windows(width, crop_size[1], stride[1])
+        count = _count(rows, height)[:, None] * _count(columns, width)
+        if not count.all():
+            raise InputError(
+                f"test_cfg: windows of {tuple(crop_size)} at a stride of {tuple(stride)} leave "
+                f"pixels of a {height}x{width} image uncovered; make the stride smaller"
+            )
+        windows = [(row, column) for row in rows for column in columns]
+        logits = inputs.new_zeros(images, self.out_channels, height, width)
+        at_once = max(1, self.windows_per_batch // images)
+        for start in range(0, len(windows), at_once):
+            self._add_windows(logits, inputs, windows[start : start + at_once], batch_img_metas)
+        return logits.div_(count.to(logits))
+
+    def _add_windows(
+        self, logits: Tensor, inputs: Tensor, windows: list[tuple[slice, slice]], metas: list[dict]
+    ) -> None:
+        """Compute windows together and add their logits, at the windows' size, to the map's."""
+        crops = torch.cat([inputs[:, :, row, column] for row, column in windows])
+        size = crops.shape[2:]
+        if self._resizes_as_all_heads:
+            results = self.decode_head(self.extract_feat(crops)).contiguous()
+        else:
+            results = self.encode_decode(crops, [{**metas[0], "img_shape": size}])
+        for result, (row, column) in zip(results.chunk(len(windows)), windows, strict=True):
+            for classes in _class_blocks(result, size.numel()):
+                block = self._resize(result[:, classes], size)
+                logits[:, classes, row, column] += block
+
+    def postprocess_result(
+        self, seg_logits: Tensor, data_samples: list[SegDataSample] | None = None
+    ) -> list[SegDataSample]:
+        """Results of logits (N, classes, H, W) at the size of the input."""
+        return self._label(seg_logits, seg_logits.shape[2:], data_samples)
+
+    def _label(
+        self, logits: Tensor, size: tuple[int, int], data_samples: list[SegDataSample] | None
+    ) -> list[SegDataSample]:
+        """As `postprocess_result`, for logits that are yet to be resized to the input's `size`."""
+        metas = [None] * len(logits) if data_samples is None else data_samples
+        results = data_samples or [SegDataSample() for _ in logits]
+        for image, sample, result in zip(logits.contiguous().split(1), metas, results, strict=True):
+            meta = None if sample is None else sample.metainfo
+            best = labels = kept = None
+            for classes, block in self._at_original_size(image, size, meta):
+                if self.out_channels == 1:
+                    block = block.sigmoid()
+                    labels = (block > self.decode_head.threshold).to(block)[0]
+                elif best is None:
+                    best = block[0].clone()
+                    labels = torch.zeros_like(best, dtype=torch.int32)
+                if self.out_channels > 1:
+                    _update_best(best, labels, block, classes.start)
+                if self.keep_logits:
+                    if kept is None:
+                        kept = block.new_empty(self.out_channels, *block.shape[1:])
+                    kept[classes] = block
+            labels = labels[None] if self.out_channels == 1 else labels[None].long()
+            result.set_data(dict(pred_sem_seg=PixelData(data=labels)))
+            if self.keep_logits:
+                result.set_data(dict(seg_logits=PixelData(data=kept)))
+        return results
+
+    def _at_original_size(
+        self, logits: Tensor, size: tuple[int, int], meta: dict | None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """(classes, their logits (n, height, width)) of one image, by blocks of classes."""
+        height, width = size
+        original = size if meta is None else meta["ori_shape"]
+        pixels = max(height * width, original[0] * original[1])
+        for classes in _class_blocks(logits, pixels):
+            block = self._resize(logits[:, classes], size)
+            if meta is not None:
+                padding = meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0)))
+                left, right, top, bottom = padding
+                block = block[:, :, top : height - bottom, left : width - right]
+                if meta.get("flip"):
+                    block = block.flip(3 if meta["flip_direction"] == "horizontal" else 2)
+                block = self._resize(block, original)
+            yield classes, block[0]
+
+    def _resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Resize where the size is another; where it is the same, interpolation is the identity."""
+        if tuple(logits.shape[2:]) == tuple(size):
+            return logits
+        return resize(
+            logits, size, mode="bilinear", align_corners=self.align_corners, warning=False
+        )
+
+    @property
+    def _resizes_as_all_heads(self) -> bool:
+        """Whether the head's prediction is its logits, resized; a head may have another way."""
+        head = type(self.decode_head)
+        return (
+            head.predict is BaseDecodeHead.predict
+            and head.predict_by_feat is BaseDecodeHead.predict_by_feat
+        )
+
+
+def _windows(length: int, window: int, stride: int) -> list[slice]:
+    """Windows along one side; the last one is moved back to end with the image."""
+    number = max(length - window + stride - 1, 0) // stride + 1
+    stops = [min(i * stride + window, length) for i in range(number)]
+    return [slice(max(stop - window, 0), stop) for stop in stops]
+
+
+def _count(windows: list[slice], length: int) -> Tensor:
+    """(length,) windows over each position."""
+    count = torch.zeros(length)
+    for window in windows:
+        count[window] += 1
+    return count
+
+
+def _class_blocks(logits: Tensor, pixels: int) -> Iterator[slice]:
+    """Slices of the classes so that a block has as many logits as are fast at once."""
+    classes = logits.shape[1]
+    size = max((GPU_BLOCK if logits.is_cuda else CPU_BLOCK) // (pixels * len(logits)), 1)
+    for start in range(0, classes, size):
+        yield slice(start, min(start + size, classes))
+
+
+def _update_best(best: Tensor, labels: Tensor, block: Tensor, first: int) -> None:
+    """Replace values (H, W) and labels in place where a class of the block (n, H, W) is higher.
+
+    The lowest of equal classes stays, as in argmax. On the CPU comparing plane by plane is faster
+    than a reduction over planes, on a GPU a reduction is one launch.
+    """
+    if block.is_cuda:
+        highest, classes = block.max(dim=0)
+        labels.copy_(torch.where(highest > best, (classes + first).to(labels), labels))
+        torch.maximum(best, highest, out=best)
+        return
+    for label, plane in enumerate(block, first):
+        higher = plane > best
+        torch.maximum(best, plane, out=best)
+        labels.masked_fill_(higher, label)

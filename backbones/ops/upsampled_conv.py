@@ -1,0 +1,223 @@
+"""A 3x3 convolution of feature maps that are upsampled to one size, at the maps' own sizes.
+
+UPerNet's head resizes its maps to the finest one, concatenates them and convolves. Convolution is
+a sum over input maps and over nine taps; a tap is a 1x1 product W_yx, which acts on channels only,
+and a shift, which like bilinear interpolation acts on positions only. So the two commute. With U_y
+and U_x the interpolation matrices of rows and columns and S the shift with zeros at the border of
+the large map, the part of a map x is
+
+    sum_yx (S_y U_y) (S_x U_x)^T W_yx x  =  sum_y (S_y U_y) sum_x (S_x U_x)^T (W_yx x).
+
+The products W_yx x, nearly all of the work, are taken at the map's own size: a quarter, a 16th and
+a 64th of the pixels for strides 8, 16 and 32 under 4. Columns are interpolated next, at the low
+height, the three taps of a row in one matrix product, and rows last. Both matrices are banded, so
+they are applied by tiles, which also stay in the cache and bound the memory.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import compress
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Low pixels in a tile's rows and output columns in it: what a cache holds; on a GPU, few launches.
+CPU_TILE = (1024, 32)
+GPU_TILE = (2**15, 128)
+
+
+def upsampled_conv2d(
+    maps: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    align_corners: bool = False,
+) -> Tensor:
+    """Convolve the concatenation of maps that are bilinearly resized to the size of the first.
+
+    Maps of more than half of its pixels are resized; the others are convolved at their own size.
+    Under autocast everything is computed in autocast's dtype, as convolutions are.
+
+    Args:
+        maps: (N, C_i, H_i, W_i) of one floating dtype; best in channels-last layout.
+        weight: (O, sum of C_i, 3, 3).
+        bias: (O,).
+        align_corners: as in `torch.nn.functional.interpolate`.
+
+    Returns:
+        (N, O, H_0, W_0) in channels-last layout, equal to `upsampled_conv2d_reference`.
+    """
+    device = maps[0].device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        maps, weight = [x.to(dtype) for x in maps], weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        with torch.autocast(device, enabled=False):
+            return upsampled_conv2d(maps, weight, bias, align_corners=align_corners)
+
+    size = maps[0].shape[2:]
+    weights = weight.split([x.shape[1] for x in maps], dim=1)
+    fine = [2 * x.shape[2:].numel() > size.numel() for x in maps]
+    fine_maps = [_resize(x, size, align_corners) for x in compress(maps, fine)]
+    fine_weights = list(compress(weights, fine))
+    x = torch.cat(fine_maps, dim=1) if len(fine_maps) > 1 else fine_maps[0]
+    w = torch.cat(fine_weights, dim=1) if len(fine_weights) > 1 else fine_weights[0]
+    out = F.conv2d(x, w, bias, padding=1).contiguous(memory_format=torch.channels_last)
+    for x, w, is_fine in zip(maps, weights, fine, strict=True):
+        if not is_fine:
+            out = _AddUpsampledConv.apply(out, x, w, align_corners)
+    return out
+
+
+def upsampled_conv2d_reference(
+    maps: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    align_corners: bool = False,
+) -> Tensor:
+    """What `upsampled_conv2d` computes: resize, concatenate, convolve."""
+    size = maps[0].shape[2:]
+    resized = [_resize(x, size, align_corners) for x in maps]
+    return F.conv2d(torch.cat(resized, dim=1), weight, bias, padding=1)
+
+
+def _resize(x: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
+    if x.shape[2:] == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+
+
+def _taps(low: int, high: int, align_corners: bool, like: Tensor) -> Tensor:
+    """(high, 3, low): what each output position takes, by tap, from the positions of a line."""
+    eye = torch.eye(low, dtype=torch.float64, device=like.device)[None]
+    upsample = F.interpolate(eye, size=high, mode="linear", align_corners=align_corners)[0]
+    shifted = F.pad(upsample, (1, 1)).unfold(1, high, 1)  # (low, 3, high)
+    return shifted.permute(2, 1, 0).to(like.dtype)
+
+
+def _sources(low: int, high: int, align_corners: bool) -> list[int]:
+    """The first of the two low positions that each output position lies between."""
+    if align_corners:
+        return [i * (low - 1) // max(high - 1, 1) for i in range(high)]
+    return [max(((2 * i + 1) * low - high) // (2 * high), 0) for i in range(high)]
+
+
+def _reached(sources: list[int], start: int, stop: int) -> slice:
+    """Output positions with a tap between low positions of [start, stop); rounding may add one."""
+    return slice(
+        max(bisect_left(sources, start - 2) - 1, 0),
+        min(bisect_right(sources, stop) + 1, len(sources)),
+    )
+
+
+def _needed(sources: list[int], low: int, start: int, stop: int) -> slice:
+    """Low positions that the taps of output positions [start, stop) lie between."""
+    first, last = sources[max(start - 1, 0)], sources[min(stop, len(sources) - 1)]
+    return slice(max(first - 1, 0), min(last + 3, low))
+
+
+def _bands(x: Tensor, size: torch.Size, align_corners: bool) -> tuple[list, list]:
+    """Blocks of low rows with the output rows they reach, and of output columns with their window.
+
+    Each is (output slice, low slice, coefficients). Those of rows are (rows, 3 * low rows), tap by
+    tap; those of columns are (columns, 3 * low columns), position by position.
+    """
+    low_height, low_width = x.shape[2:]
+    height, width = size
+    tile_pixels, tile_columns = GPU_TILE if x.is_cuda else CPU_TILE
+    tile_rows = max(tile_pixels // low_width, 8)  # fewer would make narrow products
+
+    taps = _taps(low_height, height, align_corners, x)  # (H, 3, h)
+    sources = _sources(low_height, height, align_corners)
+    rows = []
+    for start in range(0, low_height, tile_rows):
+        low = slice(start, min(start + tile_rows, low_height))
+        out = _reached(sources, low.start, low.stop)
+        rows.append((out, low, taps[out, :, low].flatten(1)))
+
+    taps = _taps(low_width, width, align_corners, x).transpose(1, 2)  # (W, w, 3)
+    sources = _sources(low_width, width, align_corners)
+    columns = []
+    for start in range(0, width, tile_columns):
+        out = slice(start, min(start + tile_columns, width))
+        low = _needed(sources, low_width, out.start, out.stop)
+        columns.append((out, low, taps[out, low].flatten(1)))
+    return rows, columns
+
+
+def _by_tap_rows(weight: Tensor) -> Tensor:
+    """(O, C, 3, 3) as (3, 3 * O, C): for each row of taps the three products of its columns."""
+    return weight.permute(2, 3, 0, 1).flatten(1, 2).contiguous()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The view (N, H, W, C)."""
+    return x.permute(0, 2, 3, 1)
+
+
+class _AddUpsampledConv(torch.autograd.Function):
+    """Adds the convolution of one upsampled map to `out`, in place.
+
+    Plain autograd would keep or rebuild the nine products of the whole map at once; here neither
+    direction holds more than a tile's.
+    """
+
+    @staticmethod
+    def forward(ctx, out: Tensor, x: Tensor, weight: Tensor, align_corners: bool) -> Tensor:
+        ctx.mark_dirty(out)
+        ctx.save_for_backward(x, weight)
+        ctx.align_corners = align_corners
+        rows, columns = _bands(x, out.shape[2:], align_corners)
+        products = _by_tap_rows(weight)
+        channels, width = weight.shape[0], x.shape[3]
+        for target, image in zip(_rows(out), _rows(x), strict=True):
+            for out_rows, low_rows, row_taps in rows:
+                lines = image[low_rows].flatten(0, 1)  # (h * w, C)
+                taps = lines.new_empty(3, len(lines), 3 * channels)
+                for product, result in zip(products, taps, strict=True):
+                    torch.mm(lines, product.T, out=result)
+                taps = taps.view(-1, 3 * width, channels)  # (3 * h, w * 3, O)
+                for out_columns, low_columns, column_taps in columns:
+                    window = taps[:, 3 * low_columns.start : 3 * low_columns.stop]
+                    lines = torch.matmul(column_taps, window)  # (3 * h, W, O)
+                    block = target[out_rows, out_columns]
+                    block.view(len(block), -1).addmm_(row_taps, lines.flatten(1))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        rows, columns = _bands(x, grad.shape[2:], ctx.align_corners)
+        products = _by_tap_rows(weight)
+        channels, width = weight.shape[0], x.shape[3]
+        grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+        grad_products = torch.zeros_like(products)
+        for target, image, grad_image in zip(_rows(grad), _rows(x), _rows(grad_x), strict=True):
+            for out_rows, low_rows, row_taps in rows:
+                low_height = low_rows.stop - low_rows.start
+                grad_taps = grad.new_zeros(3 * low_height, 3 * width, channels)
+                for out_columns, low_columns, column_taps in columns:
+                    lines = row_taps.T @ target[out_rows, out_columns].flatten(1)
+                    lines = lines.view(3 * low_height, -1, channels)  # (3 * h, W, O)
+                    window = grad_taps[:, 3 * low_columns.start : 3 * low_columns.stop]
+                    window += torch.matmul(column_taps.T, lines)
+                grad_taps = grad_taps.view(3, -1, 3 * channels)  # (3, h * w, 3 * O)
+                if ctx.needs_input_grad[1]:
+                    grad_lines = grad_image[low_rows].view(-1, x.shape[1])
+                    torch.mm(grad_taps[0], products[0], out=grad_lines)
+                    for taps, product in zip(grad_taps[1:], products[1:], strict=True):
+                        grad_lines.addmm_(taps, product)
+                if ctx.needs_input_grad[2]:
+                    lines = image[low_rows].flatten(0, 1)
+                    for taps, grad_product in zip(grad_taps, grad_products, strict=True):
+                        grad_product.addmm_(taps.T, lines)
+        grad_weight = grad_products.unflatten(1, (3, channels)).permute(2, 3, 0, 1)
+        return (
+            grad if ctx.needs_input_grad[0] else None,
+            grad_x if ctx.needs_input_grad[1] else None,
+            grad_weight if ctx.needs_input_grad[2] else None,
+            None,
+        )
