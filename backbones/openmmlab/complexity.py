@@ -5,7 +5,8 @@ FLOPs. A detector sees one 1280x800 image, each of its box heads 1000 regions an
 heads 100; a segmentor sees one image of its test scale and is counted without its auxiliary head,
 which only training uses, and with its head's convolutions as they are defined, not factorised; a
 classifier sees one image of its test size. This gives the figures of ConvNeXt and Swin
-(arXiv:2201.03545, Tables 1, 3 and 4) and of ConvNeXt V2 (arXiv:2301.00808, section 4) within 0.15 %.
+(arXiv:2201.03545, Tables 1, 3 and 4) and of ConvNeXt V2 (arXiv:2301.00808, section 4) within
+0.15 %.
 """
 
 from collections.abc import Callable
