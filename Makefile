@@ -5,12 +5,13 @@
 #   make test                     all tests
 #   make bench                    speed beside other libraries', half an hour; docs/performance.*
 #   make lint                     formatting and style
+#   make campaign                 kill 100 runs at random moments, resume, compare bit for bit
 
 PYTHON ?= python3
 TASK ?= detection
 BIN := .venv/bin
 
-.PHONY: demo test bench lint setup
+.PHONY: demo test bench lint campaign setup
 
 demo: setup
 	$(BIN)/python tools/walkthrough.py $(TASK)
@@ -25,6 +26,9 @@ bench: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+campaign: setup
+	$(BIN)/python tools/campaign.py
 
 setup: .venv/installed
 

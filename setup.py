@@ -15,6 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["backbones", "backbones.*"]),
+    package_data={"backbones.openmmlab.report": ["page.css"]},
     install_requires=[
         # The exact stack that the tests ran on: releases of OpenMMLab break one another.
         "torch==2.11.0",

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import InputError
+from .whole_files import written_whole
 
 # How transformers, timm and open_clip call the weights in a repository of the hub.
 HUB_FILES = (
@@ -69,7 +70,7 @@ def read_checkpoint(
 def write_checkpoint(
     tensors: Mapping[str, Tensor], path: Path, *, wrapper: str | None, safetensors: bool
 ) -> None:
-    """Write weights under a temporary name, flush to disk, rename.
+    """Write weights whole.
 
     Args:
         tensors: by name, no two in the same memory.
@@ -80,19 +81,14 @@ def write_checkpoint(
     Raises:
         InputError: the file cannot be written; nothing is left of it.
     """
-    part = path.with_name(f".{path.name}.part")
     try:
-        if safetensors:
-            save_file(dict(tensors), part, metadata={"format": "pt"})
-        else:
-            torch.save({wrapper: dict(tensors)} if wrapper else dict(tensors), part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"{path}: cannot write the checkpoint ({reason})") from error
+        with written_whole(path) as part:
+            if safetensors:
+                save_file(dict(tensors), part, metadata={"format": "pt"})
+            else:
+                torch.save({wrapper: dict(tensors)} if wrapper else dict(tensors), part)
+    except (RuntimeError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
 
 
 @contextmanager
@@ -207,15 +203,30 @@ def _check_file(path: Path, source: str) -> None:
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"{source}: is a Git LFS pointer, not the file; run git lfs pull")
     if head.startswith(b"pk\x03\x04"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                records = archive.infolist()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            raise InputError(f"{source}: cut off or not a PyTorch checkpoint ({error})") from None
-        # PyTorch stores records as they are; packed or overlapping ones would fill the memory.
-        packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
-        if packed or sum(record.file_size for record in records) > path.stat().st_size:
-            raise InputError(f"{source}: not a PyTorch checkpoint: its records exceed the file")
+        check_archive(path, source)
+
+
+def check_archive(path: Path, source: object = None) -> None:
+    """Hold every record of a PyTorch file against its checksum, which `torch.load` does not.
+
+    Raises:
+        InputError: it is cut off, a bit of it has changed, or it is no PyTorch file.
+    """
+    source = source or path
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            # PyTorch stores records as they are; packed or overlapping ones would fill the memory.
+            packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+            if packed or sum(record.file_size for record in records) > path.stat().st_size:
+                raise InputError(f"{source}: not a PyTorch checkpoint: its records exceed the file")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source}: cut off or not a PyTorch checkpoint ({error})") from None
+    if damaged:
+        raise InputError(f"{source}: damaged: {damaged} does not match its checksum")
 
 
 def _check_sum(path: Path, source: str, sha256: str | None) -> None:

@@ -1,6 +1,8 @@
 """The one exception whose text is meant for the user and not for a developer, and how tools end."""
 
 import logging
+import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +17,24 @@ class InputError(ValueError):
     """
 
 
+class UnreadableImage(InputError):
+    """An image or label map is missing, empty, cut off or not one; the text names it."""
+
+
+class StoppedForNow(Exception):
+    """A scheduler asked the run to stop; it has saved what it needs to go on.
+
+    The tools exit with status 75, EX_TEMPFAIL of sysexits.h: try again later. 143, as a shell gives
+    it for SIGTERM, would be that of a run which died of it and saved nothing.
+    """
+
+
 @contextmanager
 def reported_in_one_line(resume_hint: str = "") -> Iterator[None]:
     """Around a tool's main: a user's mistake, Ctrl-C or a full disk ends it in one line on stderr.
 
-    Exit status 2 for a mistake, 130 for Ctrl-C, as a shell gives it.
+    Exit status 2 for a mistake, 130 for Ctrl-C, as a shell gives it, 75 for `StoppedForNow`. Of
+    several processes that stop alike, the first one says so.
 
     Args:
         resume_hint: what to do after Ctrl-C.
@@ -30,9 +45,11 @@ def reported_in_one_line(resume_hint: str = "") -> Iterator[None]:
     except InputError as error:
         # A data worker's error arrives with the worker's traceback before its text.
         line = str(error).strip().splitlines()[-1]
-        _exit(line.removeprefix(f"{InputError.__module__}.InputError: "), 2)
+        _exit(re.sub(rf"^{InputError.__module__}\.\w+: ", "", line), 2)
     except KeyboardInterrupt as error:
         _exit("; ".join(filter(None, [str(error) or "interrupted", resume_hint])), 130)
+    except StoppedForNow as error:
+        _exit("; ".join(filter(None, [str(error), resume_hint])), 75)
     except OSError as error:
         if error.errno != ENOSPC:
             raise
@@ -41,5 +58,6 @@ def reported_in_one_line(resume_hint: str = "") -> Iterator[None]:
 
 
 def _exit(line: str, status: int) -> None:
-    print(f"error: {line}" if status == 2 else line, file=sys.stderr)
+    if status == 2 or int(os.environ.get("RANK", 0)) == 0:
+        print(f"error: {line}" if status == 2 else line, file=sys.stderr)
     sys.exit(status)

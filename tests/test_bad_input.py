@@ -4,13 +4,11 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from running import DETECTION, REPOSITORY, SEGMENTATION, Outcome, command, run_here, run_tool
+from running import DETECTION, REPOSITORY, SEGMENTATION, Outcome, run_here, run_tool
 
 ONE_EPOCH = (
     "train_cfg.max_epochs=1",
@@ -188,59 +186,6 @@ class TestPredict:
 
     def test_empty_folder(self, tmp_path):
         assert_refused(run_here("predict.py", DETECTION, "x.pth", tmp_path), "no images")
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 24 MB, which two checkpoints of the demo model do not fit into."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_no_space_left(shapes, small_disk, tmp_path):
-    options = ("--data", shapes, "--work-dir", small_disk / "run", "--cfg-options", *ONE_EPOCH)
-    outcome = run_tool("train.py", DETECTION, *options, cwd=tmp_path)
-    assert_refused(outcome, "epoch_1.pth: cannot save the checkpoint", "No space left")
-    assert not list((small_disk / "run").glob("*.pth*"))
-
-
-def test_ctrl_c_leaves_a_resumable_checkpoint(shapes, tmp_path):
-    options = [
-        *("train_cfg.max_epochs=50", "train_cfg.val_interval=500"),
-        *("train_dataloader.num_workers=1", "default_hooks.logger.interval=1"),
-        *("default_hooks.checkpoint.interval=500",),
-    ]
-    argv = command("train.py", DETECTION, "--data", shapes, "--work-dir", "run", "--cfg-options")
-    process = subprocess.Popen(
-        [*argv, *options], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    for line in process.stdout:
-        if re.search(r"Epoch\(train\) +\[2\]", line):
-            break
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    assert re.search(
-        r"stopped at iteration \d+, saved .*interrupted.pth; continue with --resume", err
-    )
-    assert not list((tmp_path / "run").glob("*.part"))
-    saved = torch.load(tmp_path / "run" / "interrupted.pth", weights_only=False)
-    epochs = saved["meta"]["epoch"] + 2
-    options[0] = f"train_cfg.max_epochs={epochs}"
-    arguments = (DETECTION, "--data", shapes, "--work-dir", "run", "--resume")
-    again = run_tool("train.py", *arguments, "--cfg-options", *options, cwd=tmp_path)
-    assert again.status == 0, again.err
-    assert f"resumed epoch: {epochs - 2}, iter: {2 * (epochs - 2)}" in again.out
-    assert (tmp_path / "run" / f"epoch_{epochs}.pth").is_file()
 
 
 def test_every_tool_is_executable_and_explains_itself():

@@ -8,7 +8,6 @@ import argparse
 import csv
 import io
 import json
-import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from backbones.openmmlab.drawing import (
     draw_scores,
 )
 from backbones.openmmlab.predictor import Predictor
+from backbones.whole_files import write_whole, written_whole
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -91,12 +91,12 @@ def main() -> None:
             save(Image.fromarray(labels), args.out / "labels" / f"{path.stem}.png")
         save(picture, args.out / "pictures" / f"{path.stem}.png")
     if coco["images"]:
-        write(json.dumps(coco), args.out / "predictions.json")
+        write_whole(args.out / "predictions.json", json.dumps(coco))
     if ranked:
         table = io.StringIO(newline="")
         writer = csv.writer(table, lineterminator="\n")
         writer.writerows([("file", "rank", "label", "class", "score"), *ranked])
-        write(table.getvalue(), args.out / "predictions.csv")
+        write_whole(args.out / "predictions.csv", table.getvalue())
     print(f"{len(paths)} pictures: {args.out / 'pictures'}")
 
 
@@ -141,17 +141,10 @@ def annotations(found, masks: np.ndarray | None, image_id: int, first_id: int) -
     return rows
 
 
-def write(text: str, path: Path) -> None:
-    part = path.with_name(f".{path.name}")
-    part.write_text(text)
-    part.replace(path)
-
-
 def save(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}")
-    picture.save(part, format="PNG")
-    os.replace(part, path)
+    with written_whole(path) as part:
+        picture.save(part, format="PNG")
 
 
 if __name__ == "__main__":

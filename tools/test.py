@@ -16,6 +16,7 @@ from backbones.openmmlab.command_line import run_config, run_parser
 from backbones.openmmlab.config import use_tta
 from backbones.openmmlab.doctor import check_data
 from backbones.openmmlab.runner import Runner, fit_to_machine
+from backbones.whole_files import write_whole
 
 
 def main() -> None:
@@ -40,9 +41,7 @@ def main() -> None:
     with trusted() if args.trust_checkpoint else nullcontext():
         metrics = Runner.from_cfg(config).test()
     out = args.out or Path(config.work_dir) / "metrics.json"
-    part = out.with_name(f".{out.name}")
-    part.write_text(json.dumps({key: float(value) for key, value in metrics.items()}, indent=2))
-    part.replace(out)
+    write_whole(out, json.dumps({key: float(value) for key, value in metrics.items()}, indent=2))
     print(f"metrics: {out}")
 
 

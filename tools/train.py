@@ -3,15 +3,21 @@
 
 python tools/train.py configs/detection/cascade_convnext_t.py
 torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
+tools/train.py CONFIG takes the recipe's optimizer steps on fewer processes too, by accumulation.
 """
 
+import os
 from contextlib import nullcontext
+
+from mmengine.logging import print_log
 
 from backbones.checkpoints import trusted
 from backbones.errors import reported_in_one_line
 from backbones.openmmlab.command_line import run_config, run_parser
-from backbones.openmmlab.doctor import check_data
+from backbones.openmmlab.doctor import check_data, examine_quickly
 from backbones.openmmlab.runner import Runner, fit_to_machine
+from backbones.openmmlab.total_batch import LR_SCALES, batch_norm_note, use_total_batch
+from backbones.openmmlab.tracking import TRACKERS, track
 
 
 def main() -> None:
@@ -19,10 +25,48 @@ def main() -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue from the work dir's last checkpoint"
     )
+    parser.add_argument(
+        "--skip-bad-images",
+        action="store_true",
+        help="train on others in place of images that cannot be read; count and list them",
+    )
+    parser.add_argument(
+        "--total-batch",
+        type=int,
+        metavar="N",
+        help="images of one optimizer step, accumulated where needed; default: the recipe's own",
+    )
+    parser.add_argument(
+        "--scale-lr",
+        choices=LR_SCALES,
+        help="scale the learning rate with the total batch, in proportion or by its square root",
+    )
+    parser.add_argument(
+        "--track",
+        action="append",
+        choices=TRACKERS,
+        default=[],
+        help="send the figures there as well; may be given more than once",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="as `compile = True` in the config: torch.compile"
+    )
     args = parser.parse_args()
     config = run_config(args)
     config.resume = args.resume
+    if args.compile:
+        config.setdefault("compile", True)
+    track(config, args.track)
+    if args.skip_bad_images:
+        hooks = config.get("custom_hooks") or []
+        config.custom_hooks = [*hooks, dict(type="SkipBadImagesHook")]
+    print_log(use_total_batch(config, args.total_batch, args.scale_lr), "current")
+    if note := batch_norm_note(config):
+        print_log(note, "current")
     check_data(config, ("train", "val"))
+    for finding in examine_quickly(config) if os.environ.get("RANK", "0") == "0" else ():
+        if finding.severity != "note":
+            print_log(f"{finding.severity}: {finding}", "current")
     fit_to_machine(config)
     with trusted() if args.trust_checkpoint else nullcontext():
         Runner.from_cfg(config).train()

@@ -80,7 +80,7 @@ UNTYPED_KEYS = {
     "tta.[]": {"pipeline", "test_cfg"},
     "default_hooks": {
         "timer", "logger", "param_scheduler", "checkpoint", "sampler_seed", "visualization",
-        "runtime_info",
+        "runtime_info", "progress", "report",
     },
 }  # fmt: skip
 
@@ -256,6 +256,8 @@ def _arguments(built: Any) -> set[str] | None:
             return names - {"self"}
     if inspect.isclass(built) and "resize_type" in names:  # RandomResize hands its rest to Resize
         names |= {"keep_ratio", "clip_object_border", "backend", "interpolation"}
+    if inspect.isclass(built) and "ema_type" in names:  # EMAHook hands its rest to the average
+        names |= {"momentum", "gamma", "interval", "device", "update_buffers"}
     # Every class in the chain hands its **kwargs on; nn.Module and object end it.
     return names - {"self"} if inspect.isclass(built) else None
 

@@ -25,17 +25,17 @@ def draw_instances(
     image: np.ndarray,
     boxes: np.ndarray,
     labels: np.ndarray,
-    scores: np.ndarray,
+    scores: np.ndarray | None,
     classes: tuple[str, ...],
     masks: np.ndarray | None = None,
 ) -> Image.Image:
-    """Detections over their image.
+    """Detections or true objects over their image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         boxes: (n, 4) x1, y1, x2, y2 in pixels.
         labels: (n,) indices into `classes`.
-        scores: (n,) in [0, 1].
+        scores: (n,) in [0, 1], or None for true objects, which have none.
         classes: class names.
         masks: (n, H, W) bool, or None for boxes alone.
     """
@@ -65,15 +65,21 @@ def draw_instances(
         colour = tuple(colours[labels[i]].tolist())
         x1, y1, x2, y2 = boxes[i] * zoom
         pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=max(1, line // 2))
-    for i in np.argsort(-scores):
+    for i in order if scores is None else np.argsort(-scores):
         colour = tuple(colours[labels[i]].tolist())
         x1, y1, *_ = boxes[i] * zoom
-        _tag(pen, font, f"{classes[labels[i]]} {scores[i]:.2f}", (x1, y1), colour, picture, taken)
+        text = classes[labels[i]] if scores is None else f"{classes[labels[i]]} {scores[i]:.2f}"
+        _tag(pen, font, text, (x1, y1), colour, picture, taken)
     return picture
 
 
 def draw_label_map(
-    image: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], palette: np.ndarray
+    image: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    palette: np.ndarray,
+    *,
+    legend: bool = True,
 ) -> Image.Image:
     """A label map over its image, with a legend of the classes in it, largest first.
 
@@ -82,6 +88,7 @@ def draw_label_map(
         labels: (H, W) indices into `classes`; others (255) are left uncoloured.
         classes: class names.
         palette: (len(classes), 3) uint8 RGB.
+        legend: whether the legend is drawn beside it.
     """
     zoom = _zoom(image)
     height, width = (side * zoom for side in image.shape[:2])
@@ -93,6 +100,8 @@ def draw_label_map(
     edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edges[1:] |= labels[1:] != labels[:-1]
     picture[edges] = 255
+    if not legend:
+        return Image.fromarray(picture)
 
     areas = np.bincount(labels[known], minlength=len(classes)) / labels.size
     font = ImageFont.load_default(size=16)
@@ -101,8 +110,8 @@ def draw_label_map(
     lines = [(f"{classes[i]}  {areas[i]:.1%}", tuple(palette[i].tolist())) for i in rows[:fitting]]
     if len(rows) > fitting:
         lines[-1] = (f"and {len(rows) - fitting + 1} smaller", (255, 255, 255))
-    legend = 56 + max((int(font.getlength(text)) for text, _ in lines), default=0)
-    sheet = Image.new("RGB", (width + legend, height), "white")
+    margin = 56 + max((int(font.getlength(text)) for text, _ in lines), default=0)
+    sheet = Image.new("RGB", (width + margin, height), "white")
     sheet.paste(Image.fromarray(picture), (0, 0))
     pen = ImageDraw.Draw(sheet)
     for row, (text, colour) in enumerate(lines):

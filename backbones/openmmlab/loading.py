@@ -4,7 +4,7 @@ import cv2
 from mmcv.transforms import LoadImageFromFile
 from mmengine.registry import TRANSFORMS
 
-from backbones.errors import InputError
+from backbones.errors import UnreadableImage
 
 
 @TRANSFORMS.register_module()
@@ -12,7 +12,7 @@ class LoadImage(LoadImageFromFile):
     """mmcv's LoadImageFromFile, whose failures name the file.
 
     Raises:
-        InputError: the file is missing, unreadable, empty or not an image.
+        UnreadableImage: the file is missing, unreadable, empty or not an image.
     """
 
     def transform(self, results: dict) -> dict | None:
@@ -20,6 +20,6 @@ class LoadImage(LoadImageFromFile):
         try:
             return super().transform(results)
         except (AssertionError, cv2.error):
-            raise InputError(f"{path}: empty, cut off or not an image") from None
+            raise UnreadableImage(f"{path}: empty, cut off or not an image") from None
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+            raise UnreadableImage(f"{path}: cannot be read ({error.strerror or error})") from None

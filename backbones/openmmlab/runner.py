@@ -2,28 +2,39 @@
 
 import os
 import resource
-import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
-from mmengine.registry import HOOKS, LOG_PROCESSORS
-from mmengine.runner import CheckpointLoader, LogProcessor, find_latest_checkpoint
+from mmengine.registry import LOG_PROCESSORS
+from mmengine.runner import CheckpointLoader, LogProcessor
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.utils.dl_utils import collect_env
 from torch import nn
+from torch.utils.data import DataLoader
 
+from backbones.checkpoint_files import check_archive
 from backbones.checkpoints import load_whole, read_checkpoint
 from backbones.errors import InputError
+from backbones.whole_files import write_whole, written_whole
 
+from .checkpointing import last_whole_checkpoint
 from .compilation import compile_parts
 from .config import inference_dtype
+from .interruption import InterruptHook, outlive_signals
+from .non_finite import NonFiniteHook, check_finite
 from .precision import infer_in
+from .processes import what_was_lost
+from .progress import ProgressHook
+from .report import ReportHook
+from .resume import DueValidationHook, RepeatableStepHook, TrainingState
+from .total_batch import process_count
 
 
 @CheckpointLoader.register_scheme(
@@ -58,34 +69,121 @@ class Runner(MMEngineRunner):
         infer_in(model, inference_dtype(self.cfg))
         return model
 
-    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
-        """Save under a temporary name, flush to disk, rename.
+    def set_randomness(self, seed: int | None, **kwargs) -> None:
+        """Seed the run; a resumed one as it was, before anything is built that draws."""
+        self._last: tuple[str, Mapping] | None = None
+        if self.cfg.get("resume"):
+            self._find_last()
+        if self._last:
+            resumed = self._last[1].get("meta", {}).get("seed")
+            if resumed is not None and seed not in (None, resumed):
+                print_log(f"resumed with the checkpoint's seed {resumed}, not {seed}", "current")
+            seed = seed if resumed is None else resumed
+            self._randomness_cfg = {**self._randomness_cfg, "seed": seed}
+        super().set_randomness(seed, **kwargs)
+
+    def _find_last(self) -> None:
+        """The checkpoint to resume from: the one asked for, or the work dir's last whole one."""
+        path = self.cfg.get("load_from")
+        if path:
+            self._last = path, read_checkpoint(path)
+        elif found := last_whole_checkpoint(self._work_dir):
+            self._last = str(found[0]), found[1]
+
+    def register_hooks(self, default_hooks: dict | None, custom_hooks: list | None) -> None:
+        """The config's hooks, and those without which a run would lose something."""
+        super().register_hooks(default_hooks, custom_hooks)
+        for kind in (InterruptHook, NonFiniteHook, RepeatableStepHook, DueValidationHook):
+            if not any(isinstance(hook, kind) for hook in self.hooks):
+                self.register_hook(kind())
+
+    @staticmethod
+    def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
+        """Build a data loader whose workers leave signals to the process that trains."""
+        loader = MMEngineRunner.build_dataloader(dataloader, *args, **kwargs)
+        if loader is not dataloader:
+            loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+        return loader
+
+    def build_train_loop(self, loop: dict) -> object:
+        """Build the loop; mmengine's `by_epoch` means the same as the name of a class."""
+        if isinstance(loop, dict) and "by_epoch" in loop:
+            kind = "EpochBasedTrainLoop" if loop["by_epoch"] else "IterBasedTrainLoop"
+            loop = {**{k: v for k, v in loop.items() if k != "by_epoch"}, "type": kind}
+        return super().build_train_loop(loop)
+
+    def train(self) -> nn.Module:
+        """Train; the terminal and the report are left in order however it ends.
 
         Raises:
-            InputError: the file cannot be written; nothing is left of it.
+            InputError: a data worker or another process of the run was lost.
         """
+        if is_main_process():
+            for part in Path(self.work_dir).glob(".*.part"):  # of a run that was killed
+                part.unlink()
+        with self._concluded():
+            try:
+                return super().train()
+            except RuntimeError as error:
+                raise what_was_lost(error) or error from error
+
+    def val(self) -> dict:
+        """Evaluate on the validation set; the terminal is left in order however it ends."""
+        with self._concluded():
+            return super().val()
+
+    def test(self) -> dict:
+        """Evaluate on the test set; the terminal is left in order however it ends."""
+        with self._concluded():
+            return super().test()
+
+    @contextmanager
+    def _concluded(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            for hook in self.hooks:
+                if isinstance(hook, ProgressHook | ReportHook):
+                    hook.close(self)
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
+        """Save whole, with the state of every process; all of them call it at the same point.
+
+        It takes its name after it has been read back from the disk.
+
+        Raises:
+            InputError: it cannot be written, or its weights are not finite; what was there is kept.
+        """
+        self._training_state = TrainingState(self).collect()
         if not is_main_process():
             return
         final = Path(out_dir) / filename
-        part = final.with_name(f"{filename}.part")
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        check_finite(model.state_dict(), final)
         try:
-            super().save_checkpoint(out_dir, part.name, *args, **kwargs)
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
-            part.replace(final)
-        except OSError as error:
-            part.unlink(missing_ok=True)
+            with written_whole(final) as part:
+                super().save_checkpoint(out_dir, part.name, *args, **kwargs)
+                with part.open("rb+") as file:
+                    os.fsync(file.fileno())
+                    if hasattr(os, "posix_fadvise"):  # read back from the disk, not from memory
+                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                check_archive(part)
+        except InputError as error:
             raise InputError(
-                f"{final}: cannot save the checkpoint ({error.strerror}); earlier ones are kept"
+                f"{error}: the checkpoint is not saved; earlier ones are kept"
             ) from error
 
+    def call_hook(self, fn_name: str, **kwargs) -> None:
+        """Call a hook of all hooks; a checkpoint about to be saved gets the processes' states."""
+        if fn_name == "before_save_checkpoint":
+            kwargs["checkpoint"]["training_state"] = self._training_state
+        super().call_hook(fn_name, **kwargs)
+
     def dump_config(self) -> None:
-        """Write the resolved config into the work dir, aside and renamed."""
+        """Write the resolved config into the work dir, whole."""
         if is_main_process():
             name = Path(self.cfg.filename or f"{self.timestamp}.py").name
-            part = Path(self.work_dir) / f".{name}"
-            self.cfg.dump(part)
-            part.replace(Path(self.work_dir) / name)
+            write_whole(Path(self.work_dir) / name, self.cfg.pretty_text)
 
     def load_checkpoint(self, filename: str, map_location: object = "cpu", **kwargs) -> Mapping:
         """Load the weights of a whole model; its ConvNeXt may be in any known layout.
@@ -96,19 +194,23 @@ class Runner(MMEngineRunner):
         Raises:
             InputError: the file cannot be read, or its tensors are not exactly the model's.
         """
-        checkpoint = read_checkpoint(filename)
+        held, self._last = self._last, None
+        checkpoint = held[1] if held and held[0] == filename else read_checkpoint(filename)
         model = self.model.module if is_model_wrapper(self.model) else self.model
         model = getattr(model, "module", model)  # a TTA model holds the trained one
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         self.logger.info(load_whole(model, checkpoint, filename))
         self._has_loaded = True
+        self._resumed_state = checkpoint.get("training_state")
         return checkpoint
 
     def load_or_resume(self) -> None:
         """Load or resume as asked; say it if there is nothing to resume from."""
-        if self._resume and not self._load_from and not find_latest_checkpoint(self.work_dir):
+        if self._resume and not self._last and not self._has_loaded:
             self.logger.info(f"no checkpoint to resume from in {self.work_dir}: starting anew")
             self._resume = False
+        elif self._resume and self._last:
+            self._load_from = self._last[0]
         super().load_or_resume()
 
     def _maybe_compile(self, target: str) -> None:
@@ -120,12 +222,17 @@ class Runner(MMEngineRunner):
             parts = compile_parts(model, **({} if options is True else options))
             self.logger.info(f"compiled at their first use: {', '.join(parts)}")
 
+    def resume(self, filename: str, *args, **kwargs) -> None:
+        """Go on from a checkpoint as if there had been no break; see `resume.py`."""
+        super().resume(filename, *args, **kwargs)
+        TrainingState(self).restore(self._resumed_state)
+
     def _log_env(self, env_cfg: dict) -> None:
         """Say in two lines what the run stands on; the full report goes to a file beside."""
         env = collect_env()
         if is_main_process():
             report = "\n".join(f"{key}: {value}" for key, value in env.items())
-            (Path(self._log_dir) / "environment.txt").write_text(report + "\n")
+            write_whole(Path(self._log_dir) / "environment.txt", report + "\n")
         device = env.get("GPU 0") or f"CPU, {torch.get_num_threads()} threads"
         self.logger.info(
             f"torch {torch.__version__}, mmengine {env['MMEngine']}, {device}, "
@@ -150,49 +257,10 @@ class PeakMemoryLogProcessor(LogProcessor):
         return tag, line
 
 
-@HOOKS.register_module()
-class InterruptHook(Hook):
-    """Ctrl-C ends training after the current step with a checkpoint to resume from.
-
-    A second Ctrl-C stops at once. With several processes the default stays: the last regular
-    checkpoint is the one to resume from.
-    """
-
-    priority = "LOWEST"
-
-    def __init__(self):
-        self.asked = False
-
-    def before_train(self, runner) -> None:
-        if not runner.distributed:
-            signal.signal(signal.SIGINT, self._ask)
-
-    def _ask(self, *_) -> None:
-        if self.asked:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if not self.asked:
-            return
-        by_epoch = hasattr(runner.train_loop, "_max_epochs") and not hasattr(
-            runner.train_loop, "dataloader_iterator"
-        )
-        # A resumed epoch starts over, so its first iteration is the one to count from.
-        done = runner.epoch * len(runner.train_dataloader) if by_epoch else runner.iter + 1
-        runner.save_checkpoint(
-            runner.work_dir, "interrupted.pth", meta=dict(epoch=runner.epoch, iter=done)
-        )
-        path = Path(runner.work_dir) / "interrupted.pth"
-        part = path.with_name(".last_checkpoint")
-        part.write_text(str(path))
-        part.replace(path.with_name("last_checkpoint"))
-        raise KeyboardInterrupt(f"stopped at iteration {runner.iter + 1}, saved {path}")
-
-    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt("stopped during evaluation")
+def _start_worker(seed_worker, worker_id: int) -> None:
+    outlive_signals()
+    if seed_worker:
+        seed_worker(worker_id)
 
 
 def fit_to_machine(config: Config) -> None:
@@ -201,8 +269,7 @@ def fit_to_machine(config: Config) -> None:
     SyncBN becomes BN where there is nothing to synchronise with or no GPU to do it on; automatic
     mixed precision becomes float32 and nccl becomes gloo where there is no GPU.
     """
-    counts = dict(pytorch="WORLD_SIZE", slurm="SLURM_NTASKS", mpi="OMPI_COMM_WORLD_SIZE")
-    processes = int(os.environ.get(counts.get(config.launcher, ""), 1))
+    processes = process_count(config)
     cuda = torch.cuda.is_available()
     if (processes == 1 or not cuda) and _replace_type(config._cfg_dict, "SyncBN", "BN"):
         why = "one process" if processes == 1 else "no GPU"

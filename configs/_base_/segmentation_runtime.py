@@ -10,6 +10,8 @@ default_hooks = dict(
     checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=16000, max_keep_ckpts=3),
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="SegVisualizationHook"),
+    progress=dict(type="ProgressHook"),
+    report=dict(type="ReportHook"),
 )
 custom_hooks = [dict(type="LabelRangeHook"), dict(type="InterruptHook")]
 env_cfg = dict(

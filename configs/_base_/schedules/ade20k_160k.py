@@ -13,3 +13,4 @@ optim_wrapper = dict(
     paramwise_cfg=dict(decay_rate=0.9, decay_type="stage_wise"),
     optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
 )
+auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -10,3 +10,4 @@ optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-3),
 )
+auto_scale_lr = dict(enable=False, base_batch_size=16)

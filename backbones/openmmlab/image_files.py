@@ -1,0 +1,146 @@
+"""What is in image files, from their headers: size, channels, depth, orientation, wholeness."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from PIL import Image
+
+from .findings import Finding, first_of
+
+ORIENTATION = 0x0112  # EXIF tag
+DEEP = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
+# How far a recipe's scale may be from the images' own before details are lost or made up.
+LARGEST_ENLARGEMENT = 2.0
+LARGEST_REDUCTION = 4.0
+
+
+class Header(NamedTuple):
+    """What a file says of its image.
+
+    Attributes:
+        size: (width, height) as stored; `upright` is as OpenCV reads it, rotated by EXIF.
+        mode: PIL's name of channels and depth.
+        rotated: EXIF says to rotate or mirror.
+    """
+
+    size: tuple[int, int]
+    upright: tuple[int, int]
+    mode: str
+    rotated: bool
+    transparent: bool
+
+
+def read_header(path: Path) -> Header:
+    """The header of an image file.
+
+    Raises:
+        OSError: it is missing, empty, cut off or not an image.
+    """
+    with Image.open(path) as image:
+        orientation = image.getexif().get(ORIENTATION, 1)
+        size = image.size
+        if not _ends(path, image.format):
+            raise OSError("cut off")
+        upright = size[::-1] if orientation in (5, 6, 7, 8) else size
+        transparent = "A" in image.mode or "transparency" in image.info
+        return Header(size, upright, image.mode, orientation in range(2, 9), transparent)
+
+
+def _ends(path: Path, kind: str | None) -> bool:
+    ends = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+    if kind not in ends:
+        return True
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))  # some cameras append something
+        return ends[kind] in file.read()
+
+
+def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, Header], list[Finding]]:
+    """The headers of these files, and a finding for those that are missing or broken."""
+    headers, missing, broken = {}, [], []
+    for path in paths:
+        try:
+            headers[path] = read_header(path)
+        except FileNotFoundError:
+            missing.append(path)
+        except (OSError, ValueError, SyntaxError):
+            broken.append(path)
+    findings = []
+    if missing:
+        findings.append(
+            Finding(
+                "error", str(missing[0]), _these(missing, "no such image"),
+                "put it there or take it out of the annotations",
+            )
+        )  # fmt: skip
+    if broken:
+        findings.append(
+            Finding(
+                "error", str(broken[0]), _these(broken, "empty, cut off or not an image"),
+                "copy it again or take it out",
+            )
+        )  # fmt: skip
+    return headers, findings
+
+
+def _these(paths: Sequence[Path], what: str) -> str:
+    names = [path.name for path in paths[1:]]
+    return what + (f", and {len(names)} more ({first_of(names)})" if names else "")
+
+
+def check_images(
+    headers: dict[Path, Header], key: str, scales: Sequence[tuple[int, int]]
+) -> Iterator[Finding]:
+    """Findings about channels, depth and orientation, and about sizes against the recipe's.
+
+    Args:
+        headers: of a data set's images.
+        key: of the data set in the config.
+        scales: (long, short) sides that the pipeline resizes to; empty if it does not.
+    """
+    kinds = [
+        ("note", lambda h: h.mode in ("1", "L", "LA"), "grey", "its one channel is read as three"),
+        ("warning", lambda h: h.transparent, "with transparency", "it is thrown away: "
+         "what is invisible in the picture is seen by the network; compose it on a ground"),
+        ("warning", lambda h: h.mode in DEEP, "of more than 8 bits a channel",
+         "cut to 8 when read; stretch the values to 8 bits yourself"),
+        ("warning", lambda h: h.mode == "CMYK", "in CMYK", "convert it to RGB"),
+    ]  # fmt: skip
+    for severity, is_so, what, advice in kinds:
+        paths = [path for path, header in headers.items() if is_so(header)]
+        if paths:
+            yield Finding(
+                severity, str(paths[0]), f"image {what} ({len(paths)} of {len(headers)})", advice
+            )
+    small = [path for path, header in headers.items() if min(header.size) < 32]
+    if small:
+        yield Finding(
+            "warning", str(small[0]),
+            f"image of less than 32 pixels ({len(small)} of {len(headers)})",
+            "the coarsest map has no cell for it; enlarge or leave out",
+        )  # fmt: skip
+    if headers and scales:
+        yield from _check_scale(headers, key, scales)
+
+
+def _check_scale(headers, key, scales) -> Iterator[Finding]:
+    factors = []
+    for header in headers.values():
+        long, short = max(header.upright), min(header.upright)
+        factors.append(median(min(a / long, b / short) for a, b in scales))
+    factor = median(factors)
+    shown = " or ".join(f"{a}x{b}" for a, b in (scales[:1] if len(scales) == 1 else scales[::10]))
+    if factor > LARGEST_ENLARGEMENT:
+        yield Finding(
+            "warning", f"{key}.pipeline",
+            f"resizes to {shown}, which enlarges the median image {factor:.1f} times",
+            "set a scale nearer to the images': it costs time and adds nothing",
+        )  # fmt: skip
+    elif factor < 1 / LARGEST_REDUCTION:
+        yield Finding(
+            "warning", f"{key}.pipeline",
+            f"resizes to {shown}, which reduces the median image {1 / factor:.1f} times",
+            "small objects vanish; set a larger scale or cut the images into tiles",
+        )  # fmt: skip

@@ -1,0 +1,160 @@
+"""Faults in the label maps of a segmentation data set."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .findings import Finding, first_of
+from .image_files import Header
+
+IGNORED = 255
+
+
+class LabelMaps:
+    """The label maps of one split.
+
+    Args:
+        pairs: (image, label map) files.
+        classes: the config's, in the order of their labels.
+        reduce_zero_label: label 0 of the files is ignored and the others move down by one.
+        key: of the data set in the config.
+        complete: these are all of the split's, not a sample.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Path, Path]],
+        classes: Sequence[str],
+        reduce_zero_label: bool,
+        key: str,
+        complete: bool,
+    ):
+        self.pairs, self.classes, self.key = pairs, classes, key
+        self.reduces, self.complete = reduce_zero_label, complete
+
+    def check(self, headers: dict[Path, Header], training: bool) -> Iterator[Finding]:
+        """Findings about all maps.
+
+        Args:
+            headers: of the images.
+            training: the split is trained on; in others a class may well be missing.
+        """
+        pixels = np.zeros(256, np.int64)  # of every value
+        beyond, missing, broken, unlike, coloured, deep = [], [], [], [], [], []
+        for image, path in self.pairs:
+            try:
+                labels = _read(path)
+            except FileNotFoundError:
+                missing.append(path)
+                continue
+            except (OSError, SyntaxError, ValueError):
+                broken.append(path)
+                continue
+            if labels.ndim > 2:
+                coloured.append(path)
+                continue
+            if labels.max(initial=0) > IGNORED:
+                deep.append(path)
+                continue
+            counts = np.bincount(labels.ravel(), minlength=256)[:256]
+            pixels += counts
+            if counts[self._lowest_beyond : IGNORED].any():
+                beyond.append((path, int(np.flatnonzero(counts[:IGNORED])[-1])))
+            header = headers.get(image)
+            if header is not None and labels.shape[::-1] != header.upright:
+                unlike.append((path, labels.shape[::-1], header))
+        for paths, what, advice in (
+            (missing, "no such label map", "its name is the image's with seg_map_suffix"),
+            (broken, "label map is empty, cut off or not an image", "copy it again"),
+            (
+                coloured,
+                "label map has colours, not labels",
+                "write each pixel's label, one channel",
+            ),
+            (deep, "label above 255", "mmseg reads 8 bits: 256 would become 0"),
+        ):
+            if paths:
+                yield Finding("error", str(paths[0]), _of(what, paths, self.pairs), advice)
+        if unlike:
+            path, size, header = unlike[0]
+            turned = size == header.size
+            yield Finding(
+                "error", str(path),
+                f"label map is {size[0]}x{size[1]}, its image {header.upright[0]}x"
+                f"{header.upright[1]}{' as EXIF turns it' if turned else ''} "
+                f"({len(unlike)} of {len(self.pairs)})",
+                "store the image upright, without EXIF orientation" if turned
+                else "they must lie on each other pixel by pixel",
+            )  # fmt: skip
+        if pixels.any():
+            yield from self._check_values(pixels, beyond, training)
+
+    @property
+    def _lowest_beyond(self) -> int:
+        return min(len(self.classes) + self.reduces, IGNORED)
+
+    def _check_values(self, pixels: np.ndarray, beyond: list, training: bool) -> Iterator[Finding]:
+        number = len(self.classes)
+        seen = np.flatnonzero(pixels[:IGNORED])
+        key = f"{self.key}.reduce_zero_label"
+        if pixels[IGNORED] and set(seen) <= {0}:
+            yield Finding(
+                "error", str(self.pairs[0][1]),
+                "holds no label but 0 and 255, and 255 is ignored: nothing is left to tell apart",
+                "write the foreground as 1, not 255",
+            )  # fmt: skip
+            return
+        if beyond:
+            path, value = beyond[0]
+            starts_at_one = not self.reduces and value == number
+            yield Finding(
+                "error", str(path),
+                f"label {value} is none of {number} classes ({len(beyond)} of {len(self.pairs)} "
+                f"label maps; labels are {int(self.reduces)} to {number - 1 + self.reduces}, 255 "
+                "is ignored)",
+                f"set {key}=True, here and in LoadAnnotations, if label 0 is the unlabelled"
+                if starts_at_one else "correct num_classes and metainfo.classes, or the map",
+            )  # fmt: skip
+            if starts_at_one:
+                return
+        counts = pixels[self.reduces : number + self.reduces]
+        if self.reduces and counts[-1] == 0 and pixels[0] and number > 1 and counts[:-1].all():
+            yield Finding(
+                "error" if self.complete else "warning", key,
+                f"True, but the files hold labels 0 to {number - 1} for {number} classes: "
+                f"{self.classes[0]} would be ignored, {self.classes[-1]} never be seen",
+                "set it to False, here and in LoadAnnotations"
+                + (f", unless 255 is written for {self.classes[-1]}" if pixels[IGNORED] else ""),
+            )  # fmt: skip
+            return
+        unseen = [self.classes[i] for i in np.flatnonzero(counts == 0)]
+        if unseen and counts.any():
+            last = self.classes[-1] in unseen and training and self.complete
+            among = "" if self.complete else f" in {len(self.pairs)} label maps looked at"
+            what = f"last class {self.classes[-1]} is" if last else f"{first_of(unseen)}:"
+            yield Finding(
+                "warning" if last else "note", self.key,
+                f"{what} never seen{among}",
+                "are there one too many, or is a label written as 255? its IoU will be nan"
+                if last else "IoU is nan where a class is in no label map",
+            )  # fmt: skip
+        share = pixels[IGNORED] + (pixels[0] if self.reduces else 0)
+        if share > 0.5 * pixels.sum():
+            yield Finding(
+                "warning", self.key,
+                f"{share / pixels.sum():.0%} of all pixels are ignored "
+                f"(255{' and 0' if self.reduces else ''})",
+                "is a class written as 255, or reduce_zero_label not meant?",
+            )  # fmt: skip
+
+
+def _read(path: Path) -> np.ndarray:
+    """Labels (H, W), or (H, W, channels) of a map in colours."""
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def _of(what: str, paths: Sequence[Path], pairs: Sequence) -> str:
+    return f"{what} ({len(paths)} of {len(pairs)})"

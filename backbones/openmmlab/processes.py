@@ -1,0 +1,70 @@
+"""What the processes of one run tell each other, on the CPU whatever the gradients travel by."""
+
+import re
+
+import torch
+from torch import distributed
+
+from backbones.errors import InputError
+
+_group: distributed.ProcessGroup | None = None
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; every process calls it at the same point."""
+    if not _several():
+        return flag
+    raised = torch.tensor(int(flag))
+    distributed.all_reduce(raised, distributed.ReduceOp.MAX, group=_cpu_group())
+    return bool(raised)
+
+
+def from_all(value: object) -> list:
+    """The values of all processes, by rank; every process calls it at the same point."""
+    if not _several():
+        return [value]
+    values = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value, group=_cpu_group())
+    return values
+
+
+def what_was_lost(error: Exception) -> InputError | None:
+    """One line for a run that lost a data worker or one of its processes; None for other errors."""
+    text = str(error)
+    worker = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*)", text, re.DOTALL)
+    if worker and "Bus error" in worker[2]:
+        return InputError(
+            f"data worker {worker[1]} ran out of shared memory: enlarge /dev/shm (docker run "
+            "--shm-size) or lower num_workers; continue with --resume"
+        )
+    if worker:
+        return InputError(
+            f"data worker {worker[1]} was killed{_by(worker[2])}: lower "
+            "train_dataloader.num_workers or the batch size, or give the run more memory; "
+            "continue with --resume"
+        )
+    lost = "onnection closed by peer|onnection reset by peer|Broken pipe|remote process exited"
+    if _several() and (re.search(lost, text) or isinstance(error, distributed.DistNetworkError)):
+        return InputError(
+            f"process {distributed.get_rank()} lost another process of the run, killed or ended by "
+            "an error of its own, which is above or in its log; continue with --resume"
+        )
+    return None
+
+
+def _by(text: str) -> str:
+    if "Killed" in text or "exited unexpectedly" in text:
+        return " (SIGKILL), as the kernel's out-of-memory killer does"
+    signal = re.search(r"by signal: ([\w ]+)", text)
+    return f" ({signal[1].strip()})" if signal else ""
+
+
+def _several() -> bool:
+    return distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _cpu_group() -> distributed.ProcessGroup:
+    global _group
+    if _group is None:
+        _group = distributed.new_group(backend="gloo")
+    return _group

@@ -1,0 +1,73 @@
+"""The libraries below: their versions against the tested ones, and what this machine lacks."""
+
+import re
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+
+from . import mmcv_ops
+from .findings import Finding
+
+DISTRIBUTION = "convnext-dense-prediction"
+SETUP = Path(__file__).parents[2] / "setup.py"
+CONFLICTING = {"mmcv": "onedl-mmcv", "mmdet": "onedl-mmdetection", "mmengine": "onedl-mmengine",
+               "mmsegmentation": "onedl-mmsegmentation", "mmcv-full": "onedl-mmcv"}  # fmt: skip
+
+
+def check_stack() -> Iterator[Finding]:
+    """Findings about installed versions, and notes on what is replaced or missing here."""
+    for requirement in _requirements():
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:
+            yield Finding(
+                "error", requirement.name, "not installed", f"pip install '{requirement}'"
+            )
+            continue
+        if not requirement.specifier.contains(installed.split("+")[0], prereleases=True):
+            yield Finding(
+                "warning", requirement.name,
+                f"{installed} is installed, the tests ran on {requirement.specifier}",
+                f"pip install '{requirement}'",
+            )  # fmt: skip
+    for name, ours in CONFLICTING.items():
+        try:
+            installed = version(name)
+        except PackageNotFoundError:
+            continue
+        yield Finding(
+            "warning", name, f"{installed} is installed beside {ours}, which has the same modules",
+            f"pip uninstall {name}, then pip install --force-reinstall --no-deps {ours}",
+        )  # fmt: skip
+    if mmcv_ops.install():
+        yield Finding(
+            "note", "mmcv", "has no compiled operators: nms and RoIAlign are torchvision's, other "
+            "operators raise when called",
+        )  # fmt: skip
+    if not torch.cuda.is_available():
+        why = " (torch is built for one: see nvidia-smi)" if torch.version.cuda else ""
+        yield Finding("note", "torch", f"no GPU{why}: training in float32 on the CPU")
+    elif not torch.cuda.is_bf16_supported(including_emulation=False):
+        yield Finding(
+            "warning", torch.cuda.get_device_name(), "does not compute in bfloat16",
+            "--cfg-options optim_wrapper.dtype=float16 optim_wrapper.loss_scale=dynamic",
+        )  # fmt: skip
+    if sys.version_info[:2] not in {(3, minor) for minor in range(10, 14)}:
+        yield Finding("warning", "python", f"{sys.version.split()[0]}", "use 3.10 to 3.13")
+
+
+def _requirements() -> list[Requirement]:
+    """Of setup.py beside the library, or of the installed distribution; without the extras."""
+    if SETUP.is_file():
+        (listed,) = re.findall(r"install_requires=\[(.*?)\]", SETUP.read_text(), re.DOTALL)
+        lines = re.findall(r'"([^"]+)"', listed)
+    else:
+        try:
+            lines = [line for line in requires(DISTRIBUTION) or [] if "extra ==" not in line]
+        except PackageNotFoundError:
+            lines = []
+    return [Requirement(line) for line in lines]

@@ -1,0 +1,40 @@
+"""Sending a run's figures to TensorBoard, Weights & Biases or MLflow, by mmengine's backends."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from mmengine.config import Config
+
+from backbones.errors import InputError
+
+# What each needs to be imported, and what is to be installed for it.
+TRACKERS = {
+    "tensorboard": ("TensorboardVisBackend", "tensorboard"),
+    "wandb": ("WandbVisBackend", "wandb"),
+    "mlflow": ("MLflowVisBackend", "mlflow"),
+}
+
+
+def track(config: Config, trackers: Sequence[str]) -> None:
+    """Have a config's visualizer write to these trackers too.
+
+    Args:
+        config: of the run; its name becomes the run's.
+        trackers: of `TRACKERS`.
+
+    Raises:
+        InputError: the package of a tracker is not installed.
+    """
+    for tracker in trackers:
+        backend, package = TRACKERS[tracker]
+        if find_spec(package) is None:
+            raise InputError(f"--track {tracker}: {package} is missing; pip install {package}")
+        settings: dict = dict(type=backend)
+        name = Path(config.work_dir).name
+        if tracker == "wandb":
+            settings["init_kwargs"] = dict(project="convnext-dense-prediction", name=name)
+        elif tracker == "mlflow":
+            settings.update(exp_name="convnext-dense-prediction", run_name=name)
+        present = config.visualizer.get("vis_backends") or []
+        config.visualizer.vis_backends = [*present, settings]
