@@ -420,7 +420,6 @@ class TestConfigs:
         else:
             for loader in (config.val_dataloader, config.test_dataloader):
                 assert loader.dataset.pipeline[1].input_size == recipe.size
-        assert config.randomness.diff_rank_seed
 
 
 def official_schedule(peak: float, least: float, warm_up: int, iterations: int) -> np.ndarray:
