@@ -607,6 +607,18 @@ class TestWeights:
         with pytest.raises(InputError, match="replace_head: the model has no head"):
             load_pretrained(ConvNeXt(NARROW), path, replace_head=True)
 
+    def test_a_detector_starts_from_the_average_or_from_the_trained_weights(self, tmp_path):
+        """A checkpoint holds both, the average as its weights."""
+        average, trained = randomise(classifier()), randomise(classifier())
+        ema = {"steps": torch.tensor(9)}
+        ema |= {f"module.{name}": tensor for name, tensor in trained.state_dict().items()}
+        torch.save(dict(state_dict=average.state_dict(), ema_state_dict=ema), tmp_path / "both.pth")
+        for wrapper, source in ((None, average), ("ema_state_dict", trained)):
+            backbone = ConvNeXt(NARROW)
+            load_pretrained(backbone, tmp_path / "both.pth", wrapper=wrapper)
+            stem = "downsample_layers.0.0.weight"
+            assert torch.equal(backbone.state_dict()[stem], source.network.state_dict()[stem])
+
 
 def test_train_evaluate_predict_and_start_a_detector(shapes, tmp_path, monkeypatch):
     """The same tools as for the other tasks; the checkpoint's ConvNeXt is a detector's backbone."""

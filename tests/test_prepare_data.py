@@ -176,13 +176,28 @@ def test_a_shape_covers_its_area_at_its_place(shape):
     assert (cover * rows).sum() / cover.sum() == pytest.approx(40.2, abs=0.1)
 
 
+@pytest.mark.parametrize("kind, shape", list(enumerate(prepare_data.DEMO_SHAPES)))
+def test_a_class_folder_holds_pictures_of_its_one_large_shape(demo, kind, shape):
+    for split, _, count in SPLITS:
+        paths = sorted((demo / "classes" / split / shape).iterdir())
+        assert len(paths) == count
+        assert len({path.read_bytes() for path in paths}) == count
+        assert all(Image.open(path).size == (64, 64) for path in paths)
+    for seed in range(20):
+        _, label, ((found, mask),) = prepare_data.draw_scene(
+            64, np.random.default_rng(seed), only=kind
+        )
+        assert found == kind + 1 and (label == found).sum() == mask.sum()
+        assert 0.08 < mask.mean() < 0.5
+
+
 def test_pictures_depend_on_the_seed_and_not_on_their_number(demo, tmp_path):
     for name, seed, train in (("same", 0, 5), ("other", 1, 5)):
         (tmp_path / name).mkdir()
         prepare_data.write_demo(tmp_path / name, 160, dict(train=train, val=3), seed)
     first, same, other = contents(demo), contents(tmp_path / "same"), contents(tmp_path / "other")
     pictures = [name for name in same if name.endswith((".jpg", ".png"))]
-    assert len(pictures) == 3 * 8
+    assert len(pictures) == (3 + 4) * 8  # picture, copy and label map; one of each shape
     assert all(same[name] == first[name] for name in pictures)
     assert all(other[name] != first[name] for name in pictures)
     assert first["train2017/000000000001.jpg"] != first["val2017/000000000001.jpg"]

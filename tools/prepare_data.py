@@ -182,8 +182,7 @@ def draw_scene(
 
     owner = np.full((size, size), -1)  # index of the shape that a pixel shows
     classes, wholes = [], []
-    wanted = rng.integers(1, 7)
-    wanted = wanted if only is None else 1
+    wanted = rng.integers(1, 7) if only is None else 1
     for _ in range(100):
         if len(classes) == wanted:
             break

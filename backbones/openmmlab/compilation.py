@@ -1,10 +1,10 @@
-"""torch.compile for the parts of a detector or segmentor whose work is the same for every image."""
+"""torch.compile for the parts of a model whose work is the same for every image."""
 
 import torch
 from torch import nn
 
 # Sampling, assigning, NMS and pasting follow the boxes: a graph of them would never be used twice.
-STATIC_PARTS = ("backbone", "neck", "rpn_head", "decode_head", "auxiliary_head")
+STATIC_PARTS = ("backbone", "neck", "rpn_head", "decode_head", "auxiliary_head", "network")
 ROI_PARTS = ("bbox_head", "mask_head")
 
 
@@ -23,7 +23,7 @@ def compile_parts(
     few times and then no more.
 
     Args:
-        model: a detector or segmentor; changed in place.
+        model: a detector, segmentor or classifier; changed in place.
         fullgraph, dynamic, backend, mode: as in `torch.compile`; `dynamic` is for the maps.
 
     Returns:
