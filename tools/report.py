@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from backbones.errors import InputError, reported_in_one_line
-from backbones.openmmlab.report.hook import VERSION, write_whole
+from backbones.openmmlab.report.hook import VERSION
 from backbones.openmmlab.report.page import NAMES, compare, render, score_table
+from backbones.whole_files import write_whole
 
 
 def main() -> None:

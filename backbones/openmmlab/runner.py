@@ -113,7 +113,7 @@ class Runner(MMEngineRunner):
         return super().build_train_loop(loop)
 
     def train(self) -> nn.Module:
-        """Train; the terminal and the report are left in order however it ends.
+        """Train.
 
         Raises:
             InputError: a data worker or another process of the run was lost.
@@ -121,24 +121,25 @@ class Runner(MMEngineRunner):
         if is_main_process():
             for part in Path(self.work_dir).glob(".*.part"):  # of a run that was killed
                 part.unlink()
-        with self._concluded():
-            try:
+        try:
+            with self._concluded():
                 return super().train()
-            except RuntimeError as error:
-                raise what_was_lost(error) or error from error
+        except RuntimeError as error:
+            raise what_was_lost(error) or error from error
 
     def val(self) -> dict:
-        """Evaluate on the validation set; the terminal is left in order however it ends."""
+        """Evaluate on the validation set."""
         with self._concluded():
             return super().val()
 
     def test(self) -> dict:
-        """Evaluate on the test set; the terminal is left in order however it ends."""
+        """Evaluate on the test set."""
         with self._concluded():
             return super().test()
 
     @contextmanager
     def _concluded(self) -> Iterator[None]:
+        """Leave the terminal and the report in order, however the run ends."""
         try:
             yield
         finally:

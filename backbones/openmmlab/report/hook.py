@@ -17,8 +17,11 @@ from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
 
+from backbones.errors import InputError
 from backbones.openmmlab.progress import peak_memory
+from backbones.whole_files import write_whole
 
 from .evaluation import DetectionFigures, SegmentationFigures
 from .page import render
@@ -217,8 +220,8 @@ class ReportHook(Hook):
         try:
             write_whole(folder / "report.json", json.dumps(report, allow_nan=False))
             write_whole(folder / "report.html", render(report))
-        except OSError as error:
-            runner.logger.warning(f"{folder}/report.html: cannot be written ({error.strerror})")
+        except InputError as error:
+            runner.logger.warning(f"no report: {error}")
             return
         self._changed = False
         runner.logger.info(f"report: {folder / 'report.html'}")
@@ -231,6 +234,7 @@ class ReportHook(Hook):
         times = [t for t in self.curves.values.get("time", []) if t]
         typical = float(np.median(times)) if times else None
         batch = self.report["training"]["batch_size"]
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         return dict(
             curves=self.curves.state(),
             scores=self.scores,
@@ -240,7 +244,7 @@ class ReportHook(Hook):
             iterations=runner.iter,
             max_iterations=runner.max_iters,
             epochs=runner.epoch,
-            max_epochs=runner.max_epochs if _by_epoch(runner) else None,
+            max_epochs=runner.max_epochs if by_epoch else None,
             peak_memory_mib=peak_memory(),
             seed=runner.seed,
             processes=runner.world_size,
@@ -452,16 +456,6 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file aside and rename it."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _environment(runner) -> dict[str, str]:
     found = {"Python": platform.python_version(), "system": platform.platform(terse=True)}
     for name, distribution in LIBRARIES.items():
@@ -497,13 +491,10 @@ def _group_name(names: list[str], groups: int) -> str:
     return text.replace("_", " ")
 
 
-def _by_epoch(runner) -> bool:
-    return not hasattr(runner.train_loop, "dataloader_iterator")
-
-
 def _batch_size(runner) -> int:
-    loader = runner.train_dataloader
-    size = getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size or 0
+    """Images of one iteration, over all processes."""
+    loader = runner.cfg.train_dataloader
+    size = loader.get("batch_size") or (loader.get("batch_sampler") or {}).get("batch_size") or 0
     return size * runner.world_size
 
 
