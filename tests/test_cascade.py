@@ -1,5 +1,7 @@
 """Our RoI heads against mmdet's own on the same weights: detections, losses, gradients, COCO AP."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ from conftest import REPOSITORY
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
+from backbones import InputError
 from backbones.openmmlab import detection  # noqa: F401  before anything of mmdet
-from backbones.openmmlab.config import load_config
+from backbones.openmmlab.config import inference_dtype, load_config
+from backbones.openmmlab.precision import infer_in
 from backbones.openmmlab.runner import fit_to_machine
 from backbones.ops.roi_align import roi_align
 
@@ -311,3 +315,124 @@ def test_roi_align_error_is_at_most_twice_torchvisions():
     ours = roi_align([x.float()], rois.float(), zeros, (1 / 4,), (7, 7))
     errors = [(y.double() - exact).pow(2).mean().sqrt() for y in (ours, theirs)]
     assert 0 < errors[0] <= 2 * errors[1]
+
+
+def coco_results(tmp_path, samples, cls):
+    """Results and figures of a COCO metric on predictions for a small annotation file."""
+    from mmengine.registry import METRICS
+
+    annotations = [
+        dict(id=i + 1, image_id=i, category_id=1, bbox=[2, 3, 20, 30], area=600, iscrowd=0,
+             segmentation=[[2, 3, 22, 3, 22, 33, 2, 33]])
+        for i in range(len(samples))
+    ]  # fmt: skip
+    images = [dict(id=i, width=60, height=50, file_name=f"{i}.jpg") for i in range(len(samples))]
+    truth = dict(images=images, annotations=annotations, categories=[dict(id=1, name="a")])
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(truth))
+    metric = METRICS.build(dict(type=cls, ann_file=str(path), metric=["bbox", "segm"]))
+    metric.dataset_meta = dict(classes=("a",))
+    for sample in samples:
+        metric.process({}, [sample])
+    results = metric.results
+    return results, metric.evaluate(len(samples))
+
+
+def coco_samples(count: int) -> list[dict]:
+    samples = []
+    for i in range(count):
+        masks = torch.rand(5, 50, 60) > 0.7
+        masks[0] = False
+        masks[0, 3 : 33 - i % 7, 2:22] = True
+        boxes = torch.rand(5, 4) * 10 + torch.tensor([0, 0, 20, 20])
+        boxes[0] = torch.tensor([2.0, 3, 22, 33 - i % 7])
+        found = dict(bboxes=boxes, scores=torch.rand(5), labels=torch.zeros(5).long(), masks=masks)
+        samples.append(dict(img_id=i, ori_shape=(50, 60), pred_instances=found))
+    return samples
+
+
+def test_masks_encoded_beside_the_network_are_mmdets(tmp_path):
+    samples = coco_samples(20)  # more than may wait
+    ours, figures = coco_results(tmp_path, samples, "CocoAP")
+    theirs, expected = coco_results(tmp_path, samples, "mmdet.FasterCocoMetric")
+    assert figures == expected and 0.1 < figures["coco/segm_mAP"] < 1
+    assert len(ours) == len(theirs)
+    for (_, mine), (_, other) in zip(ours, theirs, strict=True):
+        assert mine["masks"] == other["masks"] and len(mine["masks"]) == 5
+        assert mine["img_id"] == other["img_id"]
+    assert all(isinstance(sample["pred_instances"]["masks"], torch.Tensor) for sample in samples)
+
+
+def test_a_mask_that_cannot_be_encoded_ends_the_evaluation(tmp_path):
+    samples = coco_samples(2)
+    samples[1]["pred_instances"]["masks"] = torch.rand(50) > 0.5
+    with pytest.raises(IndexError):
+        coco_results(tmp_path, samples, "CocoAP")
+
+
+def test_inference_dtype_is_one_of_three():
+    path = REPOSITORY / "configs" / "detection" / "cascade_convnext_t.py"
+    assert inference_dtype(load_config(path)) == torch.float32
+    config = load_config(path, {"inference_dtype": "bfloat16"})
+    assert inference_dtype(config) == torch.bfloat16
+    with pytest.raises(InputError, match="inference_dtype: 'bfloat61' is none .*bfloat16"):
+        load_config(path, {"inference_dtype": "bfloat61"})
+
+
+def test_inference_dtype_is_that_of_every_step_but_training():
+    seen = []
+
+    class Model(torch.nn.Linear):
+        def val_step(self, x):
+            seen.append(self(x).dtype)
+
+        test_step = train_step = val_step
+
+    model = Model(3, 3)
+    infer_in(model, torch.bfloat16)
+    with torch.autocast("cpu", enabled=False):  # as mmengine's loops do
+        for step in (model.val_step, model.test_step, model.train_step):
+            step(torch.ones(1, 3))
+    assert seen == [torch.bfloat16, torch.bfloat16, torch.float32]
+    assert model.weight.dtype == torch.float32
+
+
+def pictures():
+    images, samples = batch()
+    return [(image * 50 + 120).clamp(0, 255).byte() for image in images], samples
+
+
+def test_predictor_and_runner_read_the_inference_dtype(tmp_path):
+    from mmengine.runner import save_checkpoint
+
+    from backbones.openmmlab.predictor import Predictor
+    from backbones.openmmlab.runner import Runner
+
+    config = narrow("mask_rcnn")
+    config.test_dataloader.dataset.metainfo = dict(classes=tuple("abcdef"))
+    config.inference_dtype = "bfloat16"
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = MODELS.build(config.model)
+    save_checkpoint(dict(state_dict=model.state_dict()), str(tmp_path / "x.pth"))
+    predictor = Predictor(config, str(tmp_path / "x.pth"), device="cpu")
+    runner = Runner(
+        model, str(tmp_path / "run"), cfg=config, experiment_name="dtype", default_scope="mmdet"
+    )
+    picture = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+    for used, ask in (
+        (predictor.model, lambda: predictor(picture)),
+        (
+            runner.model,
+            lambda: runner.model.val_step(
+                dict(zip(("inputs", "data_samples"), pictures(), strict=True))
+            ),
+        ),
+    ):
+        seen = []
+        head = used.roi_head.bbox_head
+        hook = head.fc_cls.register_forward_hook(lambda *a, seen=seen: seen.append(a[2].dtype))
+        used.eval()
+        with torch.no_grad():
+            ask()
+        hook.remove()
+        assert set(seen) == {torch.bfloat16}

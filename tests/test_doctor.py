@@ -437,3 +437,21 @@ def measured_and_predicted(path: Path, data: Path, images: int, side: int) -> tu
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     return figures["measured"], figures["predicted"]
+
+
+@pytest.mark.parametrize(
+    "path, images, side", [(DETECTION, 4, 160), (SEGMENTATION, 8, 128)], ids=["box", "label"]
+)
+def test_predicted_memory_of_the_demos(path, images, side, shapes):
+    measured, predicted = measured_and_predicted(path, shapes, images, side)
+    assert predicted == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path, images, side",
+    [("detection/cascade_convnext_t", 2, 320), ("segmentation/upernet_convnext_t", 2, 256)],
+)
+def test_predicted_memory_of_the_recipes(path, images, side, shapes):
+    measured, predicted = measured_and_predicted(CONFIGS / f"{path}.py", shapes, images, side)
+    assert predicted == pytest.approx(measured, rel=0.15)

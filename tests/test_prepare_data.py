@@ -180,8 +180,8 @@ def test_a_shape_covers_its_area_at_its_place(shape):
 def test_a_class_folder_holds_pictures_of_its_one_large_shape(demo, kind, shape):
     for split, _, count in SPLITS:
         paths = sorted((demo / "classes" / split / shape).iterdir())
-        assert len(paths) == count
-        assert len({path.read_bytes() for path in paths}) == count
+        assert len(paths) == 2 * count
+        assert len({path.read_bytes() for path in paths}) == 2 * count
         assert all(Image.open(path).size == (64, 64) for path in paths)
     for seed in range(20):
         _, label, ((found, mask),) = prepare_data.draw_scene(
@@ -197,7 +197,7 @@ def test_pictures_depend_on_the_seed_and_not_on_their_number(demo, tmp_path):
         prepare_data.write_demo(tmp_path / name, 160, dict(train=train, val=3), seed)
     first, same, other = contents(demo), contents(tmp_path / "same"), contents(tmp_path / "other")
     pictures = [name for name in same if name.endswith((".jpg", ".png"))]
-    assert len(pictures) == (3 + 4) * 8  # picture, copy and label map; one of each shape
+    assert len(pictures) == (3 + 4 * 2) * 8  # picture, copy and label map; two of each shape
     assert all(same[name] == first[name] for name in pictures)
     assert all(other[name] != first[name] for name in pictures)
     assert first["train2017/000000000001.jpg"] != first["val2017/000000000001.jpg"]

@@ -25,6 +25,7 @@ SIZES = [
     [(5, 7), (2, 3), (1, 1), (1, 1)],
     [(1, 9), (1, 4), (1, 2), (1, 1)],
     [(5, 4), (7, 9), (3, 3), (2, 2)],
+    [(3, 90), (100, 1), (40, 2), (9, 9)],
 ]
 
 
@@ -186,6 +187,21 @@ def test_tiles_do_not_show(tile, monkeypatch):
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
+def test_compiled_operator():
+    torch._dynamo.reset()
+    compiled = torch.compile(upsampled_conv2d, backend="aot_eager")
+    maps = features([(9, 12), (4, 6), (2, 3), (1, 1)])
+    weight = torch.randn(6, 56, 3, 3, dtype=torch.float64, requires_grad=True)
+    expected, found = (f(maps, weight) for f in (upsampled_conv2d_reference, compiled))
+    gradient = torch.randn_like(expected)
+    for one, other in zip(
+        [found, *torch.autograd.grad(found, [*maps, weight], gradient)],
+        [expected, *torch.autograd.grad(expected, [*maps, weight], gradient)],
+        strict=True,
+    ):
+        assert error(one, other) < 1e-12
+
+
 def test_every_ratio_of_sizes(align_corners):
     """The rows a tile reaches come from integer arithmetic, the coefficients from PyTorch."""
     for high in (1, 2, 7, 32, 50, 99):

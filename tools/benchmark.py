@@ -45,6 +45,7 @@ OUR_CONFIGS = {
     "mmseg": CONFIGS / "segmentation" / "upernet_convnext_t.py",
 }
 LIBRARIES = ("mmpretrain", "timm", "torchvision", "transformers")
+SECONDS_PER_WORK = 60  # beyond which there are fewer rounds
 # Largest difference of a contender's maps from the first one's, both of magnitude 1 to 10.
 ALLOWED = {"fp32": 1e-4, "bf16": 0.5}
 
@@ -61,6 +62,7 @@ class Work:
         grn: V2.
         window: whether a segmentor slides its window.
         quick: belongs to `--quick`.
+        compiled: torch.compile takes part unless told otherwise; it takes a minute a contender.
         drop_path_rate: in training, on both sides.
     """
 
@@ -71,6 +73,7 @@ class Work:
     grn: bool = False
     window: bool = False
     quick: bool = False
+    compiled: bool = False
     drop_path_rate: float = 0.4
 
     @property
@@ -85,7 +88,7 @@ class Work:
 
 
 WORKS = (
-    Work("tiny", "inference", (1, 512, 512), quick=True),
+    Work("tiny", "inference", (1, 512, 512), quick=True, compiled=True),
     Work("tiny", "inference", (1, 800, 1216)),
     Work("tiny", "train", (2, 256, 256), quick=True),
     Work("tiny", "train", (16, 256, 256)),
@@ -189,9 +192,11 @@ def whole_models(work: Work, device: str) -> Iterator[Contender]:
     torch.manual_seed(0)
     stock = model_of(stock_config(library), work.drop_path_rate)
     randomise(stock)
+    small = Work(work.network, "train", (2, 256, 320))
+    calibrate(stock, segmentation_batch(small) if library == "mmseg" else detection_batch(small))
     if library == "mmdet":  # or no box of random weights passes the threshold
         for head in stock.roi_head.bbox_head:
-            head.fc_cls.weight.data.mul_(60)
+            head.fc_cls.weight.data.mul_(200)
     config = load_config(OUR_CONFIGS[library])
     ours = model_of(config, work.drop_path_rate)
     load_whole(ours, dict(state_dict=stock.state_dict()), "the stock model")
@@ -208,6 +213,17 @@ def whole_models(work: Work, device: str) -> Iterator[Contender]:
                 f"{name} {library}{' bf16' * (dtype == 'bf16')}".replace("ours mm", "ours for mm"),
                 partial(run_model, work, model, batch, dtype),
             )
+
+
+def calibrate(model: nn.Module, batch: dict) -> None:
+    """Set the statistics of batch norm by a batch: random features are else the same everywhere."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model(**model.train().data_preprocessor(batch, True), mode="loss")
+    for norm in norms:
+        norm.momentum = 0.1
 
 
 def segmentation_batch(work: Work) -> dict:
@@ -322,9 +338,12 @@ def check(work: Work, contenders: list[Contender]) -> None:
 
 
 def time_in_turns(contenders: list[Contender], rounds: int, cuda: bool, progress: Callable) -> None:
+    """Time `rounds` turns of each, fewer of what takes long but at least three."""
     for contender in contenders:  # warm-up, and compilation
         contender.run()
         contender.peak_mib = peak_memory(contender.run, cuda)
+    one_round = sum(seconds(contender.run, cuda) for contender in contenders)
+    rounds = max(3, min(rounds, int(SECONDS_PER_WORK / one_round)))
     for i in range(rounds):
         turn = i % len(contenders)
         for contender in contenders[turn:] + contenders[:turn]:
@@ -530,7 +549,6 @@ def main() -> None:
         print("\n".join(w.name for w in works))
         return
     rounds = min(args.rounds, 3) if args.quick else args.rounds
-    ways = args.ways or (["eager"] if args.quick else ["eager", "channels-last", "compiled"])
     peers = args.peers[:1] if args.quick else args.peers
     warnings.simplefilter("ignore")
 
@@ -539,6 +557,8 @@ def main() -> None:
     report = dict(command=command, machine=machine(device), works=[])
     for work in works:
         torch.compiler.reset()
+        ways = ["eager"] if args.quick else ["eager", "channels-last"]
+        ways = args.ways or ways + ["compiled"] * (work.compiled and not args.quick)
         if work.is_backbone:
             contenders = list(backbones(work, peers, ways, device))
         else:
@@ -549,7 +569,7 @@ def main() -> None:
                 contenders,
                 rounds,
                 device == "cuda",
-                lambda i, work=work: status.update(f"{work.name}: round {i} of {rounds}"),
+                lambda i, work=work: status.update(f"{work.name}: round {i}"),
             )
         report["works"].append(results_of(work, contenders))
         show(report["works"][-1], console)

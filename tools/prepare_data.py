@@ -231,7 +231,7 @@ def write_demo(folder: Path, size: int, counts: dict[str, int], seed: int) -> No
     """Draw the demo set into an empty folder, every picture in COCO's and in ADE20K's layout.
 
     Picture i of a split depends on size, seed, split and i: more pictures do not change the first.
-    Beside them are as many pictures of each shape alone, in a folder for each class.
+    Beside them are twice as many pictures of each shape alone, in a folder for each class.
     """
     for number, (split, ade_split) in enumerate((("train", "training"), ("val", "validation"))):
         for sub in (f"{split}2017", f"images/{ade_split}", f"annotations/{ade_split}"):
@@ -273,7 +273,7 @@ def write_demo(folder: Path, size: int, counts: dict[str, int], seed: int) -> No
         for kind, name in enumerate(DEMO_SHAPES):
             inside = folder / "classes" / split / name
             inside.mkdir(parents=True)
-            for i in range(counts[split]):
+            for i in range(2 * counts[split]):
                 rng = np.random.default_rng([seed, 2 + number, kind, i])
                 picture = draw_scene(CROP, rng, only=kind)[0]
                 (inside / f"{name}_{i + 1:06}.jpg").write_bytes(encode_image(picture, "JPEG"))

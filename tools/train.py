@@ -48,9 +48,14 @@ def main() -> None:
         default=[],
         help="send the figures there as well; may be given more than once",
     )
+    parser.add_argument(
+        "--compile", action="store_true", help="as `compile = True` in the config: torch.compile"
+    )
     args = parser.parse_args()
     config = run_config(args)
     config.resume = args.resume
+    if args.compile:
+        config.setdefault("compile", True)
     track(config, args.track)
     if args.skip_bad_images:
         hooks = config.get("custom_hooks") or []

@@ -34,7 +34,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import InterpolationMode
 
-from backbones.errors import InputError
+from backbones.errors import InputError, UnreadableImage
 
 IMAGENETS = ("imagenet-1k", "imagenet-22k")  # whose folders timm knows
 
@@ -238,7 +238,7 @@ class LoadRGB(BaseTransform):
     Such an image is (H, W, 3) uint8 in BGR order, as OpenCV reads it.
 
     Raises:
-        InputError: the file is missing, unreadable, cut off or not an image.
+        UnreadableImage: the file is missing, unreadable, cut off or not an image.
     """
 
     def transform(self, results: dict) -> dict:
@@ -250,11 +250,11 @@ class LoadRGB(BaseTransform):
             with open(path, "rb") as file:
                 image = Image.open(file).convert("RGB")
         except UnidentifiedImageError:
-            raise InputError(f"{path}: empty, cut off or not an image") from None
+            raise UnreadableImage(f"{path}: empty, cut off or not an image") from None
         # Pillow's readers of formats fail in ways of their own.
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{path}: cannot be read ({reason})") from None
+            raise UnreadableImage(f"{path}: cannot be read ({reason})") from None
         return {**results, "img": image}
 
 

@@ -28,7 +28,8 @@ class SlidingWindowSegmentor(EncoderDecoder):
     beyond the one map of sliding windows.
 
     Args:
-        windows_per_batch: sliding windows computed at once, over all images of the batch.
+        windows_per_batch: sliding windows computed at once, over all images of the batch; None is 4
+            on a GPU and 1 on a CPU, where more take memory and save no time.
         keep_logits: put `seg_logits` (classes, H, W) at the original size into the results, as
             mmseg does and its test-time augmentation needs (`config.use_tta` sees to that). False
             leaves the label map alone.
@@ -38,9 +39,9 @@ class SlidingWindowSegmentor(EncoderDecoder):
         InputError: windows_per_batch is below 1.
     """
 
-    def __init__(self, *, windows_per_batch: int = 4, keep_logits: bool = True, **kwargs):
+    def __init__(self, *, windows_per_batch: int | None = None, keep_logits: bool = True, **kwargs):
         super().__init__(**kwargs)
-        if windows_per_batch < 1:
+        if windows_per_batch is not None and windows_per_batch < 1:
             raise InputError(f"windows_per_batch={windows_per_batch}: give at least 1")
         self.windows_per_batch = windows_per_batch
         self.keep_logits = keep_logits
@@ -90,7 +91,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
             )
         windows = [(row, column) for row in rows for column in columns]
         logits = inputs.new_zeros(images, self.out_channels, height, width)
-        at_once = max(1, self.windows_per_batch // images)
+        at_once = max(1, (self.windows_per_batch or (4 if inputs.is_cuda else 1)) // images)
         for start in range(0, len(windows), at_once):
             self._add_windows(logits, inputs, windows[start : start + at_once], batch_img_metas)
         return logits.div_(count.to(logits))

@@ -14,7 +14,6 @@ height, the three taps of a row in one matrix product, and rows last. Both matri
 they are applied by tiles, which also stay in the cache and bound the memory.
 """
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import compress
 
@@ -49,7 +48,7 @@ def upsampled_conv2d(
         (N, O, H_0, W_0) in channels-last layout, equal to `upsampled_conv2d_reference`.
     """
     device = maps[0].device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         maps, weight = [x.to(dtype) for x in maps], weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -106,10 +105,8 @@ def _sources(low: int, high: int, align_corners: bool) -> list[int]:
 
 def _reached(sources: list[int], start: int, stop: int) -> slice:
     """Output positions with a tap between low positions of [start, stop); rounding may add one."""
-    return slice(
-        max(bisect_left(sources, start - 2) - 1, 0),
-        min(bisect_right(sources, stop) + 1, len(sources)),
-    )
+    reached = [i for i, low in enumerate(sources) if start - 2 <= low <= stop] or [0]
+    return slice(max(reached[0] - 1, 0), min(reached[-1] + 2, len(sources)))
 
 
 def _needed(sources: list[int], low: int, start: int, stop: int) -> slice:

@@ -16,8 +16,6 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
     dist_cfg=dict(backend="nccl"),
 )
-# Each process draws its own mixup and stochastic depth, as in the official code.
-randomness = dict(seed=None, diff_rank_seed=True)
 visualizer = dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")], name="visualizer")
 log_processor = dict(type="PeakMemoryLogProcessor", window_size=50, by_epoch=True)
 log_level = "INFO"

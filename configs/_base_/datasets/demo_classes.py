@@ -1,6 +1,6 @@
 # Drawn shapes, one to a picture, from `tools/prepare_data.py demo`.
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     num_workers=2,
     persistent_workers=True,
     drop_last=True,

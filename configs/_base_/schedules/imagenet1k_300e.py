@@ -1,4 +1,4 @@
-# 300 epochs of 4096 images a step, 32 processes with 128 each; or 8 with accumulative_counts=4.
+# 300 epochs of 4096 images a step, 32 processes with 128 each; fewer accumulate.
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=300, val_interval=1)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

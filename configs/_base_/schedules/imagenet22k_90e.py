@@ -1,4 +1,4 @@
-# 90 epochs of 4096 images a step, 128 processes with 32 each; or 8 with accumulative_counts=16.
+# 90 epochs of 4096 images a step, 128 processes with 32 each; fewer accumulate.
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=90)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-9, begin=0, end=5, convert_to_iter_based=True),
