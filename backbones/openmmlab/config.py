@@ -36,7 +36,7 @@ TOP_KEYS = {
     "launcher", "env_cfg", "log_processor", "log_level", "visualizer", "vis_backends",
     "default_scope", "randomness", "experiment_name", "custom_imports", "model_wrapper_cfg",
     "compile", "activation_checkpointing", "efficient_conv_bn_eval", "runner_type", "tta",
-    "tta_model",
+    "tta_model", "init_from",
 }  # fmt: skip
 
 # Untyped dicts by the end of their path; a list's index is written [].
@@ -112,20 +112,6 @@ def load_config(path: str | os.PathLike, overrides: dict[str, Any] | None = None
         _override(config, key, value)
     validate(config)
     return config
-
-
-def use_data(config: Config, root: str | os.PathLike) -> None:
-    """Read every split from another folder, laid out like the config's own."""
-    root = str(root)
-    for split in ("train", "val", "test"):
-        loader = config.get(f"{split}_dataloader")
-        if loader is None:
-            continue
-        dataset = loader.dataset
-        dataset.data_root = root
-        evaluator = config.get(f"{split}_evaluator")
-        if evaluator and "ann_file" in evaluator:
-            evaluator.ann_file = str(Path(root) / dataset.ann_file)
 
 
 def use_tta(config: Config, protocol: str) -> None:

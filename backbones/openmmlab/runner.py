@@ -22,6 +22,7 @@ from backbones.checkpoints import load_whole, read_checkpoint
 from backbones.errors import InputError
 
 from .compilation import compile_parts
+from .fine_tuning import fine_tune
 
 
 @CheckpointLoader.register_scheme(
@@ -95,6 +96,11 @@ class Runner(MMEngineRunner):
         self.logger.info(load_whole(model, checkpoint, filename))
         self._has_loaded = True
         return checkpoint
+
+    def _init_model_weights(self) -> None:
+        """Initialise; with `init_from` in the config, from a model of other classes."""
+        super()._init_model_weights()
+        fine_tune(self)
 
     def load_or_resume(self) -> None:
         """Load or resume as asked; say it if there is nothing to resume from."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from backbones.errors import InputError  # noqa: E402
 
-from . import loading  # noqa: E402, F401
+from . import loading, pairs  # noqa: E402, F401
 
 
 @MODELS.register_module()
