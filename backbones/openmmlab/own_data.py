@@ -162,9 +162,6 @@ def _classes(config: Config) -> tuple[str, ...]:
     return ()
 
 
-# Detection
-
-
 def _use_annotations(
     config: Config,
     root: Path,
@@ -302,9 +299,6 @@ def _leave_masks_out(config: Config, splits: Sequence[str], root: Path, keep_hea
         print_log(f"{root}: boxes without masks: only box AP is computed", "current")
 
 
-# Segmentation
-
-
 def _use_label_maps(
     config: Config,
     root: Path,
@@ -335,7 +329,8 @@ def _use_label_maps(
         name = split if split in read else "val"
         pairs = read[name] if as_is else _convert_labels(read[name], folder / "labels" / name, rule)
         path = folder / f"{name}.txt"
-        _write(path, "".join(f"{image}\t{label}\n" for image, label in pairs))
+        lines = [f"{_below(image, root)}\t{_below(label, root)}\n" for image, label in pairs]
+        _write(path, "".join(lines))
         old = config[f"{split}_dataloader"].dataset
         config[f"{split}_dataloader"].dataset = dict(
             type="ImageLabelPairs",
@@ -364,9 +359,6 @@ def _convert_labels(pairs: list[Pair], folder: Path, rule: LabelRule) -> list[Pa
         part.replace(path)
         made.append((image, path))
     return made
-
-
-# Both
 
 
 def _other_task(config: Config, root: Path, found: str, model: str, wanted: str) -> InputError:

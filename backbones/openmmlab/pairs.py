@@ -1,5 +1,7 @@
 """Images and label maps wherever they lie, listed in a file."""
 
+import os.path as osp
+
 from mmengine.registry import DATASETS
 from mmseg.datasets import BaseSegDataset
 
@@ -24,8 +26,8 @@ class ImageLabelPairs(BaseSegDataset):
             lines = [line.rstrip("\n").split("\t") for line in file]
         return [
             dict(
-                img_path=f"{self.data_prefix['img_path']}{image}",
-                seg_map_path=f"{self.data_prefix['seg_map_path']}{label}",
+                img_path=osp.join(self.data_root or "", image),
+                seg_map_path=osp.join(self.data_root or "", label),
                 label_map=self.label_map,
                 reduce_zero_label=self.reduce_zero_label,
                 seg_fields=[],
