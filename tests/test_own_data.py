@@ -292,6 +292,34 @@ class TestDetectionFormats:
             outcome = run_here("train.py", DETECTION, "--data", root)
         assert_refused(outcome, r"pip install 'convnext-dense-prediction\[convert\]'")
 
+    def test_labelled_test_split_is_what_is_evaluated(self, shapes, tmp_path):
+        root = write_roboflow(shapes, tmp_path / "own")
+        shutil.copytree(root / "valid", root / "test")
+        path = root / "test" / "_annotations.coco.json"
+        data = json.loads(path.read_text())
+        data["images"] = data["images"][:2]
+        kept = {image["id"] for image in data["images"]}
+        data["annotations"] = [r for r in data["annotations"] if r["image_id"] in kept]
+        path.write_text(json.dumps(data))
+        config = used(DETECTION, root, tmp_path / "work")
+        for split, count in (("train", 8), ("val", 4), ("test", 2)):
+            dataset = config[f"{split}_dataloader"].dataset
+            assert len(json.loads(Path(dataset.ann_file).read_text())["images"]) == count
+            if split != "train":
+                assert config[f"{split}_evaluator"].ann_file == dataset.ann_file
+
+    @pytest.mark.parametrize("name", ["cascade_convnext_atto_demo.py", "mask_rcnn_convnext_t.py"])
+    def test_model_without_masks(self, name, shapes, tmp_path):
+        from mmengine.registry import MODELS, DefaultScope
+
+        root = write_voc(shapes, tmp_path / "own")
+        config = used(DETECTION.parent / name, root, tmp_path / "work")
+        config.model.backbone.pop("init_cfg", None)
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            model = MODELS.build(config.model)
+        assert model.with_bbox and not model.with_mask
+        assert config.val_evaluator.metric == config.test_evaluator.metric == ["bbox"]
+
     def test_some_masks_missing(self, shapes, tmp_path):
         root = write_roboflow(shapes, tmp_path / "own")
         path = root / "valid" / "_annotations.coco.json"
@@ -764,6 +792,20 @@ def test_train_rerun_fine_tune_evaluate_predict(shapes, tmp_path):
     assert tuned.status == 0, tuned.err[-2000:]
     assert "left at their initial value: roi_head.bbox_head.0.fc_cls" in tuned.out
     assert "3 classes: circle, square, triangle" in tuned.out + tuned.err
+
+    boxes = write_voc(shapes, tmp_path / "voc")
+    trained = run_tool(
+        "train.py", DETECTION, "--data", boxes, "--work-dir", "boxes", "--cfg-options", *short,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert trained.status == 0, trained.err[-2000:]
+    tested = run_tool(
+        "test.py", tmp_path / "boxes" / DETECTION.name, tmp_path / "boxes" / "epoch_1.pth",
+        "--work-dir", "boxes_tested", cwd=tmp_path,
+    )  # fmt: skip
+    assert tested.status == 0, tested.err[-2000:]
+    metrics = json.loads((tmp_path / "boxes_tested" / "metrics.json").read_text())
+    assert "coco/bbox_mAP" in metrics and "coco/segm_mAP" not in metrics
 
     predicted = run_tool(
         "predict.py", saved, checkpoint, root / "images" / "val", "--out", "drawn", cwd=tmp_path
