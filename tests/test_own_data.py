@@ -799,12 +799,15 @@ def test_train_rerun_fine_tune_evaluate_predict(shapes, tmp_path):
         cwd=tmp_path,
     )  # fmt: skip
     assert trained.status == 0, trained.err[-2000:]
+    saved_boxes = tmp_path / "boxes" / DETECTION.name
+    written = saved_boxes.read_bytes()
     tested = run_tool(
-        "test.py", tmp_path / "boxes" / DETECTION.name, tmp_path / "boxes" / "epoch_1.pth",
-        "--work-dir", "boxes_tested", cwd=tmp_path,
+        "test.py", saved_boxes, tmp_path / "boxes" / "epoch_1.pth", "--work-dir", "boxes",
+        cwd=tmp_path,
     )  # fmt: skip
     assert tested.status == 0, tested.err[-2000:]
-    metrics = json.loads((tmp_path / "boxes_tested" / "metrics.json").read_text())
+    assert saved_boxes.read_bytes() == written
+    metrics = json.loads((tmp_path / "boxes" / "metrics.json").read_text())
     assert "coco/bbox_mAP" in metrics and "coco/segm_mAP" not in metrics
 
     predicted = run_tool(

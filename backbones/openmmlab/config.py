@@ -114,6 +114,13 @@ def load_config(path: str | os.PathLike, overrides: dict[str, Any] | None = None
     return config
 
 
+def leave_training_out(config: Config) -> None:
+    """Make it a config of an evaluation alone."""
+    for split in ("train", "val"):
+        config[f"{split}_dataloader"] = config[f"{split}_cfg"] = None
+    config.val_evaluator = config.optim_wrapper = config.param_scheduler = None
+
+
 def use_tta(config: Config, protocol: str) -> None:
     """Evaluate with multi-scale and flip test-time augmentation.
 

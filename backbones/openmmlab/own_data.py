@@ -6,6 +6,7 @@ but the folder: the same folder gives the same files, and the saved config rerun
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,10 +148,10 @@ def _is_config_layout(config: Config, root: Path, splits: Sequence[str]) -> bool
 
 
 def _category_names(path: Path) -> list[str]:
-    """Names of a COCO file's categories; of the file, which may have 450 MB, only they are read."""
-    text = path.read_bytes()
-    start = text.index(b"[", text.index(b'"categories"'))
-    categories, _ = json.JSONDecoder().raw_decode(text[start : start + 2**20].decode())
+    """Names of a COCO file's categories, without parsing the rest of it, which may have 450 MB."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        start = text.find(b"[", text.find(b'"categories"'))
+        categories, _ = json.JSONDecoder().raw_decode(text[start : start + 2**20].decode())
     return [category["name"] for category in categories]
 
 

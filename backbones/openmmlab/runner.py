@@ -72,13 +72,19 @@ class Runner(MMEngineRunner):
                 f"{final}: cannot save the checkpoint ({error.strerror}); earlier ones are kept"
             ) from error
 
+    @property
+    def config_path(self) -> Path:
+        """Where the resolved config is: an evaluation's lies beside its log, as the one in the
+        work dir is the training's, to rerun it from."""
+        name = Path(self.cfg.filename or f"{self.timestamp}.py").name
+        return Path(self.work_dir if self.cfg.get("train_cfg") else self._log_dir) / name
+
     def dump_config(self) -> None:
-        """Write the resolved config into the work dir, aside and renamed."""
+        """Write the resolved config, aside and renamed."""
         if is_main_process():
-            name = Path(self.cfg.filename or f"{self.timestamp}.py").name
-            part = Path(self.work_dir) / f".{name}"
+            part = self.config_path.with_name(f".{self.config_path.name}")
             self.cfg.dump(part)
-            part.replace(Path(self.work_dir) / name)
+            part.replace(self.config_path)
 
     def load_checkpoint(self, filename: str, map_location: object = "cpu", **kwargs) -> Mapping:
         """Load the weights of a whole model; its ConvNeXt may be in any known layout.
@@ -129,7 +135,7 @@ class Runner(MMEngineRunner):
             f"torch {torch.__version__}, mmengine {env['MMEngine']}, {device}, "
             f"{self.world_size} process{'es' * (self.world_size > 1)}, seed {self.seed}"
         )
-        self.logger.info(f"resolved config: {self.work_dir}/{Path(self.cfg.filename or '').name}")
+        self.logger.info(f"resolved config: {self.config_path}")
 
     def get_hooks_info(self) -> str:
         """The names of the hooks, without the table of every stage."""
