@@ -258,18 +258,18 @@ def _read_yolo(root: Path, path: Path) -> dict[str | None, Annotations]:
                     raise InputError(f"{path}: names are not numbered from 0 on")
                 names = [names[key] for key in sorted(names)]
             keypoints = int(np.prod(data.get("kpt_shape") or 0))
+            classes = [str(name) for name in names]
         except (yaml.YAMLError, TypeError, KeyError) as error:
             line = str(error).splitlines()[0]
             raise InputError(f"{path}: cannot be read as YOLO's data.yaml ({line})") from None
-        classes = [str(name) for name in names]
         lists = {
             split: _yolo_images(path, data, data[key])
             for split, key in (("train", "train"), ("val", "val"), ("test", "test"))
-            if data.get(key) and (split != "test" or _yolo_entry(path, data, data[key]))
+            if data.get(key) and (split != "test" or _yolo_entry(path, data, str(data[key])))
         }
         if "val" not in lists and data.get("valid"):
             lists["val"] = _yolo_images(path, data, data["valid"])
-        if lists.get("val") == lists.get("train"):  # as in the demo sets of a few pictures
+        if lists.get("val", []) == lists.get("train"):  # as in YOLO's demo sets of a few pictures
             del lists["val"]
 
     def objects(image: Path, size: tuple[int, int]) -> list:
