@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ORACLES = ["onedl-mmpretrain==1.3.6", "transformers==5.23.0", "pycocotools==2.0.11"]
+CONVERTER = "supervision>=0.31,<0.32"  # reads YOLO and Pascal VOC
 
 setup(
     name="convnext-dense-prediction",
@@ -34,6 +35,7 @@ setup(
         "huggingface_hub>=0.24",
     ],
     extras_require={
-        "test": [*ORACLES, "pytest==9.2.0", "ruff==0.17.5"],
+        "convert": [CONVERTER],
+        "test": [*ORACLES, CONVERTER, "pytest==9.2.0", "ruff==0.17.5"],
     },
 )

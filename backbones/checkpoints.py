@@ -6,7 +6,7 @@ scale included.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -140,7 +140,13 @@ def load_pretrained(
     return coverage
 
 
-def load_whole(model: nn.Module, checkpoint: object, source: str | os.PathLike) -> str:
+def load_whole(
+    model: nn.Module,
+    checkpoint: object,
+    source: str | os.PathLike,
+    free: Sequence[str] = (),
+    keep_fitting: bool = True,
+) -> str:
     """Load a whole detector's, segmentor's or classifier's weights, its ConvNeXt in any dialect.
 
     Heads and necks of mmdet, mmseg and the official repositories have the same names as ours.
@@ -149,6 +155,8 @@ def load_whole(model: nn.Module, checkpoint: object, source: str | os.PathLike) 
         model: filled exactly, or untouched.
         checkpoint: what `read_checkpoint` returned.
         source: what to call it in messages.
+        free: layers that need not fit; they keep their initial values, which the line says.
+        keep_fitting: load those of them that do fit.
 
     Returns:
         One line that says what was loaded.
@@ -183,11 +191,25 @@ def load_whole(model: nn.Module, checkpoint: object, source: str | os.PathLike) 
                 tensors = {k: v for k, v in tensors.items() if k not in inside or k in rest}
                 tensors |= {backbone + key: tensor for key, tensor in official.items()}
                 layouts[backbone] = dialect.name
-    if problem := mismatches(tensors, target):
+    left = [
+        layer
+        for layer in free
+        if not keep_fitting
+        or any(
+            tensors[key].shape != target[key].shape
+            for key in (f"{layer}.weight", f"{layer}.bias")
+            if key in tensors and key in target
+        )
+    ]
+    initial = {key for layer in left for key in (f"{layer}.weight", f"{layer}.bias")}
+    loaded = {key: tensor for key, tensor in tensors.items() if key not in initial}
+    filled = {key: tensor for key, tensor in target.items() if key not in initial}
+    if problem := mismatches(loaded, filled):
         raise InputError(f"{source}: does not fit {name}: {problem}")
-    model.load_state_dict(tensors)
+    model.load_state_dict(loaded, strict=not left)
     found = ", ".join(f"{where[:-1]} in the {layout} layout" for where, layout in layouts.items())
-    return f"{source}: {len(tensors)} tensors loaded" + (f" ({found})" if found else "")
+    line = f"{source}: {len(loaded)} tensors loaded" + (f" ({found})" if found else "")
+    return line + (f"; left at their initial value: {', '.join(left)}" if left else "")
 
 
 def recognise(

@@ -13,8 +13,9 @@ from pathlib import Path
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
-from backbones.openmmlab.config import load_config, use_data
+from backbones.openmmlab.config import load_config
 from backbones.openmmlab.memory import predict_training
+from backbones.openmmlab.own_data import use_data
 from backbones.openmmlab.runner import Runner, fit_to_machine
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from running import DETECTION, REPOSITORY, SEGMENTATION, run_here
 
 from backbones.openmmlab import stack
-from backbones.openmmlab.config import load_config, use_data
+from backbones.openmmlab.config import load_config
 from backbones.openmmlab.doctor import (
     check_data,
     examine,
@@ -25,6 +25,7 @@ from backbones.openmmlab.doctor import (
 )
 from backbones.openmmlab.findings import Finding, by_severity, of_weight
 from backbones.openmmlab.image_files import read_header
+from backbones.openmmlab.own_data import use_data
 
 CONFIGS = REPOSITORY / "configs"
 ROTATED = 6  # EXIF: turn by 90 degrees

@@ -19,7 +19,8 @@ from running import REPOSITORY, SEGMENTATION, run_tool
 from backbones.checkpoint_files import check_archive, read_checkpoint
 from backbones.errors import InputError
 from backbones.openmmlab.checkpointing import last_whole_checkpoint
-from backbones.openmmlab.config import load_config, use_data
+from backbones.openmmlab.config import load_config
+from backbones.openmmlab.own_data import use_data
 from backbones.openmmlab.resume import EndlessBatches, PlacedBatchSampler, SeededReader
 from backbones.openmmlab.runner import Runner, fit_to_machine
 from backbones.whole_files import write_whole, written_whole

@@ -9,7 +9,8 @@ from running import DETECTION, REPOSITORY, SEGMENTATION, run_here
 from torch import nn
 
 from backbones.errors import InputError
-from backbones.openmmlab.config import load_config, use_data
+from backbones.openmmlab.config import load_config
+from backbones.openmmlab.own_data import use_data
 from backbones.openmmlab.runner import Runner, fit_to_machine
 from backbones.openmmlab.total_batch import (
     StepBatchSampler,

@@ -13,7 +13,7 @@ from pathlib import Path
 from backbones.checkpoints import trusted
 from backbones.errors import reported_in_one_line
 from backbones.openmmlab.command_line import run_config, run_parser
-from backbones.openmmlab.config import use_tta
+from backbones.openmmlab.config import leave_training_out, use_tta
 from backbones.openmmlab.doctor import check_data
 from backbones.openmmlab.runner import Runner, fit_to_machine
 from backbones.whole_files import write_whole
@@ -33,6 +33,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     config = run_config(args)
+    leave_training_out(config)
     config.load_from = args.checkpoint
     if args.tta:
         use_tta(config, args.tta)

@@ -2,6 +2,7 @@
 """Train a detector, a segmentor or a classifier, on one process or many.
 
 python tools/train.py configs/detection/cascade_convnext_t.py
+python tools/train.py CONFIG --data my_data --init-from cascade_coco.pth
 torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
 tools/train.py CONFIG takes the recipe's optimizer steps on fewer processes too, by accumulation.
 """
@@ -15,6 +16,7 @@ from backbones.checkpoints import trusted
 from backbones.errors import reported_in_one_line
 from backbones.openmmlab.command_line import run_config, run_parser
 from backbones.openmmlab.doctor import check_data, examine_quickly
+from backbones.openmmlab.fine_tuning import start_from
 from backbones.openmmlab.runner import Runner, fit_to_machine
 from backbones.openmmlab.total_batch import LR_SCALES, batch_norm_note, use_total_batch
 from backbones.openmmlab.tracking import TRACKERS, track
@@ -24,6 +26,11 @@ def main() -> None:
     parser = run_parser(__doc__)
     parser.add_argument(
         "--resume", action="store_true", help="continue from the work dir's last checkpoint"
+    )
+    parser.add_argument(
+        "--init-from",
+        metavar="CHECKPOINT",
+        help="start from a trained model, of other classes too: its other layers are taken",
     )
     parser.add_argument(
         "--skip-bad-images",
@@ -57,6 +64,7 @@ def main() -> None:
     if args.compile:
         config.setdefault("compile", True)
     track(config, args.track)
+    start_from(config, args.init_from)
     if args.skip_bad_images:
         hooks = config.get("custom_hooks") or []
         config.custom_hooks = [*hooks, dict(type="SkipBadImagesHook")]

@@ -2,11 +2,15 @@
 
 import argparse
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
-from .config import load_config, use_data
+from backbones.checkpoints import trusted
+
+from .config import load_config
+from .own_data import use_data
 
 
 def run_parser(documentation: str) -> argparse.ArgumentParser:
@@ -17,7 +21,9 @@ def run_parser(documentation: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("config", type=Path)
     parser.add_argument("--work-dir", type=Path, help="default: work_dirs/ and the config's name")
-    parser.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set")
+    parser.add_argument(
+        "--data", type=Path, metavar="ROOT", help="folder of the data set, the config's or your own"
+    )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change the config"
@@ -36,8 +42,9 @@ def run_config(args: argparse.Namespace) -> Config:
     """The config that the parsed arguments ask for, checked key by key."""
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     config = load_config(args.config, args.cfg_options)
-    if args.data:
-        use_data(config, args.data)
     config.work_dir = str(args.work_dir or Path("work_dirs") / args.config.stem)
     config.launcher = args.launcher
+    if args.data:
+        with trusted() if args.trust_checkpoint else nullcontext():
+            use_data(config, args.data, config.work_dir, vars(args).get("checkpoint"))
     return config

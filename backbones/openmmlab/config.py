@@ -37,7 +37,7 @@ TOP_KEYS = {
     "launcher", "env_cfg", "log_processor", "log_level", "visualizer", "vis_backends",
     "default_scope", "randomness", "experiment_name", "custom_imports", "model_wrapper_cfg",
     "compile", "activation_checkpointing", "efficient_conv_bn_eval", "runner_type", "tta",
-    "tta_model", "inference_dtype",
+    "tta_model", "inference_dtype", "init_from",
 }  # fmt: skip
 
 # What the constructor of the optimizer wrapper reads from its paramwise_cfg.
@@ -147,18 +147,11 @@ def inference_dtype(config: Config) -> torch.dtype:
     return DTYPES[name]
 
 
-def use_data(config: Config, root: str | os.PathLike) -> None:
-    """Read every split from another folder, laid out like the config's own."""
-    root = str(root)
-    for split in ("train", "val", "test"):
-        loader = config.get(f"{split}_dataloader")
-        if loader is None:
-            continue
-        dataset = loader.dataset
-        dataset.data_root = root
-        evaluator = config.get(f"{split}_evaluator")
-        if evaluator and "ann_file" in evaluator:
-            evaluator.ann_file = str(Path(root) / dataset.ann_file)
+def leave_training_out(config: Config) -> None:
+    """Make it a config of an evaluation alone."""
+    for split in ("train", "val"):
+        config[f"{split}_dataloader"] = config[f"{split}_cfg"] = None
+    config.val_evaluator = config.optim_wrapper = config.param_scheduler = None
 
 
 def use_tta(config: Config, protocol: str) -> None:

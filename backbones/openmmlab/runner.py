@@ -27,6 +27,7 @@ from backbones.whole_files import write_whole, written_whole
 from .checkpointing import last_whole_checkpoint
 from .compilation import compile_parts
 from .config import inference_dtype
+from .fine_tuning import fine_tune
 from .interruption import InterruptHook, outlive_signals
 from .non_finite import NonFiniteHook, check_finite
 from .precision import infer_in
@@ -180,11 +181,17 @@ class Runner(MMEngineRunner):
             kwargs["checkpoint"]["training_state"] = self._training_state
         super().call_hook(fn_name, **kwargs)
 
+    @property
+    def config_path(self) -> Path:
+        """Where the resolved config is: an evaluation's lies beside its log, as the one in the
+        work dir is the training's, to rerun it from."""
+        name = Path(self.cfg.filename or f"{self.timestamp}.py").name
+        return Path(self.work_dir if self.cfg.get("train_cfg") else self._log_dir) / name
+
     def dump_config(self) -> None:
-        """Write the resolved config into the work dir, whole."""
+        """Write the resolved config, whole."""
         if is_main_process():
-            name = Path(self.cfg.filename or f"{self.timestamp}.py").name
-            write_whole(Path(self.work_dir) / name, self.cfg.pretty_text)
+            write_whole(self.config_path, self.cfg.pretty_text)
 
     def load_checkpoint(self, filename: str, map_location: object = "cpu", **kwargs) -> Mapping:
         """Load the weights of a whole model; its ConvNeXt may be in any known layout.
@@ -204,6 +211,11 @@ class Runner(MMEngineRunner):
         self._has_loaded = True
         self._resumed_state = checkpoint.get("training_state")
         return checkpoint
+
+    def _init_model_weights(self) -> None:
+        """Initialise; with `init_from` in the config, from a model of other classes."""
+        super()._init_model_weights()
+        fine_tune(self)
 
     def load_or_resume(self) -> None:
         """Load or resume as asked; say it if there is nothing to resume from."""
@@ -239,7 +251,7 @@ class Runner(MMEngineRunner):
             f"torch {torch.__version__}, mmengine {env['MMEngine']}, {device}, "
             f"{self.world_size} process{'es' * (self.world_size > 1)}, seed {self.seed}"
         )
-        self.logger.info(f"resolved config: {self.work_dir}/{Path(self.cfg.filename or '').name}")
+        self.logger.info(f"resolved config: {self.config_path}")
 
     def get_hooks_info(self) -> str:
         """The names of the hooks, without the table of every stage."""

@@ -20,7 +20,7 @@ from torch.nn.utils import fuse_conv_bn_weights  # noqa: E402
 from backbones.errors import InputError  # noqa: E402
 from backbones.ops.upsampled_conv import upsampled_conv2d  # noqa: E402
 
-from . import loading, sliding_window  # noqa: E402, F401
+from . import loading, pairs, sliding_window  # noqa: E402, F401
 
 
 @MODELS.register_module()

@@ -1,0 +1,342 @@
+"""Folders of images and label maps as people have them: pairs, class names, what values mean."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from rich.progress import track
+
+from backbones.errors import InputError
+
+from .annotations import IMAGES, SPLITS, image_size, split_of
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
+LABEL_FOLDERS = (
+    "masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass",
+)  # fmt: skip
+LABEL_ENDINGS = ("", "_mask", "_label", "_labels", "_gt", "_seg")
+CLASS_FILES = (
+    "classes.txt", "classes.json", "palette.json", "class_dict.csv", "_classes.csv", "labelmap.txt",
+)  # fmt: skip
+# Names that say that pixels of this value belong to no class.
+IGNORED_NAMES = {"void", "ignore", "ignored", "unlabelled", "unlabeled"}
+IGNORED = 255  # the value that losses and mIoU leave out
+
+Pair = tuple[Path, Path]
+
+
+@dataclass
+class ClassList:
+    """Names of classes, and what they are called in the label maps where that is said.
+
+    Attributes:
+        source: file that names them; None if nothing does.
+        names: in the order of the labels.
+        values: pixel value to name; empty where only the order is known.
+        colours: (R, G, B) to name; empty for label maps of values.
+    """
+
+    source: Path | None = None
+    names: list[str] = field(default_factory=list)
+    values: dict[int, str] = field(default_factory=dict)
+    colours: dict[tuple[int, int, int], str] = field(default_factory=dict)
+
+
+@dataclass
+class LabelRule:
+    """How pixels of the label maps become labels.
+
+    Attributes:
+        names: the classes in the order of their labels.
+        labels: pixel value or colour to label; 255 is ignored.
+        palette: (R, G, B) of each class where the data says.
+        statement: the rule in words.
+    """
+
+    names: list[str]
+    labels: dict[Any, int]
+    palette: list[list[int]] | None
+    statement: str
+
+    @property
+    def reduces_zero(self) -> bool:
+        """Whether it is mmseg's: 0 is ignored, other labels are one less."""
+        rule = {IGNORED: IGNORED, 0: IGNORED}
+        return all(rule.get(value, _minus_one(value)) == x for value, x in self.labels.items())
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the values are the labels."""
+        return all(value == label for value, label in self.labels.items())
+
+
+def _minus_one(value: Any) -> Any:
+    return value - 1 if isinstance(value, int) else None
+
+
+def find_label_maps(root: Path) -> dict[str | None, tuple[Path, Path]]:
+    """Folders of images and of label maps by split; None stands for data that is not split."""
+    found: dict[str | None, tuple[Path, Path]] = {}
+    images, labels = _named(root, IMAGE_FOLDERS), _named(root, LABEL_FOLDERS)
+    if images and labels:
+        below = {split_of(Path(p.name)): p for p in sorted(images.iterdir()) if p.is_dir()}
+        for split, folder in below.items():
+            if split and (labels / folder.name).is_dir():
+                found[split] = folder, labels / folder.name
+        if not found:
+            found[None] = images, labels
+    else:
+        for folder in sorted(p for p in root.iterdir() if p.is_dir()):
+            split = split_of(Path(folder.name))
+            images, labels = _named(folder, IMAGE_FOLDERS), _named(folder, LABEL_FOLDERS)
+            if split and images and labels:
+                found[split] = images, labels
+            elif split and any(folder.glob("*_mask.png")):
+                found[split] = folder, folder
+    return {s: f for s, f in found.items() if any(p.suffix == ".png" for p in f[1].iterdir())}
+
+
+def _named(root: Path, names: tuple[str, ...]) -> Path | None:
+    folders = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir()}
+    return next((folders[name] for name in names if name in folders), None)
+
+
+def read_pairs(root: Path) -> dict[str | None, list[Pair]]:
+    """Images with their label maps by split, ImageSets/Segmentation's lists heeded.
+
+    Raises:
+        InputError: an image has no label map, or there are no images.
+    """
+    read: dict[str | None, list[Pair]] = {}
+    for split, (images, labels) in find_label_maps(root).items():
+        maps = {p.stem: p for p in sorted(labels.iterdir()) if p.suffix.lower() == ".png"}
+        pairs, bare = [], []
+        for image in sorted(p for p in images.iterdir() if p.suffix.lower() in IMAGES):
+            if images == labels and image.stem.endswith(LABEL_ENDINGS[1:]):
+                continue
+            stems = [image.stem + end for end in LABEL_ENDINGS[images == labels :]]
+            label = next((maps[stem] for stem in stems if stem in maps), None)
+            pairs.append((image, label)) if label else bare.append(image)
+        # VOC labels a part of its pictures only; its lists say which.
+        lists = root / "ImageSets" / "Segmentation"
+        if split is None and (lists / "train.txt").is_file():
+            by_stem = {image.stem: (image, label) for image, label in pairs}
+            for name in SPLITS:
+                if (lists / f"{name}.txt").is_file():
+                    stems = (lists / f"{name}.txt").read_text().split()
+                    lacking = [stem for stem in stems if stem not in by_stem]
+                    if lacking:
+                        raise InputError(f"{lists / name}.txt: {lacking[0]} has no label map")
+                    read[name] = [by_stem[stem] for stem in stems]
+            continue
+        if bare:
+            raise InputError(
+                f"{bare[0]}: no label map {bare[0].stem}.png in {labels}, and none for "
+                f"{len(bare) - 1} more of {len(bare) + len(pairs)} images"
+            )
+        if not pairs:
+            raise InputError(f"{images}: no images in this folder")
+        read[split] = pairs
+    return read
+
+
+def read_classes(root: Path) -> ClassList:
+    """Class names from the first of `CLASS_FILES` in the folder.
+
+    Raises:
+        InputError: the file cannot be understood.
+    """
+    places = [root / name for name in CLASS_FILES] + [root / "train" / n for n in CLASS_FILES]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        return ClassList()
+    found = ClassList(path)
+    try:
+        if path.name == "classes.txt":
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            found.names = [line.strip() for line in lines if line.strip()]
+        elif path.suffix == ".json":
+            _from_json(json.loads(path.read_text(encoding="utf-8-sig")), found)
+        elif path.suffix == ".csv":
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+            for row in rows[1:]:  # a line of headings comes first
+                if len(row) >= 4:  # name, r, g, b
+                    found.colours[tuple(map(int, row[1:4]))] = row[0]
+                else:  # pixel value, class
+                    found.values[int(row[0])] = row[1]
+        else:  # CVAT's: name:r,g,b:parts:actions
+            for line in path.read_text(encoding="utf-8").splitlines():
+                if line.strip() and not line.startswith("#"):
+                    name, colour = line.split(":")[:2]
+                    found.colours[tuple(map(int, colour.split(",")))] = name
+        found.names = found.names or [*found.values.values(), *found.colours.values()]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{path}: cannot be read as a list of classes ({error})") from None
+    if not found.names:
+        raise InputError(f"{path}: names no class")
+    if len(set(found.names)) < len(found.names):
+        twice = next(name for name in found.names if found.names.count(name) > 1)
+        raise InputError(f"{path}: names {twice!r} twice")
+    return found
+
+
+def _from_json(data: Any, found: ClassList) -> None:
+    if isinstance(data, Mapping) and isinstance(data.get("classes", data.get("names")), list):
+        data = data.get("classes", data.get("names"))
+    if isinstance(data, list):
+        if all(isinstance(item, str) for item in data):
+            found.names = data
+        else:  # COCO's categories: id and name
+            found.values = {int(item["id"]): str(item["name"]) for item in data}
+        return
+    for key, value in data.items():
+        if isinstance(value, str):
+            found.values[int(key)] = value
+        elif isinstance(value, int):
+            found.values[value] = key
+        else:
+            found.colours[tuple(int(x) for x in value[:3])] = key
+    if found.values:
+        found.values = dict(sorted(found.values.items()))
+
+
+def label_rule(pairs: Iterable[Pair], classes: ClassList) -> LabelRule:
+    """What the pixels in all label maps mean, from the class list and the values that occur.
+
+    Args:
+        pairs: all images and label maps.
+        classes: what `read_classes` found.
+
+    Raises:
+        InputError: a label map cannot be read, has another size than its image, or holds a value
+            or colour that no class is for.
+    """
+    where = _values_present(pairs, bool(classes.colours))
+    present = set(where) - {IGNORED}
+    if classes.colours or classes.values:
+        means: dict = dict(classes.colours or classes.values)
+        statement = f"{'colours' if classes.colours else 'values'} as in {classes.source.name}"
+        ignored = {value for value, name in means.items() if name.lower() in IGNORED_NAMES}
+        names = [name for value, name in means.items() if value not in ignored]
+        labels = {v: IGNORED if v in ignored else names.index(n) for v, n in means.items()}
+        if not classes.colours:
+            labels[IGNORED] = labels.get(IGNORED, IGNORED)
+            if 0 not in labels and min(labels) == 1:
+                labels[0] = IGNORED
+                statement += ", 0 is ignored"
+        unknown = [value for value in where if value not in labels]
+        if unknown:
+            kind = "colour" if classes.colours else "value"
+            raise InputError(
+                f"{where[unknown[0]]}: holds {kind} {unknown[0]}, which {classes.source} does not "
+                "name"
+            )
+        palette = None
+        if classes.colours:
+            colour = {name: list(value) for value, name in classes.colours.items()}
+            palette = [colour[name] for name in names]
+        return LabelRule(names, labels, palette, _with_ignored(statement, ignored, where))
+
+    names, highest = list(classes.names), max(present, default=0)
+    if not names and set(where) == {0, IGNORED}:  # a mask of one thing, drawn in white
+        names = ["background", "foreground"]
+    if len(names) == 1:
+        names = ["background", *names]
+    if len(names) == 2 and set(where) == {0, IGNORED}:
+        return LabelRule(names, {0: 0, IGNORED: 1}, None, f"0 is {names[0]}, 255 is {names[1]}")
+    if not names:
+        names = [f"label {value}" for value in range(highest + 1)]
+        labels = {value: value for value in range(len(names))}
+        statement = f"no list of classes: one for each value up to {highest}"
+    elif highest == len(names):  # a value for every name and 0 besides
+        labels = {0: IGNORED} | {i: i - 1 for i in range(1, len(names) + 1)}
+        statement = f"values 1 to {len(names)} are {classes.source.name}'s classes, 0 is ignored"
+    elif highest > len(names):
+        raise InputError(
+            f"{where[highest]}: holds value {highest}, but {classes.source} names "
+            f"{len(names)} classes"
+        )
+    else:
+        labels = {value: value for value in range(len(names))}
+        statement = f"values 0 to {len(names) - 1} are {classes.source.name}'s classes"
+    ignored = {v for v, i in labels.items() if i < IGNORED and names[i].lower() in IGNORED_NAMES}
+    if ignored:
+        kept = [name for name in names if name.lower() not in IGNORED_NAMES]
+        labels = {
+            v: i if i == IGNORED or v in ignored else kept.index(names[i])
+            for v, i in labels.items()
+        } | dict.fromkeys(ignored, IGNORED)
+        names, statement = kept, f"values in the order of {classes.source.name}"
+    labels[IGNORED] = IGNORED
+    return LabelRule(names, labels, None, _with_ignored(statement, ignored, where))
+
+
+def _with_ignored(statement: str, ignored: set, where: Mapping) -> str:
+    if ignored:
+        values = ", ".join(str(value) for value in sorted(ignored))
+        statement += f", {values} (by its name) is ignored"
+    return statement + (", 255 is ignored" if IGNORED in where else "")
+
+
+def _values_present(pairs: Iterable[Pair], coloured: bool) -> dict[Any, Path]:
+    """Every value or colour in the label maps and one file that holds it."""
+    where: dict[Any, Path] = {}
+    for image, path in track(list(pairs), "reading label maps", transient=True):
+        pixels = load_label_map(path)
+        if pixels.shape[1::-1] != image_size(image):
+            size = "{} x {}".format(*pixels.shape[1::-1])
+            wanted = "{} x {}".format(*image_size(image))
+            raise InputError(f"{path}: the label map is {size}, its image {image.name} {wanted}")
+        if coloured:
+            if pixels.ndim == 2:
+                raise InputError(f"{path}: has values, but a palette of colours is given")
+            flat = pixels[..., :3].astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+            found = [(int(x) >> 16, int(x) >> 8 & 255, int(x) & 255) for x in np.unique(flat)]
+        else:
+            if pixels.ndim == 3:
+                raise InputError(
+                    f"{path}: the label map is coloured (RGB); put palette.json, "
+                    '{"name": [r, g, b], ...}, into the folder to say which colour is which class'
+                )
+            found = np.unique(pixels).tolist()
+            if found[-1] > IGNORED:
+                raise InputError(f"{path}: holds value {found[-1]}; labels end at 255")
+        for value in found:
+            where.setdefault(value, path)
+    return where
+
+
+def load_label_map(path: Path) -> np.ndarray:
+    """(H, W) values, palette images by their index; (H, W, 3) for a coloured one.
+
+    Raises:
+        InputError: the file is missing or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image)
+    except (UnidentifiedImageError, OSError):
+        raise InputError(f"{path}: missing, empty, cut off or not an image") from None
+    if pixels.ndim == 3 and pixels.shape[2] == 2:  # grey with transparency
+        pixels = pixels[..., 0]
+    return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+
+
+def converted(pixels: np.ndarray, labels: Mapping[Any, int]) -> np.ndarray:
+    """A label map in uint8 labels (H, W) of one in values (H, W) or colours (H, W, 3)."""
+    if pixels.ndim == 3:
+        flat = pixels[..., :3].astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+        out = np.full(flat.shape, IGNORED, np.uint8)
+        for (r, g, b), label in labels.items():
+            out[flat == r * 65536 + g * 256 + b] = label
+        return out
+    table = np.full(256, IGNORED, np.uint8)
+    for value, label in labels.items():
+        table[value] = label
+    return table[pixels]

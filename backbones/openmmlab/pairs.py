@@ -1,0 +1,36 @@
+"""Images and label maps wherever they lie, listed in a file."""
+
+import os.path as osp
+
+from mmengine.registry import DATASETS
+from mmseg.datasets import BaseSegDataset
+
+
+@DATASETS.register_module()
+class ImageLabelPairs(BaseSegDataset):
+    """mmseg's BaseSegDataset over a list: it knows one ending for all images and one for all maps.
+
+    Args:
+        pairs: text file; a line has an image and its label map, a tab between them, both absolute
+            or below `data_root`.
+        kwargs: as in BaseSegDataset.
+    """
+
+    def __init__(self, pairs: str, **kwargs):
+        self.pairs = pairs
+        super().__init__(**kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        """What the pipeline starts from, one dict for each pair."""
+        with open(self.pairs, encoding="utf-8") as file:
+            lines = [line.rstrip("\n").split("\t") for line in file]
+        return [
+            dict(
+                img_path=osp.join(self.data_root or "", image),
+                seg_map_path=osp.join(self.data_root or "", label),
+                label_map=self.label_map,
+                reduce_zero_label=self.reduce_zero_label,
+                seg_fields=[],
+            )
+            for image, label in lines
+        ]
