@@ -189,7 +189,8 @@ class TestPredict:
 
 
 def test_every_tool_is_executable_and_explains_itself():
-    for tool in sorted((REPOSITORY / "tools").glob("*.py")):
+    files = sorted((REPOSITORY / "tools").glob("*.py"))
+    for tool in (file for file in files if file.name != "peers.py"):  # what benchmark.py imports
         assert os.access(tool, os.X_OK), tool
         outcome = run_here(tool.name, "--help")
         assert outcome.status == 0 and "usage" in outcome.out, tool

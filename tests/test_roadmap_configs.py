@@ -167,6 +167,8 @@ def test_each_key_is_refused_when_misspelled(name):
     config = read(name)
     accepted = []
     for *parents, key in list(key_paths(config.to_dict())):
+        if parents == ["tta"]:  # names of protocols, the user's own
+            continue
         rename(config, parents, key, f"{key}x")
         try:
             validate(config)

@@ -97,7 +97,9 @@ default_hooks = dict(
 }
 MOMENTS = ("any", "saving", "validation")
 # Times, memory and names that differ from run to run by their nature.
-UNLIKE = {"time", "data_time", "memory", "eta", "experiment_name", "cfg", "mmengine_version"}
+UNLIKE = {
+    "time", "data_time", "memory", "eta", "seconds", "experiment_name", "cfg", "mmengine_version",
+}  # fmt: skip
 PATHS = {"last_ckpt", "best_ckpt"}
 
 

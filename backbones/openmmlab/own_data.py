@@ -99,7 +99,7 @@ def use_data(
     splits = tuple(split for split in splits if config.get(f"{split}_dataloader"))
     is_dense = config.get("default_scope") in ("mmdet", "mmseg")
     if not is_dense or _is_config_layout(config, root, splits):
-        _change_place(config, root)
+        change_place(config, root)
         return
     root = root.resolve()
     trained = class_names(read_checkpoint(checkpoint)) if checkpoint else None
@@ -108,7 +108,8 @@ def use_data(
     use(config, root, _folder(Path(work_dir), root), splits, model)
 
 
-def _change_place(config: Config, root: Path) -> None:
+def change_place(config: Config, root: Path) -> None:
+    """Read every split from another folder, laid out like the config's own."""
     for split in ("train", "val", "test"):
         loader = config.get(f"{split}_dataloader")
         if loader is None:
