@@ -186,9 +186,13 @@ def test_tiles_do_not_show(tile, monkeypatch):
         assert error(one, other) < 1e-12
 
 
-def test_compiled_operator():
+def test_operator_inside_a_compiled_function():
     torch._dynamo.reset()
-    compiled = torch.compile(upsampled_conv2d, backend="aot_eager")
+
+    def twice(maps, weight):
+        return 2 * upsampled_conv2d([x / 2 for x in maps], weight)
+
+    compiled = torch.compile(twice, backend="aot_eager")
     maps = features([(9, 12), (4, 6), (2, 3), (1, 1)])
     weight = torch.randn(6, 56, 3, 3, dtype=torch.float64, requires_grad=True)
     expected, found = (f(maps, weight) for f in (upsampled_conv2d_reference, compiled))

@@ -26,6 +26,7 @@ CPU_TILE = (1024, 32)
 GPU_TILE = (2**15, 128)
 
 
+@torch.compiler.disable  # its tiles are written in place: a graph would take the longer way
 def upsampled_conv2d(
     maps: Sequence[Tensor],
     weight: Tensor,
