@@ -17,8 +17,8 @@ demo: setup
 	$(BIN)/python tools/walkthrough.py $(TASK)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 bench: setup
 	$(BIN)/python tools/benchmark.py --out docs/performance

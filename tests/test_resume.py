@@ -112,8 +112,11 @@ def whole(shapes, tmp_path_factory) -> Path:
     "first, second, die",
     [
         ({}, {}, dict(training=5)),
-        (WORKERS, {"train_dataloader.num_workers": 1}, dict(training=3)),
-        ({}, WORKERS, dict(validation=3)),
+        pytest.param(
+            *(WORKERS, {"train_dataloader.num_workers": 1}, dict(training=3)),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({}, WORKERS, dict(validation=3), marks=pytest.mark.slow),
         ({}, {}, dict(validation=6)),
     ],
     ids=["step", "workers", "validation", "last-validation"],
@@ -143,6 +146,7 @@ def test_runs_that_differ_are_told_apart(whole, shapes, tmp_path):
     assert [line for line in campaign.differences(whole, copy) if "validation" in line]
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_under_way_is_resumed(shapes, tmp_path):
     options = {"optim_wrapper.accumulative_counts": 4, "train_cfg.val_interval": 6}
     one = train(tmp_path / "one", shapes, options)
@@ -154,6 +158,7 @@ def test_gradient_accumulation_under_way_is_resumed(shapes, tmp_path):
     assert campaign.differences(one, other) == []
 
 
+@pytest.mark.slow
 def test_drawn_seed_is_kept(shapes, tmp_path):
     options = {"randomness.seed": None, "train_cfg.max_iters": 3}
     folder = train(tmp_path / "run", shapes, options, die=dict(training=2))

@@ -47,7 +47,9 @@ def losses(log: str) -> list[float]:
     "config, options, step, image_folder",
     [
         (DETECTION, EPOCHS, "epoch_{}.pth", "val2017"),
-        (SEGMENTATION, ITERATIONS, "iter_{}.pth", "images/validation"),
+        pytest.param(
+            *(SEGMENTATION, ITERATIONS, "iter_{}.pth", "images/validation"), marks=pytest.mark.slow
+        ),
     ],
     ids=["detection", "segmentation"],
 )
