@@ -12,7 +12,7 @@ from running import run_here
 
 from backbones import InputError
 
-WORK = "tiny inference 1x512x512 fp32"
+WORK = "ConvNeXt-tiny inference 1x512x512 fp32"
 
 
 @pytest.fixture
