@@ -299,7 +299,7 @@ def test_two_processes_equal_one_at_the_same_total_batch(config, shapes, tmp_pat
     assert len(curves[0]) == len(curves[1]) == 4
     # The log prints each process's own loss; the pictures being the same, so are the losses.
     assert curves[0] == pytest.approx(curves[1], abs=2e-4)
-    assert abs(curves[0][0] - curves[0][-1]) > 0.05  # the steps that agree have moved the model
+    assert abs(curves[0][0] - curves[0][-1]) > 0.01  # the steps that agree have moved the model
     for name, tensor in weights[0].items():
         torch.testing.assert_close(
             weights[1][name], tensor, rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
