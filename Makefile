@@ -2,7 +2,7 @@
 #   make demo                     train, evaluate and draw a small detector on a demo set
 #   make demo TASK=segmentation   the same for a segmentor
 #   make demo TASK=classification   the same for a classifier, whose weights start a detector
-#   make test                     all tests
+#   make test                     all tests; make quick leaves the slow ones out
 #   make bench                    speed beside other libraries', half an hour; docs/performance.*
 #   make lint                     formatting and style
 #   make campaign                 kill 100 runs at random moments, resume, compare bit for bit
@@ -11,17 +11,19 @@ PYTHON ?= python3
 TASK ?= detection
 BIN := .venv/bin
 
-.PHONY: demo test bench lint campaign setup
+.PHONY: demo test quick bench lint campaign setup
 
 demo: setup
 	$(BIN)/python tools/walkthrough.py $(TASK)
 
-test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+test: quick
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 bench: setup
 	$(BIN)/python tools/benchmark.py --out docs/performance
+
+quick: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

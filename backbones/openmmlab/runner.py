@@ -3,7 +3,7 @@
 import os
 import resource
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -141,12 +141,16 @@ class Runner(MMEngineRunner):
     @contextmanager
     def _concluded(self) -> Iterator[None]:
         """Leave the terminal and the report in order, however the run ends."""
+        hooks = [hook for hook in self.hooks if isinstance(hook, ProgressHook | ReportHook)]
         try:
             yield
-        finally:
-            for hook in self.hooks:
-                if isinstance(hook, ProgressHook | ReportHook):
+        except BaseException:
+            for hook in hooks:
+                with suppress(Exception):  # what ended the run is what has to be said
                     hook.close(self)
+            raise
+        for hook in hooks:
+            hook.close(self)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         """Save whole, with the state of every process; all of them call it at the same point.
