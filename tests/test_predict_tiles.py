@@ -1,19 +1,19 @@
 """Any image: tiles against the whole, seams, memory, batches, videos, files that are no images."""
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import randomise
-from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from PIL import Image
 from pycocotools import mask as coco_mask
-from running import DETECTION, SEGMENTATION, run_here
+from running import DETECTION, command, run_here
 from test_bad_input import assert_refused
 
 from backbones import InputError
@@ -342,36 +342,7 @@ def test_large_pictures_are_drawn_small(monkeypatch):
     assert np.abs(picture.astype(int) - expected).mean() < 4
 
 
-def checkpoint_of(config_path: Path, folder: Path) -> Path:
-    """A demo model with weights that matter, whose detector finds many things."""
-    torch.manual_seed(3)
-    config = load_config(config_path)
-    scope = config.default_scope
-    DefaultScope.get_instance(f"tiles-{scope}", scope_name=scope)
-    with DefaultScope.overwrite_default_scope(scope):
-        config.model.backbone.init_cfg = None
-        model = MODELS.build(config.model)
-    for module in (getattr(model, "rpn_head", None), getattr(model, "decode_head", None)):
-        if module is not None:
-            randomise(module)
-    path = folder / f"{scope}.pth"
-    torch.save(dict(state_dict=model.state_dict()), path)
-    return path
-
-
 LOOSE = {"model.test_cfg.rcnn.score_thr": 0.01, "model.test_cfg.rcnn.max_per_img": 20}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
-    import backbones.openmmlab.detection
-    import backbones.openmmlab.segmentation  # noqa: F401
-
-    folder = tmp_path_factory.mktemp("models")
-    return {
-        "detection": (DETECTION, checkpoint_of(DETECTION, folder)),
-        "segmentation": (SEGMENTATION, checkpoint_of(SEGMENTATION, folder)),
-    }
 
 
 def options(task: str) -> list[str]:
@@ -388,9 +359,9 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
-def test_an_image_in_one_tile_and_images_in_batches(task, models):
+def test_an_image_in_one_tile_and_images_in_batches(task, demo_models):
     """Exactly the untiled result; in batches what each image gives alone."""
-    config, checkpoint = models[task]
+    config, checkpoint = demo_models[task]
     config = load_config(config, LOOSE if task == "detection" else None)
     predictor = Predictor(config, str(checkpoint), device="cpu")
     sizes = [(96, 96), (64, 100), (96, 96), (50, 96)]
@@ -438,8 +409,8 @@ def pictures(tmp_path) -> Path:
     return folder
 
 
-def test_bad_files_are_listed_and_the_rest_is_done(pictures, models, tmp_path):
-    config, checkpoint = models["detection"]
+def test_bad_files_are_listed_and_the_rest_is_done(pictures, demo_models, tmp_path):
+    config, checkpoint = demo_models["detection"]
     outcome = run_here(
         "predict.py", config, checkpoint, pictures, f"{pictures}/deep/*", "--batch-size", 2,
         "--out", tmp_path / "out", *options("detection"),
@@ -472,8 +443,8 @@ def frames_of(path: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
-def test_a_video(task, models, tmp_path):
-    config, checkpoint = models[task]
+def test_a_video(task, demo_models, tmp_path):
+    config, checkpoint = demo_models[task]
     path = tmp_path / "clip.mp4"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 12.5, (90, 70))
     for number in range(5):
@@ -527,8 +498,8 @@ class TestMistakes:
         self.refused(tmp_path / "*", words=r"\*: matches no image or video")
         self.refused(tmp_path / "clip.mp4", words="clip.mp4: no such image, video or folder")
 
-    def test_one_bad_file(self, models, tmp_path):
-        config, checkpoint = models["segmentation"]
+    def test_one_bad_file(self, demo_models, tmp_path):
+        config, checkpoint = demo_models["segmentation"]
         for name in ("clip.mp4", "scan.tif"):
             (tmp_path / name).write_text("not one")
             outcome = run_here(
@@ -541,3 +512,50 @@ class TestMistakes:
         classifier.task = "classification"
         with pytest.raises(InputError, match="a classifier sees an image as a whole"):
             TiledPredictor(classifier, 64)
+
+
+def peak_of(tool: str, *arguments: object, cwd: Path) -> tuple[int, str, float]:
+    """Status, output and peak memory in GiB of a tool in a process of its own."""
+    log = cwd / "log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command(tool, *arguments), cwd=cwd, stdout=out, stderr=subprocess.STDOUT
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, log.read_text(), usage.ru_maxrss / 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_ten_thousand_pixels_a_side(task, demo_models, tmp_path):
+    """In less memory than logits of eight classes, or 30 masks, of the whole image take."""
+    config, checkpoint = demo_models[task]
+    side = 10_000
+    coarse = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    image = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_NEAREST)
+    cv2.imwrite(str(tmp_path / "large.jpg"), image)
+    del image
+    status, log, peak = peak_of(
+        "predict.py", config, checkpoint, "large.jpg", "--tile", 2048, "--batch-size", 2,
+        "--score", 0.02, *options(task), cwd=tmp_path,
+    )  # fmt: skip
+    assert status == 0, log[-2000:]
+    assert peak < 3.0
+    out = tmp_path / "predictions"
+    assert max(Image.open(out / "pictures" / "large.png").size) < 4096 + 400
+    if task == "detection":
+        coco = json.loads((out / "predictions.json").read_text())
+        assert [(row["width"], row["height"]) for row in coco["images"]] == [(side, side)]
+        assert len(coco["annotations"]) > 100
+        corners = np.array([row["bbox"] for row in coco["annotations"]])[:, :2]
+        assert corners.min() < 1000 and corners.max() > 8000
+        assert all(row["segmentation"]["size"] == [side, side] for row in coco["annotations"])
+        areas = [coco_mask.area(row["segmentation"]) for row in coco["annotations"]]
+        assert areas == [row["area"] for row in coco["annotations"]] and max(areas) > 0
+    else:
+        Image.MAX_IMAGE_PIXELS = None
+        labels = np.array(Image.open(out / "labels" / "large.png"))
+        assert labels.shape == (side, side) and labels.max() < 8
+        for part in (labels[:2000, :2000], labels[-2000:, -2000:]):
+            assert len(np.unique(part)) > 1

@@ -41,6 +41,37 @@ def results(sample: BaseDataElement, classes: Sequence[str]) -> Prediction:
     return list(zip(labels.tolist(), names, scores.tolist(), strict=True))
 
 
+class Drawing:
+    """Draws a model's predictions, each kind in its way.
+
+    Args:
+        predictor: whose predictions they are.
+    """
+
+    def __init__(self, predictor: Predictor):
+        self.classes = predictor.classes
+        palette = predictor.palette
+        self.palette = class_colours(len(self.classes)) if palette is None else palette
+
+    def __call__(self, image: np.ndarray, found: Prediction, score: float) -> Image.Image:
+        """A prediction over its image.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+            found: what is in it.
+            score: least score of a drawn instance.
+        """
+        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        if isinstance(found, Instances):
+            drawn = found[found.scores >= score]
+            return draw_instances(
+                rgb, drawn.boxes, drawn.labels, drawn.scores, self.classes, drawn.masks
+            )
+        if isinstance(found, np.ndarray):
+            return draw_label_map(rgb, found, self.classes, self.palette)
+        return draw_scores(rgb, [name for _, name, _ in found], np.array([s for *_, s in found]))
+
+
 class PredictionFiles:
     """What a model sees in images and videos, in a folder.
 
@@ -58,24 +89,11 @@ class PredictionFiles:
     def __init__(self, folder: Path, predictor: Predictor, score: float):
         self.folder, self.score = folder, score
         self.classes, self.task = predictor.classes, predictor.task
-        palette = predictor.palette
-        self.palette = class_colours(len(self.classes)) if palette is None else palette
+        self.drawing = Drawing(predictor)
         categories = [dict(id=i + 1, name=name) for i, name in enumerate(self.classes)]
         self._coco = dict(images=[], annotations=[], categories=categories)
         self._ranked: list[tuple] = []  # (file, rank, label, class, score)
         folder.mkdir(parents=True, exist_ok=True)
-
-    def draw(self, image: np.ndarray, found: Prediction) -> Image.Image:
-        """A prediction over its image (H, W, 3) uint8 BGR."""
-        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        if isinstance(found, Instances):
-            drawn = found[found.scores >= self.score]
-            return draw_instances(
-                rgb, drawn.boxes, drawn.labels, drawn.scores, self.classes, drawn.masks
-            )
-        if isinstance(found, np.ndarray):
-            return draw_label_map(rgb, found, self.classes, self.palette)
-        return draw_scores(rgb, [name for _, name, _ in found], np.array([s for *_, s in found]))
 
     def add_image(self, path: Path, name: str, image: np.ndarray, found: Prediction) -> None:
         """Write an image's picture and label map, and keep its data for `finish`.
@@ -98,7 +116,7 @@ class PredictionFiles:
             _save(Image.fromarray(found), self.folder / "labels" / f"{name}.png")
         else:
             self._ranked += [(str(path), rank, *row) for rank, row in enumerate(found, start=1)]
-        _save(self.draw(image, found), self.folder / "pictures" / f"{name}.png")
+        _save(self.drawing(image, found, self.score), self.folder / "pictures" / f"{name}.png")
 
     @contextmanager
     def video(self, name: str, video: Video) -> "Iterator[VideoFiles]":
@@ -161,7 +179,7 @@ class VideoFiles:
             data["scores"] = [dict(zip(names, row, strict=True)) for row in found]
         self.lines.write(json.dumps(data) + "\n")
         sheet = Image.new("RGB", self.size, "white")  # a legend's width differs by frame
-        sheet.paste(self.files.draw(frame, found), (0, 0))
+        sheet.paste(self.files.drawing(frame, found, self.files.score), (0, 0))
         self.writer.write(cv2.cvtColor(np.asarray(sheet), cv2.COLOR_RGB2BGR))
         self.frames += 1
 

@@ -75,7 +75,7 @@ class Predictor:
             loader = steps[0]
         self._from_array = Compose([loader, *steps[1:]])
         collate = self.config.test_dataloader.get("collate_fn", dict(type="pseudo_collate"))
-        self._collate = FUNCTIONS.get(collate["type"])
+        self.collate = FUNCTIONS.get(collate["type"])
 
     def __call__(self, image: str | os.PathLike | np.ndarray) -> BaseDataElement:
         """Predict one image.
@@ -103,7 +103,7 @@ class Predictor:
             groups.setdefault(tuple(packed["inputs"].shape), []).append((i, packed))
         samples = {}
         for group in groups.values():
-            found = self.model.test_step(self._collate([packed for _, packed in group]))
+            found = self.model.test_step(self.collate([packed for _, packed in group]))
             samples.update(zip((i for i, _ in group), found, strict=True))
         return [samples[i] for i in range(len(images))]
 

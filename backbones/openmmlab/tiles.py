@@ -232,8 +232,8 @@ def merge_instances(found: Iterator[tuple[Tile, Instances]]) -> Instances:
     there, and only there, their masks agree, however little of the object is in the overlap; boxes
     are compared where there are no masks. An object is never two detections of one tile. Of its
     views one that no edge of a tile cuts is taken as it is. If all are cut, their masks are united,
-    with the highest score. A cut view that agrees with nothing is dropped if a tile that sees all of
-    it and more has a view of the same class that covers it: slivers of objects are not seen well.
+    with the highest score. A cut view that agrees with nothing is dropped if a tile that sees all
+    of it and more has a view of its class that covers it: slivers of objects are not seen well.
 
     Args:
         found: tiles, and their instances in pixels of the image.
