@@ -21,7 +21,7 @@ from backbones.checkpoints import trusted
 from backbones.errors import InputError, UnreadableImage, reported_in_one_line
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.image_files import read_image
-from backbones.openmmlab.predictions import PredictionFiles, results, summary
+from backbones.openmmlab.predictions import Prediction, PredictionFiles, results, summary
 from backbones.openmmlab.predictor import Predictor
 from backbones.openmmlab.progress import FileProgress
 from backbones.openmmlab.tiles import TiledPredictor, check_tile
@@ -29,6 +29,9 @@ from backbones.openmmlab.videos import Video
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}
+
+
+MOST_FRAMES = 0.95  # what headers say of the number of frames may be a little off
 
 
 def main() -> None:
@@ -74,25 +77,29 @@ def main() -> None:
     files = PredictionFiles(args.out, predictor, args.score)
 
     with FileProgress(len(paths)) as progress:
-        prediction = Prediction(predictor, tiled, args.batch_size, files, progress)
+        batches = Batches(predictor, tiled, args.batch_size, files, progress)
         for path, name in zip(paths, output_names(paths), strict=True):
-            prediction.add(path, name)
-        prediction.flush()
+            batches.add(path, name)
+        batches.flush()
     files.finish()
-    unreadable = prediction.unreadable
-    done = len(paths) - len(unreadable)
+    refused = batches.refused
+    done = len(paths) - len(refused)
     if done:
         where = [args.out / kind for kind in ("pictures", "videos") if (args.out / kind).is_dir()]
         print(f"{done} of {len(paths)} files: {', '.join(map(str, where))}")
-    if len(unreadable) > 1:
-        print(*unreadable, sep="\n", file=sys.stderr)
-        raise InputError(f"{len(unreadable)} of {len(paths)} files could not be read; see above")
-    if unreadable:
-        raise InputError(unreadable[0])
+    if len(refused) > 1:
+        print(*refused, sep="\n", file=sys.stderr)
+        raise InputError(f"{len(refused)} of {len(paths)} files are left out; see above")
+    if refused:
+        raise InputError(refused[0])
 
 
-class Prediction:
-    """The work: files in, predictions of `batch_size` images at a time out."""
+class Batches:
+    """Images and videos through a model, so many images or frames at a time, and into files.
+
+    Attributes:
+        refused: a line for each file that could not be done.
+    """
 
     def __init__(
         self,
@@ -104,10 +111,11 @@ class Prediction:
     ):
         self.predictor, self.tiled, self.batch_size = predictor, tiled, batch_size
         self.files, self.progress = files, progress
-        self.unreadable: list[str] = []
-        self._waiting: list[tuple] = []  # (path, name, image)
+        self.refused: list[str] = []
+        self._waiting: list[tuple[Path, str, np.ndarray]] = []
 
     def add(self, path: Path, name: str) -> None:
+        """Do a video; do an image as soon as there are enough for a batch."""
         try:
             if path.suffix.lower() in VIDEOS:
                 self.flush()
@@ -115,20 +123,32 @@ class Prediction:
             else:
                 self._waiting.append((path, name, read_image(path)))
         except UnreadableImage as error:
-            self.unreadable.append(str(error))
-            self.progress.end(path.name, "cannot be read")
+            self._refuse(path, str(error))
         if len(self._waiting) >= (1 if self.tiled else self.batch_size):
             self.flush()
 
     def flush(self) -> None:
-        images = [image for *_, image in self._waiting]
-        found = self._predicted(images, self._waiting[0][0].name if images else "")
-        for (path, name, image), one in zip(self._waiting, found, strict=True):
+        """Do the images that wait for a batch."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        try:
+            found = self._predicted([image for *_, image in waiting], waiting[0][0].name)
+        except (InputError, cv2.error) as error:  # one is too small or narrow for the network
+            if len(waiting) == 1:
+                path, _, image = waiting[0]
+                reason = error if isinstance(error, InputError) else "cannot be resized"
+                self._refuse(path, f"{path}: {image.shape[1]}x{image.shape[0]} pixels: {reason}")
+                return
+            for one in waiting:
+                self._waiting = [one]
+                self.flush()
+            return
+        for (path, name, image), one in zip(waiting, found, strict=True):
             self.files.add_image(path, name, image, one)
             self.progress.end(path.name, summary(one, self.files.score))
-        self._waiting = []
 
-    def _predicted(self, images: list[np.ndarray], name: str = "") -> list:
+    def _predicted(self, images: list[np.ndarray], name: str = "") -> list[Prediction]:
         """What is in each image; with a name, it is said how far its tiles are."""
         if self.tiled:
             said = partial(self.progress.part, name, unit="tiles") if name else None
@@ -142,7 +162,15 @@ class Prediction:
                 for frame, one in zip(frames, self._predicted(frames), strict=True):
                     written.add(frame, one)
                 self.progress.part(path.name, written.frames, video.frames, "frames")
-        self.progress.end(path.name, f"{written.frames} frames")
+        if written.frames < MOST_FRAMES * video.frames:
+            of = f"{written.frames} of {video.frames} frames"
+            self._refuse(path, f"{path}: cut off: {of} could be read, whose predictions are kept")
+        else:
+            self.progress.end(path.name, f"{written.frames} frames")
+
+    def _refuse(self, path: Path, why: str) -> None:
+        self.refused.append(why)
+        self.progress.end(path.name, "refused, see below")
 
 
 def find_files(arguments: list[str]) -> list[Path]:
