@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -145,6 +146,9 @@ class Runner(MMEngineRunner):
         try:
             yield
         except BaseException:
+            # PyTorch's handler raises again for every process that ends after a dead data worker.
+            with suppress(ValueError):  # only the main thread has handlers
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for hook in hooks:
                 with suppress(Exception):  # what ended the run is what has to be said
                     hook.close(self)
