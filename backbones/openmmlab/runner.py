@@ -126,8 +126,11 @@ class Runner(MMEngineRunner):
         try:
             with self._concluded():
                 return super().train()
-        except RuntimeError as error:
-            raise what_was_lost(error) or error from error
+        except Exception as error:
+            lost = what_was_lost(error)
+            if lost is None:
+                raise
+            raise lost from error
 
     def val(self) -> dict:
         """Evaluate on the validation set."""
