@@ -22,6 +22,7 @@ from .stage_maps import draw_heat, stage_maps  # noqa: E402
 
 LARGEST_IMAGE = 50_000_000  # pixels, which a small file may unpack to
 KEPT = 3600  # seconds that an upload and what was seen in it are kept
+BUTTONS = ["download", "fullscreen"]  # gradio's own also share, at a public host
 HEAT_SIDE = 480  # of the pictures of feature maps
 
 
@@ -84,20 +85,34 @@ def demo_page(predictor: Predictor, title: str, score: float) -> gr.Blocks:
                 )
                 said = gr.Textbox(label="Found", elem_id="found")
             picture = gr.Image(
-                label="Prediction", format="png", interactive=False, elem_id="prediction", scale=3
+                label="Prediction",
+                format="png",
+                interactive=False,
+                buttons=BUTTONS,
+                elem_id="prediction",
+                scale=3,
             )
         heat = gr.Gallery(
             label="Mean absolute activation of each stage, dark to bright",
             format="png",
             columns=4,
+            height="auto",
+            object_fit="contain",
             interactive=False,
+            buttons=BUTTONS,
             elem_id="stages",
         )
         seen = gr.State(time_to_live=KEPT)
         upload.change(
             predict, [upload, slider], [seen, picture, said, heat], api_visibility="private"
         )
-        slider.release(redraw, [seen, slider], [picture, said], api_visibility="private")
+        slider.change(  # keys and the number beside it move it too
+            redraw,
+            [seen, slider],
+            [picture, said],
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
     return page
 
 
