@@ -103,7 +103,11 @@ def draw_label_map(
         labels = labels.astype(np.int32)
     labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
     known = (labels >= 0) & (labels < len(classes))
-    picture[known] = (0.4 * picture[known] + 0.6 * palette[labels[known]]).astype(np.uint8)
+    for top in range(0, height, 256):  # floats of a whole large picture take gigabytes
+        rows = slice(top, top + 256)
+        part, here = picture[rows], known[rows]
+        colours = palette[labels[rows][here]]
+        part[here] = (0.4 * part[here] + 0.6 * colours).astype(np.uint8)
     edges = np.zeros_like(known)
     edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edges[1:] |= labels[1:] != labels[:-1]
