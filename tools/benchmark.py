@@ -436,7 +436,7 @@ def machine(device: str) -> dict:
     )
 
 
-def markdown(report: dict) -> str:
+def markdown(report: dict, losses: Path) -> str:
     head = report["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in head["versions"].items())
     lines = [
@@ -468,6 +468,15 @@ def markdown(report: dict) -> str:
                 f"{row['ratio']:.3f} | {low:.3f}-{high:.3f} | {row['peak_mib']:.0f} | "
                 f"{row['difference']:.1e} |"
             )
+    if losses.exists():
+        lines += [
+            "",
+            "## Training in lower precision",
+            "",
+            f"![losses of the first steps]({losses.name})",
+            "",
+            "Losses of the first 100 steps from the same weights and images, by `tools/precision.py`.",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -583,7 +592,8 @@ def main() -> None:
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-            args.out.with_suffix(".md").write_text(markdown(report))
+            losses = args.out.with_name("precision.png")  # by tools/precision.py
+            args.out.with_suffix(".md").write_text(markdown(report, losses))
             plot(report, args.out.with_suffix(".png"))
 
 
