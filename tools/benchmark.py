@@ -475,7 +475,7 @@ def markdown(report: dict, losses: Path) -> str:
             "",
             f"![losses of the first steps]({losses.name})",
             "",
-            "Losses of the first 100 steps from the same weights and images, by `tools/precision.py`.",
+            "Losses of the first steps from the same weights and images, by `tools/precision.py`.",
         ]
     return "\n".join(lines) + "\n"
 
