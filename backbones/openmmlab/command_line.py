@@ -8,9 +8,23 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 
 from backbones.checkpoints import trusted
+from backbones.errors import InputError
 
 from .config import load_config
 from .own_data import use_data
+
+
+class Overrides(DictAction):
+    """mmengine's KEY=VALUE arguments, whose mistakes are said in one line."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for given in values:
+            if "=" not in given:
+                raise InputError(f"--cfg-options {given}: give KEY=VALUE")
+            try:
+                super().__call__(parser, namespace, [given], option_string)
+            except (AssertionError, RecursionError):
+                raise InputError(f"--cfg-options {given:.60}: its brackets do not match") from None
 
 
 def run_parser(documentation: str) -> argparse.ArgumentParser:
@@ -26,7 +40,7 @@ def run_parser(documentation: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change the config"
+        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="change the config"
     )
     parser.add_argument(
         "--trust-checkpoint",
