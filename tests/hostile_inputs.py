@@ -61,7 +61,7 @@ def payloads(mark: Path) -> dict[str, Payload]:
         "makedirs": Payload(os.makedirs, str(mark)),
         "torch.save": Payload(torch.save, {}, str(mark)),
         "numpy": Payload(np.save, str(mark), np.zeros(1)),
-        "getattr": Payload(getattr, os, "system"),
+        "getattr": Payload(getattr, Path, "touch"),
         "import": Payload(__import__, "antigravity"),
     }
 
@@ -268,10 +268,10 @@ def annotations() -> dict[str, bytes]:
         ("annotation", "segmentation", dict(size="48x64", counts="abc")),
         ("annotation", "segmentation", dict(size=[48, 64], counts=None)),
         ("category", "name", None), ("category", "name", 3), ("category", "id", [1]),
-        ("category", "name", "triangle"), ("category", "id", 9),
+        ("category", "id", 9),
     ):  # fmt: skip
         part = ("images", "annotations", "categories")[rows[row]]
-        name = f"{key} of {row} {json.dumps(value)[:24]}"
+        name = f"{key} of {row} {json.dumps(value)[:40]}"
         plant(name, lambda c, p=part, k=key, v=value: c[p][0].update({k: v}))
     return files
 
@@ -357,5 +357,6 @@ OPTIONS = (
     "train_cfg=IterBasedTrainLoop", "train_cfg.max_iters=many", "env_cfg=cpu",
     "no_such_key=1", "model.neck.type=FPNN", "__class__=1", "_base_=x", "model.__init__=1",
     "model.decode_head.in_channels=" + "(" * 5000 + ")" * 5000, "a" * 5000 + "=1",
-    ".".join(["model"] * 500) + "=1", "\0=\0", "model.backbone.in_channels=٣٣x",
+    ".".join(["model"] * 500) + "=1", "\0=\0", "custom_hooks=3", "custom_hooks=[EMAHook]",
+    "model=None",
 )  # fmt: skip

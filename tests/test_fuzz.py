@@ -18,7 +18,7 @@ import hostile_inputs as hostile
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from running import DETECTION, SEGMENTATION, run_here
@@ -280,7 +280,7 @@ def check_label_map(path: Path, size: tuple[int, int]) -> list[Finding]:
     maps = LabelMaps([(image, path)], hostile.CLASSES, False, "train_dataloader.dataset", True)
     found = list(maps.check(headers, training=True))
     try:
-        label_rule([(image, path)], ClassList(names=list(hostile.CLASSES)))
+        label_rule([(image, path)], ClassList(Path("classes.txt"), list(hostile.CLASSES)))
     except InputError as error:
         assert path.name in str(error)
     return found
@@ -303,9 +303,10 @@ class TestLabelMaps:
 
 
 def overridden(config: Path, option: str) -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cfg-options", nargs="+", action=Overrides)
-    load_config(config, parser.parse_args(["--cfg-options", option]).cfg_options)
+    namespace = argparse.Namespace()
+    action = Overrides(["--cfg-options"], "cfg_options")
+    action(argparse.ArgumentParser(), namespace, [option])
+    load_config(config, namespace.cfg_options)
 
 
 class TestOptions:
@@ -313,6 +314,16 @@ class TestOptions:
     def test_refused(self, option):
         with refused():
             overridden(SEGMENTATION, option)
+
+    @pytest.mark.parametrize(
+        "option",
+        ["model.backbone.out_indices=5", "model.backbone.out_indices=[0,9]",
+         "model.decode_head.in_index=[0,9]", "model.auxiliary_head.in_index=9",
+         "model.backbone.arch=huge_", "model.backbone.drop_path_rate=2"],
+    )  # fmt: skip
+    def test_widths_follow_the_backbone(self, option):
+        with refused():
+            overridden(SEGMENTATION.with_name("upernet_convnext_t.py"), option)
 
     def test_in_the_tool(self):
         for option in ("model", "model=3"):
@@ -336,8 +347,6 @@ class TestOptions:
         st.sampled_from(["None", "True", "3", "-1", "1e400", "nan", "x", "[]", "(1,a)", "((", "="])
         | st.text(max_size=6),
     )  # fmt: skip
-    @example("model.backbone.out_indices", "5")
-    @example("model.backbone.out_indices", "[9]")
     def test_any_value_anywhere(self, key, value):
         with in_time():
             try:

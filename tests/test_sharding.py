@@ -30,7 +30,7 @@ from backbones.openmmlab.sharding import (
 )
 
 WORLD = 2
-SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 30))
+SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 31))
 
 
 def free_port() -> int:
@@ -78,7 +78,8 @@ def trainer(model: nn.Module):
             type="OptimWrapper",
             constructor="LayerDecayConstructor",
             paramwise_cfg=dict(decay_rate=0.7),
-            optimizer=dict(type="AdamW", lr=1e-2, weight_decay=0.05),
+            # A gradient of rounding errors alone must not move a weight.
+            optimizer=dict(type="AdamW", lr=1e-2, weight_decay=0.05, eps=1e-4),
             clip_grad=dict(max_norm=0.5),
         ),
     )
@@ -100,6 +101,8 @@ def take_steps(rank: int, port: int, use_grn: bool, with_cp: bool, dtype: torch.
         for w in (ours, reference)
     ]
     assert groups[0] == groups[1]  # rates, weight decay and names of every layer
+    # A weight in bfloat16 may round to its other neighbour.
+    near = 2e-5 if dtype == torch.float32 else 2e-3
     first = None
     for _ in range(4):
         batch = dict(inputs=torch.randn(4, 3, 32, 32), labels=torch.randint(5, (4,)))
@@ -107,7 +110,7 @@ def take_steps(rank: int, port: int, use_grn: bool, with_cp: bool, dtype: torch.
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = sharded(**halves[rank], mode="loss")["loss"]
             expected = [whole(**half, mode="loss")["loss"] for half in halves]
-        torch.testing.assert_close(loss, expected[rank], rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(loss, expected[rank], rtol=near, atol=near)
         ours.update_params(loss)
         reference.update_params(sum(expected) / 2)
         first = first or float(loss)
@@ -119,11 +122,11 @@ def take_steps(rank: int, port: int, use_grn: bool, with_cp: bool, dtype: torch.
 
     saved = whole_states(sharded, ours)
     if rank == 0:
-        compare(saved["state_dict"], whole.state_dict())
+        compare(saved["state_dict"], whole.state_dict(), 50 * near)
         theirs = reference.state_dict()
         assert saved["optimizer"]["param_groups"] == theirs["param_groups"]
         for number, state in theirs["state"].items():
-            compare(saved["optimizer"]["state"][number], state)
+            compare(saved["optimizer"]["state"][number], state, 50 * near)
     # What was saved goes into either.
     for model, wrapper in ((sharded, ours), (whole, reference)):
         state = [copy.deepcopy(whole.state_dict()), copy.deepcopy(reference.state_dict())]
@@ -135,15 +138,16 @@ def take_steps(rank: int, port: int, use_grn: bool, with_cp: bool, dtype: torch.
         wrapper.load_state_dict(state[1])
     loaded = whole_states(sharded, ours)
     if rank == 0:
-        compare(loaded["state_dict"], state[0], exactly=True)
+        compare(loaded["state_dict"], state[0])
         for number, each in state[1]["state"].items():
-            compare(loaded["optimizer"]["state"][number], each, exactly=True)
+            compare(loaded["optimizer"]["state"][number], each)
     distributed.destroy_process_group()
 
 
-def compare(given: dict, wanted: dict, exactly: bool = False) -> None:
+def compare(given: dict, wanted: dict, within: float = 0.0) -> None:
+    """The same names in the same order, whole tensors, equal or within a bound."""
     assert list(given) == list(wanted)
-    bounds = dict(rtol=0, atol=0) if exactly else dict(rtol=1e-3, atol=1e-4)
+    bounds = dict(rtol=within, atol=within / 10)
     for name, tensor in wanted.items():
         assert type(given[name]) in (torch.Tensor, nn.Parameter)
         torch.testing.assert_close(given[name], tensor, **bounds, msg=lambda m, n=name: f"{n}: {m}")
@@ -162,7 +166,7 @@ def test_two_processes_take_the_steps_of_one(use_grn, with_cp, dtype):
     on_two_processes(take_steps, free_port(), use_grn, with_cp, dtype)
 
 
-FOLDERS = {
+OPTIONS = {
     "train_cfg.max_iters": 6,
     "train_cfg.val_interval": 3,
     "train_dataloader.batch_size": 2,
@@ -196,13 +200,13 @@ def run(rank: int, root: Path, data: Path, runs: list[tuple]) -> None:
     from backbones.openmmlab.own_data import use_data
     from backbones.openmmlab.runner import Runner, fit_to_machine
 
-    for number, (name, strategy, port) in enumerate(runs):
+    for number, (name, strategy, resume, port) in enumerate(runs):
         join(rank, port)
-        config = load_config(SEGMENTATION, FOLDERS)
+        config = load_config(SEGMENTATION, OPTIONS)
         config.model.backbone.arch = dict(depths=[1, 1, 2, 1], dims=[16, 24, 32, 40])
         use_data(config, data)
         config.work_dir, config.launcher, config.strategy = str(root / name), "pytorch", strategy
-        config.resume = (root / name).exists()
+        config.resume = resume
         config.experiment_name = config.visualizer.name = f"run{number}"
         fit_to_machine(config)
         runner = Runner.from_cfg(config)
@@ -226,13 +230,12 @@ def scores(run_dir: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_checkpoints_go_from_either_to_the_other(shapes, tmp_path):
-    starts = [("fsdp", "fsdp", free_port()), ("ddp", "ddp", free_port())]
+    starts = [("fsdp", "fsdp", False, free_port()), ("ddp", "ddp", False, free_port())]
     on_two_processes(run, tmp_path, shapes, starts)
-    for end in ("fsdp", "ddp"):
-        for start in ("fsdp", "ddp"):
-            resume_from(tmp_path / start, tmp_path / f"{start}-{end}")
     resumed = [("fsdp", "fsdp"), ("fsdp", "ddp"), ("ddp", "fsdp")]
-    runs = [(f"{start}-{end}", end, free_port()) for start, end in resumed]
+    for start, end in resumed:
+        resume_from(tmp_path / start, tmp_path / f"{start}-{end}")
+    runs = [(f"{start}-{end}", end, True, free_port()) for start, end in resumed]
     on_two_processes(run, tmp_path, shapes, runs)
 
     def state(name: str, which: str) -> dict:
@@ -241,9 +244,9 @@ def test_checkpoints_go_from_either_to_the_other(shapes, tmp_path):
     moved = read_checkpoint(tmp_path / "fsdp" / "iter_3.pth")["state_dict"]
     assert any((moved[k] != v).any() for k, v in state("fsdp", "state_dict").items())
     # An FSDP run goes on bit for bit.
-    compare(state("fsdp-fsdp", "state_dict"), state("fsdp", "state_dict"), exactly=True)
+    compare(state("fsdp-fsdp", "state_dict"), state("fsdp", "state_dict"))
     for number, each in state("fsdp", "optimizer")["state"].items():
-        compare(state("fsdp-fsdp", "optimizer")["state"][number], each, exactly=True)
+        compare(state("fsdp-fsdp", "optimizer")["state"][number], each)
     # Across strategies, to what sums in another order make of it.
     for name in ("ddp", "fsdp-ddp", "ddp-fsdp"):
         for key, tensor in state("fsdp", "state_dict").items():
@@ -254,7 +257,8 @@ def test_checkpoints_go_from_either_to_the_other(shapes, tmp_path):
         theirs, ours = (state(n, "optimizer")["param_groups"] for n in (name, "fsdp"))
         assert theirs == ours
     assert len(scores(tmp_path / "fsdp")) == 2
-    assert scores(tmp_path / "fsdp-fsdp") == scores(tmp_path / "fsdp")[1:]
+    # The checkpoint was saved before its validation, which comes first.
+    assert scores(tmp_path / "fsdp-fsdp") == scores(tmp_path / "fsdp")
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ from backbones.errors import InputError
 from .config import load_config
 from .own_data import use_data
 
+MOST_BRACKETS = 1000  # mmengine's parser takes time with their square
+
 
 class Overrides(DictAction):
     """mmengine's KEY=VALUE arguments, whose mistakes are said in one line."""
@@ -22,9 +24,13 @@ class Overrides(DictAction):
             if "=" not in given:
                 raise InputError(f"--cfg-options {given}: give KEY=VALUE")
             try:
+                if given.count("(") + given.count("[") > MOST_BRACKETS:
+                    raise AssertionError
                 super().__call__(parser, namespace, [given], option_string)
-            except (AssertionError, RecursionError):
-                raise InputError(f"--cfg-options {given:.60}: its brackets do not match") from None
+            except AssertionError:
+                raise InputError(
+                    f"--cfg-options {given:.60}: its brackets do not match, or are too many"
+                ) from None
 
 
 def run_parser(documentation: str) -> argparse.ArgumentParser:

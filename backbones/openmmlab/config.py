@@ -189,14 +189,15 @@ def validate(config: Config) -> None:
         InputError: names the first such key by its full path and the nearest known one.
     """
     scope = config.get("default_scope") or "mmengine"
-    for key, kind in (("default_scope", str), ("model", dict)):
-        if not isinstance(config.get(key, kind()), kind | None):
-            raise InputError(f"config key {key}: {config[key]!r:.40} is no {kind.__name__}")
+    if not isinstance(scope, str):
+        raise InputError(f"config key default_scope: {scope!r:.40} is no library's name")
+    if not isinstance(config.get("model", {}), dict):
+        raise InputError(f"config key model: {config.model!r:.40} is no dict")
     for path, node in _dicts(config._cfg_dict):
         known = _known_keys(path, node, scope)
         if path == "optim_wrapper.paramwise_cfg":
             name = config.optim_wrapper.get("constructor", "DefaultOptimWrapperConstructor")
-            known = CONSTRUCTOR_KEYS.get(name)
+            known = CONSTRUCTOR_KEYS.get(name) if isinstance(name, str) else set()
         if known is None:
             continue
         if not known and node:
@@ -382,6 +383,13 @@ def _check_kind(dotted: str, former: Any, value: Any) -> None:
             f"--cfg-options {dotted}: {value!r:.40} in place of a dict; set its keys, "
             f"as {dotted}.{example}=..."
         )
+    dicts = isinstance(former, list | tuple) and any(isinstance(each, dict) for each in former)
+    if dicts and value is not None:
+        if not isinstance(value, list | tuple) or not all(isinstance(v, dict) for v in value):
+            raise InputError(
+                f"--cfg-options {dotted}: {value!r:.40} in place of a list of dicts; set their "
+                f"keys, as {dotted}.0.type=..., or write a config"
+            )
     number = isinstance(former, int | float)
     if number and isinstance(value, str) and last not in EITHER:
         raise InputError(f"--cfg-options {dotted}: {value!r:.40} in place of {former}")

@@ -47,7 +47,7 @@ def check_strategy(config: Config) -> None:
             "--nproc-per-node N tools/train.py CONFIG --launcher pytorch --strategy fsdp"
         )
     for hook in config.get("custom_hooks") or []:
-        kind = HOOKS.get(hook["type"])
+        kind = hook["type"] if isinstance(hook["type"], type) else HOOKS.get(hook["type"])
         if kind and issubclass(kind, EMAHook):
             raise InputError(
                 f"--strategy fsdp: {kind.__name__} keeps a second, undivided copy of the weights; "
