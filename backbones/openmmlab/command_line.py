@@ -21,8 +21,9 @@ class Overrides(DictAction):
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         for given in values:
-            if "=" not in given:
-                raise InputError(f"--cfg-options {given}: give KEY=VALUE")
+            key, equals, _ = given.partition("=")
+            if not equals or not key.isprintable():
+                raise InputError(f"--cfg-options {given!r:.60}: give KEY=VALUE")
             try:
                 if given.count("(") + given.count("[") > MOST_BRACKETS:
                     raise AssertionError

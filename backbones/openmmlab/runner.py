@@ -124,7 +124,8 @@ class Runner(MMEngineRunner):
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
         """Build the optimizer; under FSDP the weights are set and divided first, as it trains what
         each process is left with."""
-        if not will_be_sharded(self.cfg):
+        built = isinstance(optim_wrapper, OptimWrapper)  # mmengine asks again when it resumes
+        if built or not will_be_sharded(self.cfg):
             return super().build_optim_wrapper(optim_wrapper)
         self._init_model_weights()
         shard(self.model)
