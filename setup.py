@@ -36,6 +36,7 @@ setup(
     ],
     extras_require={
         "convert": [CONVERTER],
-        "test": [*ORACLES, CONVERTER, "pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.5"],
+        "test": [*ORACLES, CONVERTER, "pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.5",
+                 "hypothesis==6.170.15"],
     },
 )
