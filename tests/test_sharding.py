@@ -306,7 +306,7 @@ def test_tool_on_two_nodes_equals_one_process(task, shapes, tmp_path):
     assert abs(curves[0][0] - curves[0][-1]) > 0.01
     for name, tensor in weights[0].items():
         torch.testing.assert_close(
-            weights[1][name], tensor, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            weights[1][name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
