@@ -1,11 +1,15 @@
-"""What is in image files, from their headers: size, channels, depth, orientation, wholeness."""
+"""What is in image files: size, channels, depth, orientation, wholeness, and the picture."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import cv2
+import numpy as np
 from PIL import Image
+
+from backbones.errors import UnreadableImage
 
 from .findings import Finding, first_of
 
@@ -51,6 +55,28 @@ def read_header(path: Path) -> Header:
         raise
     except Exception as error:  # a damaged file may fail anywhere in a reader
         raise OSError(f"not an image ({error})") from None
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 in BGR order and upright, as OpenCV reads it, which the networks are fed.
+
+    Raises:
+        UnreadableImage: it is missing, empty, cut off, not an image or too large for OpenCV.
+    """
+    try:
+        read_header(path)
+        image = cv2.imread(str(path))
+    except FileNotFoundError:
+        raise UnreadableImage(f"{path}: no such image") from None
+    except PermissionError:
+        raise UnreadableImage(f"{path}: cannot be read (permission denied)") from None
+    except cv2.error:
+        raise UnreadableImage(f"{path}: larger than OpenCV reads (2^30 pixels)") from None
+    except (OSError, ValueError, SyntaxError):
+        image = None
+    if image is None:
+        raise UnreadableImage(f"{path}: empty, cut off or not an image")
+    return image
 
 
 def _ends(path: Path, kind: str | None) -> bool:
