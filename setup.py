@@ -42,6 +42,7 @@ setup(
             *ORACLES,
             CONVERTER,
             DEMO,
+            "hypothesis==6.170.15",
             "playwright==1.65.2",
             "pytest==9.2.0",
             "pytest-xdist==3.8.0",

@@ -42,14 +42,19 @@ def read_header(path: Path) -> Header:
     Raises:
         OSError: it is missing, empty, cut off or not an image.
     """
-    with Image.open(path) as image:
-        orientation = image.getexif().get(ORIENTATION, 1)
-        size = image.size
-        if not _ends(path, image.format):
-            raise OSError("cut off")
-        upright = size[::-1] if orientation in (5, 6, 7, 8) else size
-        transparent = "A" in image.mode or "transparency" in image.info
-        return Header(size, upright, image.mode, orientation in range(2, 9), transparent)
+    try:
+        with Image.open(path) as image:
+            orientation = image.getexif().get(ORIENTATION, 1)
+            size = image.size
+            if not _ends(path, image.format):
+                raise OSError("cut off")
+            upright = size[::-1] if orientation in (5, 6, 7, 8) else size
+            transparent = "A" in image.mode or "transparency" in image.info
+            return Header(size, upright, image.mode, orientation in range(2, 9), transparent)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file may fail anywhere in a reader
+        raise OSError(f"not an image ({error})") from None
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -91,7 +96,7 @@ def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, Header], list[Findin
             headers[path] = read_header(path)
         except FileNotFoundError:
             missing.append(path)
-        except (OSError, ValueError, SyntaxError):
+        except OSError:
             broken.append(path)
     findings = []
     if missing:
