@@ -304,7 +304,7 @@ def _card(
     task, hub_task = TASKS.get(config.get("default_scope"), TASKS["mmengine"])
     data = _data_name(config)
     classes = _classes(config) or ()
-    hub_data = {"COCO": "detection-datasets/coco", "ADE20K": "1aurent/ADE20K"}.get(data)
+    hub_data = {"COCO": "coco", "ADE20K": "scene_parse_150"}.get(data)
     stated = entry.licence != zoo.UNSTATED
     hub_licence = HUB_LICENCES.get(entry.licence, "other") if stated else None
     facts = ModelCardData(
