@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def _model(
 ) -> tuple[nn.Module, bool]:
     """The config's model filled with the weights to publish, and whether they are an average."""
     config.setdefault("launcher", "none")
-    fitted = config.copy()
+    fitted = deepcopy(config)
     fit_to_machine(fitted)
     scope = config.get("default_scope", "mmengine")
     DefaultScope.get_instance(f"publish-{scope}", scope_name=scope)
@@ -169,12 +170,23 @@ def _recipe(content: Mapping) -> str | None:
 
 
 def _pretrained(recipe: str) -> tuple[str, ...]:
-    """The checkpoints that a config's text starts from. It is read, never run."""
+    """The checkpoints that a config's text starts from; it is read, never run.
+
+    What a resumed run went on from is its own.
+    """
     try:
         tree = ast.parse(recipe)
     except SyntaxError:
         return ()
     found: dict[str, None] = {}
+    resumed = any(
+        isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id == "resume"
+        and getattr(node.value, "value", None) is True
+        for node in tree.body
+    )
+    keys = ("checkpoint", "init_from") if resumed else ("checkpoint", "init_from", "load_from")
     for node in ast.walk(tree):
         named: list[tuple[str | None, ast.expr]] = []
         if isinstance(node, ast.Call):
@@ -187,8 +199,7 @@ def _pretrained(recipe: str) -> tuple[str, ...]:
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             named = [(node.targets[0].id, node.value)]
         for key, value in named:
-            is_source = key in ("checkpoint", "init_from", "load_from")
-            if is_source and isinstance(value, ast.Constant) and isinstance(value.value, str):
+            if key in keys and isinstance(value, ast.Constant) and isinstance(value.value, str):
                 found[value.value] = None
     return tuple(found)
 
@@ -287,7 +298,12 @@ def _pretraining(source: str) -> str:
     try:
         return zoo.find(source).pretraining
     except InputError:
-        return Path(source).name
+        return _shown(source)
+
+
+def _shown(source: str) -> str:
+    """An address as it is; of a path on this machine the last part."""
+    return Path(source).name if Path(source).is_absolute() else source
 
 
 def _card(
@@ -353,10 +369,11 @@ def _card(
     lines += ["", "## Data and recipe", ""]
     if loader is not None:
         where = loader.dataset.get("ann_file") or loader.dataset.get("data_prefix") or ""
-        where = ", ".join(map(str, where.values())) if isinstance(where, Mapping) else where
+        where = where.values() if isinstance(where, Mapping) else [where]
+        where = ", ".join(map(_shown, where))
         lines.append(f"Trained on {data or 'own data'} (`{loader.dataset.type}`, `{where}`).")
     for source, licence in inherited.items():
-        lines.append(f"Started from `{source}` (licence {licence or 'unknown'}).")
+        lines.append(f"Started from `{_shown(source)}` (licence {licence or 'unknown'}).")
     if not inherited:
         lines.append("Started from no pretrained weights.")
     if averaged:
@@ -374,6 +391,6 @@ def _card(
         lines.append(f"{entry.licence}{words}.")
     unknown = [source for source, licence in inherited.items() if not licence]
     if unknown:
-        lines.append(f"Of {', '.join(f'`{s}`' for s in unknown)} the licence is unknown.")
+        lines.append(f"Of {', '.join(f'`{_shown(s)}`' for s in unknown)} the licence is unknown.")
     lines += ["", "## File", "", f"`{entry.source}`, sha256 `{entry.sha256}`.", ""]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, FUNCTIONS
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
@@ -105,10 +106,16 @@ class Images:
         for metric in evaluator.metrics:
             if hasattr(metric, "img_ids"):  # COCO's would count all images of the file as missed
                 metric.img_ids = [sample.img_id for sample in samples]
-        with redirect_stdout(io.StringIO()):
-            for sample in samples:
-                evaluator.process([sample])
-            found = evaluator.evaluate(len(samples))
+        logger = MMLogger.get_current_instance()
+        level = logger.level
+        logger.setLevel("WARNING")  # the metrics print tables
+        try:
+            with redirect_stdout(io.StringIO()):
+                for sample in samples:
+                    evaluator.process([sample])
+                found = evaluator.evaluate(len(samples))
+        finally:
+            logger.setLevel(level)
         return {name: float(found[name]) for name in SCORES if name in found}
 
 

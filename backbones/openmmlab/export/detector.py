@@ -6,6 +6,7 @@ more on tensors, so that one graph serves images of every size and any number of
 
 from math import log
 
+import numpy as np
 import torch
 from mmdet.models.dense_heads import RPNHead
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
@@ -77,6 +78,7 @@ class DetectorGraph(nn.Module):
             priors = head.prior_generator.single_level_grid_priors(
                 tuple(score.shape[2:]), level, score.dtype, score.device
             )
+            score, delta = score.float(), delta.float()
             score = score[0].permute(1, 2, 0).reshape(-1).sigmoid()
             delta = delta[0].permute(1, 2, 0).reshape(-1, 4)
             if config.nms_pre > 0:
@@ -101,7 +103,7 @@ class DetectorGraph(nn.Module):
         for stage, (extractor, head) in enumerate(
             zip(self.box_extractors, self.boxes, strict=True), start=1
         ):
-            score, delta = head(_extract(extractor, maps, rois))
+            score, delta = (x.float() for x in head(_extract(extractor, maps, rois)))
             total = total + score
             if stage < len(self.boxes):
                 if not head.reg_class_agnostic:
@@ -172,7 +174,7 @@ def _keep(boxes: Tensor, scores: Tensor, groups: Tensor, config: ConfigDict) -> 
     edge = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()
     apart = boxes + (groups * (edge + 1))[:, None]
     # As mmcv_ops.nms: a box whose IoU is the threshold itself, in float32, stays.
-    threshold = torch.tensor(config.nms.iou_threshold).item()
+    threshold = float(np.float32(config.nms.iou_threshold))
     return nms(apart, scores, threshold)[: config.max_per_img]
 
 
