@@ -308,3 +308,124 @@ def test_what_a_graph_cannot_be_is_refused(tmp_path):
     model = build(narrow_config(DETECTION, tmp_path), **soft)
     with pytest.raises(InputError, match="test_cfg.rcnn.nms.type='soft_nms': has no counterpart"):
         build_graph(model)
+
+
+def overfitted(config_path: Path, data: Path, steps: int) -> tuple[Path, Path]:
+    """A config and a checkpoint trained on its own test images: its scores are not zero."""
+    from mmengine.optim import OptimWrapper
+    from mmengine.registry import DATASETS, FUNCTIONS
+
+    from backbones.openmmlab.own_data import use_data
+    from backbones.openmmlab.runner import fit_to_machine
+
+    config = load_config(config_path)
+    config.launcher = "none"
+    fit_to_machine(config)
+    use_data(config, data, config_path.parent)
+    scope = config.default_scope
+    DefaultScope.get_instance(f"overfitted-{config_path.stem}", scope_name=scope)
+    dataset = DATASETS.build(config.test_dataloader.dataset)
+    batch = FUNCTIONS.get("pseudo_collate")([dataset[i] for i in range(len(dataset))])
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    model.init_weights()
+    model.train()
+    optim = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-3))
+    for _ in range(steps):
+        model.train_step(batch, optim)
+    path = config_path.with_suffix(".pth")
+    torch.save({"state_dict": model.state_dict()}, path)
+    return config_path, path
+
+
+@pytest.fixture(scope="module")
+def trained_detector(tmp_path_factory, shapes) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("detector")
+    path = narrow_config(DETECTION, folder)
+    path.write_text(path.read_text() + "model['backbone']['layer_scale_init_value'] = 1.0\n")
+    return overfitted(path, shapes, steps=120)
+
+
+@pytest.fixture(scope="module")
+def trained_segmentor(tmp_path_factory, shapes) -> tuple[Path, Path]:
+    path = narrow_config(SEGMENTATION, tmp_path_factory.mktemp("segmentor"))
+    return overfitted(path, shapes, steps=80)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "fp16"), [("onnx", False), ("onnx", True), ("torch", False)], ids=str
+)
+def test_exported_detector_keeps_its_ap(target, fp16, trained_detector, shapes, tmp_path):
+    out = tmp_path / ("detector.onnx" if target == "onnx" else "detector.pt2")
+    done = run_here(
+        "export.py", *trained_detector, "--to", target, "--out", out, "--images", 4,
+        "--data", shapes, "--work-dir", tmp_path / "work", *["--fp16"] * fp16,
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    report = json.loads(out.with_suffix(".json").read_text())
+    assert report["images"] == 4 and report["outputs"] == ["dets", "labels", "masks"]
+    for kind in ("bbox", "segm"):
+        score = report["scores"][f"coco/{kind}_mAP"]
+        assert score["model"] > 0.1 and abs(score["change"]) <= (0.02 if fp16 else 1e-3)
+    run = (open_onnx if target == "onnx" else open_torch)(out)
+    blank = run(np.full((1, 3, 75, 203), 114, np.float32))  # another size, hardly any object
+    assert blank[0].shape[2] == 5 and blank[2].shape[1] == blank[0].shape[1] == blank[1].shape[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [("onnx", ()), ("onnx", ("--logits", "--fp16")), ("torch", ("--logits",))],
+    ids=["labels", "half_logits", "torch"],
+)
+def test_exported_segmentor_keeps_its_miou(target, options, trained_segmentor, shapes, tmp_path):
+    out = tmp_path / ("segmentor.onnx" if target == "onnx" else "segmentor.pt2")
+    done = run_here(
+        "export.py", *trained_segmentor, "--to", target, "--out", out, "--images", 4,
+        "--data", shapes, "--work-dir", tmp_path / "work", *options,
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    score = json.loads(out.with_suffix(".json").read_text())["scores"]["mIoU"]
+    assert score["model"] > 20 and abs(score["change"]) <= (2 if "--fp16" in options else 0.1)
+    run = (open_onnx if target == "onnx" else open_torch)(out)
+    (found,) = run(np.random.default_rng(0).uniform(0, 255, (3, 3, 75, 131)).astype(np.float32))
+    assert found.shape == (3, 8 if "--logits" in options else 1, 75, 131)
+
+
+@pytest.mark.slow
+def test_no_detections_are_no_error(narrow_detector, tmp_path):
+    """Nothing scores above the threshold: empty outputs, in every runtime."""
+    model = build(narrow_detector[0], **{"model.test_cfg.rcnn.score_thr": 0.999})
+    graph = build_graph(model)
+    program = capture(graph)
+    write_onnx(program, graph, tmp_path / "x.onnx", {})
+    write_torch(program, tmp_path / "x.pt2", {})
+    image = np.zeros((1, 3, 96, 128), np.float32)
+    for run in (open_onnx(tmp_path / "x.onnx"), open_torch(tmp_path / "x.pt2")):
+        dets, labels, masks = run(image)
+        assert dets.shape == (1, 0, 5) and labels.shape == (1, 0)
+        assert masks.shape == (1, 0, 28, 28)
+
+
+@pytest.mark.slow
+def test_photographs(real_data, tmp_path):
+    """Sizes and contents of real images, 80 classes, hundreds of detections."""
+    base = REPOSITORY / "configs" / "detection" / "cascade_convnext_t.py"
+    config = narrow_config(base, tmp_path)
+    few = {
+        "model.test_cfg.rcnn.score_thr": 0.03,
+        "model.test_cfg.rpn.max_per_img": 60,
+        "test_dataloader.dataset.pipeline.1.scale": (256, 160),
+    }
+    torch.save({"state_dict": build(config).state_dict()}, tmp_path / "x.pth")
+    out = tmp_path / "x.onnx"
+    done = run_here(
+        "export.py", config, tmp_path / "x.pth", "--to", "onnx", "--out", out, "--images", 3,
+        "--data", real_data / "coco_mini", "--work-dir", tmp_path / "work",
+        "--cfg-options", *(f"{key}={value}".replace(" ", "") for key, value in few.items()),
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    report = json.loads(out.with_suffix(".json").read_text())
+    assert report["images"] == 3 and len(report["classes"]) == 80
+    assert 0 < report["largest_differences"]["scores"] < 1e-3
