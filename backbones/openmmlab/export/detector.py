@@ -198,7 +198,11 @@ def _check(model: nn.Module) -> None:
     checks.append((not roi_head.with_shared_head, "roi_head.shared_head"))
     for config, name in ((rpn.test_cfg, "rpn"), (roi_head.test_cfg, "rcnn")):
         kind = config.nms.get("type", "nms")
-        checks.append((kind == "nms", f"test_cfg.{name}.nms.type={kind!r}"))
+        if kind != "nms":
+            raise InputError(
+                f"model.test_cfg.{name}.nms.type={kind!r}: cannot be exported; "
+                f"--cfg-options model.test_cfg.{name}.nms.type=nms takes plain suppression"
+            )
         checks.append((not config.nms.get("class_agnostic"), f"test_cfg.{name}.nms.class_agnostic"))
     for holds, name in checks:
         if not holds:
