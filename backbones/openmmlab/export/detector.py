@@ -76,11 +76,10 @@ class DetectorGraph(nn.Module):
         boxes, scores, levels = [], [], []
         for level, (score, delta) in enumerate(zip(*head(maps), strict=True)):
             priors = head.prior_generator.single_level_grid_priors(
-                tuple(score.shape[2:]), level, score.dtype, score.device
+                tuple(score.shape[2:]), level, torch.float32, score.device
             )
-            score, delta = score.float(), delta.float()
-            score = score[0].permute(1, 2, 0).reshape(-1).sigmoid()
-            delta = delta[0].permute(1, 2, 0).reshape(-1, 4)
+            score = score[0].float().permute(1, 2, 0).reshape(-1).sigmoid()
+            delta = delta[0].float().permute(1, 2, 0).reshape(-1, 4)
             if config.nms_pre > 0:
                 score, best = score.topk(torch.sym_min(config.nms_pre, score.shape[0]))
                 delta, priors = delta[best], priors[best]
@@ -203,7 +202,8 @@ def _check(model: nn.Module) -> None:
                 f"model.test_cfg.{name}.nms.type={kind!r}: cannot be exported; "
                 f"--cfg-options model.test_cfg.{name}.nms.type=nms takes plain suppression"
             )
-        checks.append((not config.nms.get("class_agnostic"), f"test_cfg.{name}.nms.class_agnostic"))
+        known = {"type", "iou_threshold", "split_thr"}  # the last changes nothing but memory
+        checks += [(key in known, f"model.test_cfg.{name}.nms.{key}") for key in config.nms]
     for holds, name in checks:
         if not holds:
             raise InputError(f"{name}: has no counterpart in an exported graph")
