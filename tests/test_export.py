@@ -42,7 +42,7 @@ def narrow_config(base: Path, folder: Path) -> Path:
             "decode_head=dict(in_channels=[8, 16, 24, 32], channels=16),"
             "auxiliary_head=dict(in_channels=24, channels=8)"
         )
-    backbone = f"backbone=dict(use_grn=True, arch={NARROW!r})"
+    backbone = f"backbone=dict(use_grn=True, arch=dict({NARROW!r}, _delete_=True))"
     path = folder / f"narrow_{base.stem}.py"
     path.write_text(f"_base_ = {str(base)!r}\nmodel = dict({backbone}, {heads})\n")
     return path
