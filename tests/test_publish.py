@@ -33,7 +33,8 @@ def trained(tmp_path_factory) -> tuple[Path, Path]:
     path = folder / "narrow.py"
     path.write_text(
         f"_base_ = {str(SEGMENTATION)!r}\n"
-        f"model = dict(backbone=dict(arch=dict({NARROW!r}, _delete_=True)), auxiliary_head=dict(in_channels=24),"
+        f"model = dict(backbone=dict(arch=dict({NARROW!r}, _delete_=True)),"
+        "auxiliary_head=dict(in_channels=24),"
         "decode_head=dict(in_channels=[8, 16, 24, 32], channels=16))\n"
     )
     config = load_config(path)

@@ -21,6 +21,7 @@ from .files import Run
 
 # Scores that are held against each other, in [0, 1] or, mmseg's, in per cent.
 SCORES = {"coco/bbox_mAP": 1.0, "coco/segm_mAP": 1.0, "mIoU": 100.0}
+NEAR = 0.005  # of the image's longer side: corners of one object's boxes
 Outputs = Sequence[Tensor]
 
 
@@ -304,16 +305,25 @@ def _relative(reference: Tensor, other: Tensor) -> float:
 
 
 def _pairs(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """(n, 2) indices of detections of one label that overlap most, each used once."""
+    """(n, 2) indices of detections of one label and nearly one place, each used once.
+
+    Args:
+        one, other: boxes (n, 4) relative to the image, scores (n,), labels (n,) and what more.
+    """
     from torchvision.ops import box_iou
 
-    overlaps = box_iou(one[0], other[0]) * (one[2][:, None] == other[2])
+    if not len(one[0]) or not len(other[0]):
+        return torch.zeros(0, 2, dtype=torch.long)
+    apart = torch.cdist(one[0], other[0], p=float("inf"))
+    # A box without area overlaps nothing, itself included.
+    belong = (box_iou(one[0], other[0]) > 0.5) | (apart < NEAR)
+    belong &= one[2][:, None] == other[2]
+    apart = apart + (one[1][:, None] - other[1]).abs()
+    apart[~belong] = float("inf")
     pairs = []
-    for i in range(len(one[0])):
-        if not overlaps.shape[1]:
-            break
-        best = int(overlaps[i].argmax())
-        if overlaps[i, best] > 0.5:
+    for i, row in enumerate(apart):
+        best = int(row.argmin())
+        if row[best].isfinite():
             pairs.append((i, best))
-            overlaps[:, best] = 0
+            apart[:, best] = float("inf")
     return torch.tensor(pairs, dtype=torch.long).view(-1, 2)

@@ -81,7 +81,9 @@ class DetectorGraph(nn.Module):
             score = score[0].float().permute(1, 2, 0).reshape(-1).sigmoid()
             delta = delta[0].float().permute(1, 2, 0).reshape(-1, 4)
             if config.nms_pre > 0:
-                score, best = score.topk(torch.sym_min(config.nms_pre, score.shape[0]))
+                # Sorted as mmdet does and not topk: of equal scores, 1.0 above all, the first.
+                score, best = score.sort(descending=True)
+                score, best = score[: config.nms_pre], best[: config.nms_pre]
                 delta, priors = delta[best], priors[best]
             boxes.append(_decode(head.bbox_coder, priors, delta, size))
             scores.append(score)

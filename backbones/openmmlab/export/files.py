@@ -137,6 +137,10 @@ def _name_axes(graph, inputs: Mapping[str, Mapping[int, str]]) -> None:
     for value in graph.input:
         for axis, name in inputs[value.name].items():
             names[value.type.tensor_type.shape.dim[axis].dim_param] = name
+    for value in graph.output:  # of a number that the image decides: of detections
+        for dim in value.type.tensor_type.shape.dim:
+            if re.fullmatch(r"u\d+", dim.dim_param):
+                names[dim.dim_param] = "detections"
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
