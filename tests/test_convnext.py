@@ -399,6 +399,42 @@ class TestContract:
             ConvNeXt("atto", drop_path=0.1)
 
 
+class TestFuse:
+    @pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
+    def test_same_maps_from_an_untouched_network(self, use_grn):
+        network = randomise(ConvNeXt(NARROW, use_grn=use_grn)).eval()
+        before = copy.deepcopy(network.state_dict())
+        x = torch.randn(2, 3, 97, 71)
+        with torch.no_grad():
+            maps, fused = network(x), network.fuse()(x)
+            with torch.autocast("cpu", torch.bfloat16):
+                in_bf16 = network(x)
+            fused_in_bf16 = network.fuse(torch.bfloat16)(x)
+        for plain, folded, cast, folded_cast in zip(
+            maps, fused, in_bf16, fused_in_bf16, strict=True
+        ):
+            assert (plain - folded).abs().max() <= 1e-5 * plain.abs().max()
+            error = (cast - plain).abs()
+            assert (folded_cast - plain).abs().mean() <= 1.5 * error.mean()
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, before[key]), key
+
+    def test_classifier(self):
+        network = randomise(ConvNeXtClassifier(NARROW, num_classes=5)).eval()
+        x = torch.randn(2, 3, 64, 64)
+        logits = network(x)
+        assert (network.fuse()(x) - logits).abs().max() <= 1e-5 * logits.abs().max()
+        assert (network.fuse(torch.bfloat16)(x) - logits).abs().max() <= 0.1 * logits.abs().max()
+
+    def test_is_for_inference(self):
+        network = ConvNeXt(NARROW, layer_scale_init_value=1.0)
+        with pytest.raises(InputError, match="float16"):
+            network.fuse(torch.float16)
+        with pytest.raises(InputError, match="train the network itself"):
+            network.fuse().train()
+        assert network.train().training
+
+
 class TestSizes:
     def test_default_is_the_official_network_and_says_once_what_it_drops(self):
         network = ConvNeXt(NARROW).eval()

@@ -161,6 +161,10 @@ def backbones(work: Work, peers: list[str], ways: list[str], device: str) -> Ite
                 if way == "channels-last"
                 else torch.contiguous_format
             )
+            if way == "fused":
+                if library != "ours" or work.task == "train":
+                    continue
+                model = ours.eval().fuse(torch.bfloat16 if work.dtype == "bf16" else torch.float32)
             network = torch.compile(model) if way == "compiled" else model
             for dtype in dict.fromkeys(["fp32", work.dtype]):
                 if dtype != work.dtype and (library, way) != (peers[0], "eager"):
@@ -527,7 +531,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peers", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
     parser.add_argument(
-        "--ways", nargs="+", choices=["eager", "channels-last", "compiled"], help="of the backbones"
+        "--ways",
+        nargs="+",
+        choices=["eager", "channels-last", "compiled", "fused"],
+        help="of the backbones",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, help="on a CPU")
@@ -557,7 +564,7 @@ def main() -> None:
     report = dict(command=command, machine=machine(device), works=[])
     for work in works:
         torch.compiler.reset()
-        ways = ["eager"] if args.quick else ["eager", "channels-last"]
+        ways = ["eager", "fused"] if args.quick else ["eager", "channels-last", "fused"]
         ways = args.ways or ways + ["compiled"] * (work.compiled and not args.quick)
         if work.is_backbone:
             contenders = list(backbones(work, peers, ways, device))

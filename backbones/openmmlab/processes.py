@@ -29,9 +29,16 @@ def from_all(value: object) -> list:
 
 
 def what_was_lost(error: Exception) -> InputError | None:
-    """One line for a run that lost a data worker or one of its processes; None for other errors."""
-    text = str(error)
-    worker = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*)", text, re.DOTALL)
+    """One line for a run that lost a data worker or one of its processes; None for other errors.
+
+    PyTorch says that a data worker died from a signal handler, in the middle of anything, and what
+    was interrupted may make an error of its own of it.
+    """
+    text, worker, cause = str(error), None, error
+    while cause is not None and worker is None:
+        pattern = r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*)"
+        worker = re.search(pattern, str(cause), re.DOTALL)
+        cause = cause.__context__
     if worker and "Bus error" in worker[2]:
         return InputError(
             f"data worker {worker[1]} ran out of shared memory: enlarge /dev/shm (docker run "

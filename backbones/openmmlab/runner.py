@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -125,8 +126,11 @@ class Runner(MMEngineRunner):
         try:
             with self._concluded():
                 return super().train()
-        except RuntimeError as error:
-            raise what_was_lost(error) or error from error
+        except Exception as error:
+            lost = what_was_lost(error)
+            if lost is None:
+                raise
+            raise lost from error
 
     def val(self) -> dict:
         """Evaluate on the validation set."""
@@ -145,6 +149,9 @@ class Runner(MMEngineRunner):
         try:
             yield
         except BaseException:
+            # PyTorch's handler raises again for every process that ends after a dead data worker.
+            with suppress(ValueError):  # only the main thread has handlers
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for hook in hooks:
                 with suppress(Exception):  # what ended the run is what has to be said
                     hook.close(self)
