@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 ORACLES = ["onedl-mmpretrain==1.3.6", "transformers==5.23.0", "pycocotools==2.0.11"]
 DEMO = "gradio>=6.31,<7"
+EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 CONVERTER = "supervision>=0.31,<0.32"  # reads YOLO and Pascal VOC
 
 setup(
@@ -38,8 +39,10 @@ setup(
     extras_require={
         "convert": [CONVERTER],
         "demo": [DEMO],
+        "export": EXPORT,
         "test": [
             *ORACLES,
+            *EXPORT,
             CONVERTER,
             DEMO,
             "hypothesis==6.170.15",

@@ -336,7 +336,7 @@ def describe(tensors: Mapping[str, Tensor], source: str | os.PathLike, wrapper: 
     elif match := re.search(r"(?<![a-z])(no)?ema(?![a-z])", name):
         facts.append("not EMA" if match[1] else "EMA")
     if licence := licence_of(os.fspath(source)):
-        commercial = "" if ZOO_LICENCES[licence] else ", not for commercial use"
+        commercial = "" if ZOO_LICENCES.get(licence, True) else ", not for commercial use"
         facts.append(f"licence {licence}{commercial}")
     else:
         facts += [text for pattern, text in LICENCES if re.search(pattern, name)]
