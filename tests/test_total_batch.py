@@ -1,11 +1,16 @@
 """Few processes take the recipe's optimizer steps: how many, at which rates, on which gradients."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS, DefaultScope
-from running import DETECTION, REPOSITORY, SEGMENTATION, run_here
+from running import DETECTION, REPOSITORY, SEGMENTATION, command, run_here
+from test_tools import DETERMINISTIC
 from torch import nn
 
 from backbones.errors import InputError
@@ -296,3 +301,51 @@ def test_detector_gradient_is_that_of_processes(shapes):
     whole = gradients(lambda: backward(batch, 1.0))
     flat = [torch.cat([g.flatten() for g in each.values()]) for each in (ours, whole)]
     assert 1e-4 < float((flat[0] - flat[1]).norm() / flat[1].norm()) < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [DETECTION, SEGMENTATION], ids=["detection", "segmentation"])
+def test_two_processes_that_accumulate_equal_one(config, shapes, tmp_path):
+    """2 x 1 x 2 under DDP takes the steps of one process: 1 x 1 x 4 of the detector, whose losses
+    are normalised over the images of a part, and 1 x 4 of the segmentor.
+
+    Every part has another image, so a gradient that is not exchanged, or that is exchanged or
+    divided once too often, gives other weights.
+    """
+    together = 1 if config == DETECTION else 4
+    runs = []
+    for processes, batch in ((1, together), (2, 1)):
+        path, work_dir = tmp_path / f"on_{processes}.py", tmp_path / f"run_{processes}"
+        text = DETERMINISTIC[config.parent.name].format(base=str(config), batch=batch)
+        length = "max_epochs=1" if config == DETECTION else "max_iters=4"
+        longer = length.replace("epochs=1", "epochs=2")
+        text = text.replace(f"train_cfg = dict({length})", f"train_cfg = dict({longer})")
+        path.write_text(text)
+        interval = "default_hooks.checkpoint.interval=1"
+        arguments = ("--data", shapes, "--work-dir", work_dir, "--total-batch", 4)
+        argv = command("train.py", path, *arguments, "--cfg-options", interval)
+        if processes == 2:
+            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+            argv = [*torchrun, "--nproc-per-node", "2", *argv[1:], "--launcher", "pytorch"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        parts = 4 // (processes * batch)
+        said = f"total batch 4: {processes} process{'es' * (processes > 1)} x {batch} image"
+        assert said in done.stdout and (f"x {parts} steps accumulated" in done.stdout) == (
+            parts > 1
+        )
+        saved = sorted(work_dir.glob("*_*.pth"))
+        states = (torch.load(file, weights_only=False)["state_dict"] for file in saved)
+        runs.append([flat(state) for state in (*states,)])
+    one, two = runs
+    assert len(one) == len(two) == (2 if config == DETECTION else 4)
+    for first, last in ((one[0], two[0]), (one[-1], two[-1])):
+        moved = (one[-1] - one[0]).norm()
+        assert float((last - first).norm() / moved) < 1e-3
+
+
+def flat(state: dict) -> torch.Tensor:
+    return torch.cat([t.double().flatten() for t in state.values() if t.is_floating_point()])
