@@ -312,18 +312,17 @@ def test_two_processes_that_accumulate_equal_one(config, shapes, tmp_path):
     Every part has another image, so a gradient that is not exchanged, or that is exchanged or
     divided once too often, gives other weights.
     """
-    together = 1 if config == DETECTION else 4
+    detection = config == DETECTION
+    batch_of_one = 1 if detection else 4
+    options = ["default_hooks.checkpoint.interval=1", "default_hooks.checkpoint.max_keep_ckpts=-1"]
+    if detection:  # an epoch is a step
+        options += ["train_cfg.max_epochs=4", "train_dataloader.dataset.indices=4"]
     runs = []
-    for processes, batch in ((1, together), (2, 1)):
+    for processes, batch in ((1, batch_of_one), (2, 1)):
         path, work_dir = tmp_path / f"on_{processes}.py", tmp_path / f"run_{processes}"
-        text = DETERMINISTIC[config.parent.name].format(base=str(config), batch=batch)
-        length = "max_epochs=1" if config == DETECTION else "max_iters=4"
-        longer = length.replace("epochs=1", "epochs=2")
-        text = text.replace(f"train_cfg = dict({length})", f"train_cfg = dict({longer})")
-        path.write_text(text)
-        interval = "default_hooks.checkpoint.interval=1"
+        path.write_text(DETERMINISTIC[config.parent.name].format(base=str(config), batch=batch))
         arguments = ("--data", shapes, "--work-dir", work_dir, "--total-batch", 4)
-        argv = command("train.py", path, *arguments, "--cfg-options", interval)
+        argv = command("train.py", path, *arguments, "--cfg-options", *options)
         if processes == 2:
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
             argv = [*torchrun, "--nproc-per-node", "2", *argv[1:], "--launcher", "pytorch"]
@@ -333,18 +332,16 @@ def test_two_processes_that_accumulate_equal_one(config, shapes, tmp_path):
         )
         assert done.returncode == 0, done.stderr[-2000:]
         parts = 4 // (processes * batch)
-        said = f"total batch 4: {processes} process{'es' * (processes > 1)} x {batch} image"
-        assert said in done.stdout and (f"x {parts} steps accumulated" in done.stdout) == (
-            parts > 1
-        )
+        assert (f"x {parts} steps accumulated" in done.stdout) == (parts > 1)
         saved = sorted(work_dir.glob("*_*.pth"))
-        states = (torch.load(file, weights_only=False)["state_dict"] for file in saved)
-        runs.append([flat(state) for state in (*states,)])
+        assert [path.stem[-2:] for path in saved] == ["_1", "_2", "_3", "_4"]
+        runs.append([flat(torch.load(path, weights_only=False)["state_dict"]) for path in saved])
     one, two = runs
-    assert len(one) == len(two) == (2 if config == DETECTION else 4)
-    for first, last in ((one[0], two[0]), (one[-1], two[-1])):
-        moved = (one[-1] - one[0]).norm()
-        assert float((last - first).norm() / moved) < 1e-3
+    moved = (one[-1] - one[0]).norm()
+    assert moved > 1e-2
+    # Later steps of a detector may choose other proposals where two scores are as good as equal.
+    for step, tolerance in ((0, 1e-3), (-1, 1e-2)):
+        assert float((two[step] - one[step]).norm() / moved) < tolerance
 
 
 def flat(state: dict) -> torch.Tensor:
