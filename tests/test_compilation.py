@@ -68,13 +68,14 @@ def batch(detection: bool, height: int, width: int) -> dict:
     return dict(inputs=inputs, data_samples=samples)
 
 
-def losses(model: nn.Module, batches: list[dict]) -> list[float]:
+def losses(model: nn.Module, batches: list[dict], visited: list[dict] | None = None) -> list[float]:
+    """Losses of training; the weights before each step are appended to `visited`."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     values = []
-    torch.manual_seed(3)
-    for data in batches:
-        data = model.data_preprocessor(copy.deepcopy(data), True)
-        loss, _ = model.parse_losses(model(**data, mode="loss"))
+    for step in range(len(batches)):
+        if visited is not None:
+            visited.append(copy.deepcopy(model.state_dict()))
+        loss = loss_of(model, batches[step], step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -82,20 +83,46 @@ def losses(model: nn.Module, batches: list[dict]) -> list[float]:
     return values
 
 
+def loss_of(model: nn.Module, data: dict, step: int) -> torch.Tensor:
+    torch.manual_seed(step)
+    data = model.data_preprocessor(copy.deepcopy(data), True)
+    return model.parse_losses(model(**data, mode="loss"))[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [DETECTION, SEGMENTATION], ids=["detection", "segmentation"])
-def test_twenty_steps_have_the_losses_of_eager(path, monkeypatch):
-    # Stochastic depth and dropout draw the same numbers in a graph as outside it.
-    monkeypatch.setattr(torch._inductor.config, "fallback_random", True)
+def test_twenty_steps_have_the_losses_of_eager(path):
+    """At the weights that eager training visits, to rounding; left alone, within eager's own noise.
+
+    The noise is what weights moved by a millionth make of the same twenty steps: samplers of
+    regions and of hard pixels choose others, and the losses part.
+    """
+    torch.manual_seed(0)
     data = [batch(path is DETECTION, 128, 128) for _ in range(2)] * (STEPS // 2)
-    eager = losses(model_of(path), data)
+    visited = []
+    eager = torch.tensor(losses(model_of(path), data, visited))
+    assert eager[-1] < eager[0]
+    noise = 0.0
+    for _ in range(2):
+        moved = model_of(path)
+        for parameter in moved.parameters():
+            parameter.data.mul_(1 + 1e-6 * torch.randn_like(parameter))
+        noise = max(noise, (torch.tensor(losses(moved, data)) / eager - 1).abs().max().item())
+
     model = model_of(path)
     names = set(model.state_dict())
     parts = compile_parts(model)
     assert "backbone" in parts and set(model.state_dict()) == names
-    compiled = losses(model, data)
-    assert eager[-1] < eager[0]
-    assert compiled == pytest.approx(eager, rel=2e-3)
+    followed = []
+    # Stochastic depth and dropout draw the same numbers in a graph as outside it.
+    with torch._inductor.config.patch(fallback_random=True):
+        left_alone = torch.tensor(losses(model, data))
+        for step, weights in enumerate(visited):
+            model.load_state_dict(weights)
+            followed.append(loss_of(model, data[step], step).item())
+    assert (left_alone / eager - 1).abs().max() < 3 * noise
+    differences = (torch.tensor(followed) / eager - 1).abs()
+    assert differences.median() < 1e-5 and differences.max() < 1e-2, differences
 
 
 @pytest.mark.slow
@@ -104,7 +131,9 @@ def test_multi_scale_training_stops_compiling(path):
     model = model_of(path)
     counter = CompileCounterWithBackend("aot_eager")
     compile_parts(model, backend=counter)
-    sizes = [(64, 96), (96, 96), (128, 64), (96, 160), (160, 128), (64, 64), (128, 192), (192, 160)]
+    # Stride 32 makes odd and even maps of these; the neck's pooling needs a graph for each pair.
+    sizes = [(128, 160), (160, 192), (192, 128), (160, 160)]
+    sizes += [(192, 192), (224, 160), (128, 224), (160, 128)]
     batches = [batch(path is DETECTION, *size) for size in sizes]
     losses(model, batches[:4])
     after_four = counter.frame_count

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import randomise
 from torch import Tensor, nn
 
 from backbones.convnext import Block, ConvNeXt
-from backbones.ops import depthwise_conv, norm_mlp
+from backbones.ops import depthwise_conv, norm_mlp, winograd_conv
 from backbones.ops.depthwise_conv import depthwise_conv2d, depthwise_conv2d_reference
+from backbones.ops.winograd_conv import conv3x3, pays_off
 
 
 def root_mean_square(x: Tensor) -> float:
@@ -211,3 +213,60 @@ def test_a_changed_layer_is_not_passed_over():
         once = block.branch(x)
         block.pwconv2 = doubled
         torch.testing.assert_close(block(x) - x, 2 * once)
+
+
+def conv3x3_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("n", "height", "width", "c", "o"), [(1, 96, 96, 128, 160), (2, 67, 65, 192, 128)]
+)
+@pytest.mark.parametrize("activation", ["noise", "relu"])
+def test_winograd_is_as_exact_as_pytorchs(n, height, width, c, o, activation):
+    leaves, exact = leaves_of((n, c, height, width), (o, c, 3, 3), (o,), dtype=torch.float32)
+    for tensors in (leaves, exact):
+        tensors[1].data /= (9 * c) ** 0.5
+        if activation == "relu":
+            tensors[0].data.relu_()
+    assert pays_off(*leaves[:2])
+    for ours, plain in errors(conv3x3, conv3x3_reference, leaves, exact):
+        assert ours <= 2 * plain
+
+
+@pytest.mark.parametrize("pixels", [1, 100, 4096])
+@pytest.mark.parametrize(
+    ("n", "height", "width", "c", "o"),
+    [(1, 1, 1, 3, 2), (2, 5, 3, 4, 7), (3, 13, 31, 2, 5), (1, 1, 70, 2, 3), (1, 70, 1, 2, 3)],
+)
+def test_winograd_of_any_shape(n, height, width, c, o, pixels, monkeypatch):
+    monkeypatch.setattr(winograd_conv, "PIXELS_AT_A_TIME", pixels)
+    monkeypatch.setattr(winograd_conv, "pays_off", lambda x, weight: True)
+    leaves, exact = leaves_of((n, c, height, width), (o, c, 3, 3), (o,), dtype=torch.float32)
+    for ours, plain in errors(conv3x3, conv3x3_reference, leaves, exact):
+        assert ours <= 4 * plain + 1e-5
+
+
+def test_winograd_only_where_it_pays():
+    x, weight = torch.randn(1, 128, 96, 96), torch.randn(128, 128, 3, 3)
+    assert pays_off(x, weight)
+    for other in (x.double(), x.bfloat16(), x[:, :, :48, :48], x.to("meta")):
+        assert not pays_off(other, weight.to(other.dtype))
+    assert not pays_off(x[:, :64], weight[:, :64])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not pays_off(x, weight) and conv3x3(x, weight).dtype == torch.bfloat16
+
+
+def test_winograd_gradient_only_where_it_is_asked_for():
+    x, weight = torch.randn(1, 128, 96, 96), torch.randn(128, 128, 3, 3)
+    for wants_x, wants_weight in ((True, False), (False, True)):
+        leaf, kernel = (
+            x.clone().requires_grad_(wants_x),
+            weight.clone().requires_grad_(wants_weight),
+        )
+        y = conv3x3(leaf, kernel)
+        y.add_(1)  # in place, as the head's next level does
+        y.sum().backward()
+        assert (leaf.grad is not None) == wants_x and (kernel.grad is not None) == wants_weight
+    with torch.inference_mode():
+        assert not conv3x3(x, weight).requires_grad

@@ -302,7 +302,7 @@ def test_two_processes_equal_one_at_the_same_total_batch(config, shapes, tmp_pat
     assert abs(curves[0][0] - curves[0][-1]) > 0.01  # the steps that agree have moved the model
     for name, tensor in weights[0].items():
         torch.testing.assert_close(
-            weights[1][name], tensor, rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+            weights[1][name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
         )
 
 

@@ -265,7 +265,8 @@ class TimmAugment(BaseTransform):
     Args:
         input_size: side of the crop in pixels.
         auto_augment: timm's name of a RandAugment policy; None jitters colours instead.
-        color_jitter: brightness, contrast and saturation change by up to this, without a policy.
+        color_jitter: brightness, contrast and saturation change by up to this, without a policy;
+            or one number for each of them, and for the hue (of which 0.5 is the whole circle).
         re_prob: probability of random erasing, with noise.
         scale: share of the image's area that the crop covers, least and most.
         vflip: probability of turning the image upside down.
@@ -278,7 +279,7 @@ class TimmAugment(BaseTransform):
         input_size: int,
         *,
         auto_augment: str | None = "rand-m9-mstd0.5-inc1",
-        color_jitter: float = 0.4,
+        color_jitter: float | tuple[float, ...] = 0.4,
         re_prob: float = 0.25,
         scale: tuple[float, float] = (0.08, 1.0),
         vflip: float = 0.0,

@@ -19,6 +19,7 @@ from torch.nn.utils import fuse_conv_bn_weights  # noqa: E402
 
 from backbones.errors import InputError  # noqa: E402
 from backbones.ops.upsampled_conv import upsampled_conv2d  # noqa: E402
+from backbones.ops.winograd_conv import conv3x3  # noqa: E402
 
 from . import loading, pairs, sliding_window  # noqa: E402, F401
 
@@ -106,8 +107,10 @@ class FactorizedUPerHead(UPerHead):
             norm = None
         if len(maps) > 1:
             x = upsampled_conv2d(maps, weight, bias, align_corners=self.align_corners)
+        elif conv.kernel_size == (3, 3):
+            x = conv3x3(maps[0], weight, bias)
         else:
-            x = F.conv2d(maps[0], weight, bias, padding=conv.padding)
+            x = F.conv2d(maps[0], weight, bias)
         if norm is not None:
             x = norm(x)
         if isinstance(module.activate, nn.ReLU) and not torch.is_grad_enabled():

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .winograd_conv import conv3x3
+
 # Low pixels in a tile's rows and output columns in it: what a cache holds; on a GPU, few launches.
 CPU_TILE = (1024, 32)
 GPU_TILE = (2**15, 128)
@@ -63,7 +65,7 @@ def upsampled_conv2d(
     fine_weights = list(compress(weights, fine))
     x = torch.cat(fine_maps, dim=1) if len(fine_maps) > 1 else fine_maps[0]
     w = torch.cat(fine_weights, dim=1) if len(fine_weights) > 1 else fine_weights[0]
-    out = F.conv2d(x, w, bias, padding=1).contiguous(memory_format=torch.channels_last)
+    out = conv3x3(x, w, bias).contiguous(memory_format=torch.channels_last)
     for x, w, is_fine in zip(maps, weights, fine, strict=True):
         if not is_fine:
             out = _AddUpsampledConv.apply(out, x, w, align_corners)

@@ -18,4 +18,5 @@ model = dict(
         init_cfg=dict(type="Kaiming", layer=["Conv2d", "Linear"], mode="fan_in"),
     ),
 )
+optim_wrapper = dict(optimizer=dict(lr=3e-3))
 default_hooks = dict(checkpoint=dict(interval=12))

@@ -18,7 +18,9 @@ train_dataloader = dict(
                 input_size=64,
                 auto_augment=None,
                 re_prob=0.0,
-                scale=(0.5, 1.0),
+                # Any hue: the shapes favour one each, and form would not be learnt.
+                color_jitter=(0.0, 0.0, 0.0, 0.5),
+                scale=(0.8, 1.0),
                 vflip=0.5,
             ),
         ],

@@ -1,0 +1,152 @@
+"""3x3 convolution with 16 multiplications for 36, on the CPU (Winograd's; arXiv:1509.09308).
+
+A tile of 2 x 2 outputs depends on 4 x 4 inputs. Both are polynomials in two variables, and the
+convolution is their product with the kernel, which is found by its values at 4 x 4 points: 0, 1, -1
+and infinity each way. With d the inputs of a tile and g the kernel,
+
+    y = A (G g G^T * B d B^T) A^T,
+
+where * multiplies channels at each point. The kernel's gradient takes the same way back. Against
+float64 it is about as exact as PyTorch's own. Tiles of 4 x 4 outputs would take 9 multiplications
+for 36 and two thirds of the time, with five times the error.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Pixels of output that are worked on at a time: enough for a matrix product, few for a cache.
+PIXELS_AT_A_TIME = 1024
+TILE, SIDE = 2, 4  # outputs and inputs of a tile, each way
+# With fewer of either, PyTorch's own is as fast.
+LEAST_CHANNELS = 128
+LEAST_PIXELS = 8192
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve with 3x3 kernels, stride 1, one row and column of zeros around the map.
+
+    In float32 on a CPU this is Winograd's algorithm where it is faster; elsewhere, and under
+    autocast, `F.conv2d`. Gradients of gradients are not to be had of the former.
+
+    Args:
+        x: (N, C, H, W); best in channels-last layout.
+        weight: (O, C, 3, 3).
+        bias: (O,), or None.
+
+    Returns:
+        (N, O, H, W) in channels-last layout where the algorithm is used.
+    """
+    if not pays_off(x, weight):
+        return F.conv2d(x, weight, bias, padding=1)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        y = _Conv3x3.apply(x, weight)
+    else:
+        y = _convolve(x, weight)
+    return y if bias is None else y.add_(bias[:, None, None])
+
+
+def pays_off(x: Tensor, weight: Tensor) -> bool:
+    """Whether `conv3x3` uses the algorithm for these."""
+    if not x.is_cpu or x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return False
+    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return False
+    if torch.jit.is_tracing() or min(weight.shape[:2]) < LEAST_CHANNELS:
+        return False
+    n, _, height, width = x.shape
+    return n * height * width >= LEAST_PIXELS
+
+
+A = torch.tensor([[1, 1, 1, 0], [0, 1, -1, 1.0]])
+B = torch.tensor([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1.0]])
+G = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1.0]])
+# In both directions at once.
+TO_OUTPUTS, OF_INPUTS, OF_KERNEL = (torch.kron(m, m) for m in (A, B, G))  # (4, 16) (16, 16) (16, 9)
+
+
+def _chunks(x: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Samples of (N, H, W, C), and rows of tiles in them, until all have been had."""
+    n, height, width, _ = x.shape
+    rows, columns = -(-height // TILE), -(-width // TILE)
+    at_a_time = PIXELS_AT_A_TIME // TILE**2
+    samples = max(1, at_a_time // (rows * columns))
+    rows_at_a_time = max(1, min(rows, at_a_time // columns))
+    for sample in range(0, n, samples):
+        for row in range(0, rows, rows_at_a_time):
+            yield slice(sample, sample + samples), slice(row, min(row + rows_at_a_time, rows))
+
+
+def _cut(x: Tensor, samples: slice, rows: slice, border: int) -> Tensor:
+    """Tiles (tiles, side * side, C) of (N, H, W, C) with what borders on them; zero beyond it."""
+    _, height, width, c = x.shape
+    side = TILE + 2 * border
+    top, bottom = TILE * rows.start - border, TILE * rows.stop + border
+    above, below, right = max(-top, 0), max(bottom - height, 0), -width % TILE + border
+    part = x[samples, max(top, 0) : min(bottom, height)]
+    if border or right or below:
+        part = F.pad(part, (0, 0, border, right, above, below))
+    tiles = part.unfold(1, side, TILE).unfold(2, side, TILE)  # (N, rows, columns, C, side, side)
+    return tiles.permute(0, 1, 2, 4, 5, 3).reshape(-1, side**2, c)
+
+
+def _apply(transform: Tensor, tiles: Tensor) -> Tensor:
+    """A transform (p, q) of tiles (tiles, q, C): (tiles, p, C)."""
+    return torch.bmm(transform.expand(len(tiles), -1, -1), tiles)
+
+
+def _convolve(x: Tensor, weight: Tensor) -> Tensor:
+    """(N, O, H, W), channels last in memory."""
+    x = x.permute(0, 2, 3, 1)  # (N, H, W, C)
+    n, height, width, c = x.shape
+    o, columns = len(weight), -(-width // TILE)
+    kernel = OF_KERNEL @ weight.permute(2, 3, 1, 0).reshape(9, c * o)
+    kernel = kernel.view(-1, c, o)  # (16, C, O)
+    out = torch.empty(n, o, height, width, memory_format=torch.channels_last)
+    out_rows = out.permute(0, 2, 3, 1)  # (N, H, W, O)
+    for samples, rows in _chunks(x):
+        values = _apply(OF_INPUTS, _cut(x, samples, rows, border=1))
+        values = torch.bmm(values.transpose(0, 1), kernel)  # (16, tiles, O)
+        tiles = _apply(TO_OUTPUTS, values.transpose(0, 1))  # (tiles, 4, O)
+        target = out_rows[samples, TILE * rows.start : TILE * rows.stop]
+        tiles = tiles.view(len(target), -1, columns, TILE, TILE, o).transpose(2, 3)
+        if target.shape[1:3] == (TILE * tiles.shape[1], TILE * columns):
+            target.view(tiles.shape).copy_(tiles)
+        else:
+            tiles = tiles.reshape(len(target), -1, TILE * columns, o)
+            target.copy_(tiles[:, : target.shape[1], :width])
+    return out
+
+
+def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """(O, C, 3, 3), of the input and of the output's gradient."""
+    x, grad = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)  # (N, H, W, C), (N, H, W, O)
+    c, o = x.shape[-1], grad.shape[-1]
+    total = x.new_zeros(SIDE**2, c, o)
+    for samples, rows in _chunks(x):
+        values = _apply(OF_INPUTS, _cut(x, samples, rows, border=1))
+        grads = _apply(TO_OUTPUTS.T, _cut(grad, samples, rows, border=0))  # (tiles, 16, O)
+        total.baddbmm_(values.permute(1, 2, 0), grads.transpose(0, 1))
+    taps = OF_KERNEL.T @ total.flatten(1)  # (9, C * O)
+    return taps.view(3, 3, c, o).permute(3, 2, 0, 1)
+
+
+class _Conv3x3(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _convolve(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        turned = weight.flip(2, 3).transpose(0, 1)
+        return (
+            _convolve(grad, turned) if ctx.needs_input_grad[0] else None,
+            _weight_gradient(x, grad) if ctx.needs_input_grad[1] else None,
+        )
