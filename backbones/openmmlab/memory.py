@@ -31,11 +31,12 @@ GIB = 2**30
 # mapped, and go back when they are freed.
 HEAP_BLOCK = 32 * 2**20
 # Bytes of the heap that lie in holes at the peak, for each byte of a step that is in use there.
-# PyTorch asks for aligned blocks. Up to glibc 2.37 what is over is cut from both ends, small objects
-# settle in it, and the hole that stays behind does not fit the next block of its own size. How much
-# that is depends on the order of all allocations, so it is calibrated: 0.3 to 0.45 were measured
-# for the demo detector, 0.7 for the demo segmentor with glibc 2.36. With all blocks mapped
-# (MALLOC_MMAP_THRESHOLD_=65536) the same steps take 0.05 and 0.1 more than the tensors alone.
+# PyTorch asks for aligned blocks. glibc 2.36 cuts what is over from both ends; where a small object
+# settles in it, the hole that stays behind does not fit the next block of its own size. (A step's
+# allocations replayed by best fit leave no holes; with an object in every tenth of these ends they
+# leave as many as are measured.) It depends on the order of all allocations, so it is calibrated:
+# 0.3 to 0.45 for the demo detector, 0.7 for the demo segmentor, 0.5 for UperNet-T. With all blocks
+# mapped (MALLOC_MMAP_THRESHOLD_=65536) the demos take 0.07 and 0.13 more than the tensors alone.
 HOLES = 0.5
 # oneDNN copies what a convolution reads and writes on a CPU into blocks of channels.
 CONVOLUTIONS = (
