@@ -87,7 +87,7 @@ def predict_training(
     model = build_on_meta(config)
     amp = device == "cuda" and config.optim_wrapper.get("type") == "AmpOptimWrapper"
     dtype = getattr(torch, config.optim_wrapper.get("dtype") or "float16") if amp else None
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True):  # operators have constants
         model = model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device)).train()
         with LiveBytes() as live:
             batch = torch.empty(images, 3, *reversed(size), device=device)
