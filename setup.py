@@ -5,6 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ORACLES = ["onedl-mmpretrain==1.3.6", "transformers==5.23.0", "pycocotools==2.0.11"]
+DEMO = "gradio>=6.31,<7"
+EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 CONVERTER = "supervision>=0.31,<0.32"  # reads YOLO and Pascal VOC
 
 setup(
@@ -36,6 +38,18 @@ setup(
     ],
     extras_require={
         "convert": [CONVERTER],
-        "test": [*ORACLES, CONVERTER, "pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.5"],
+        "demo": [DEMO],
+        "export": EXPORT,
+        "test": [
+            *ORACLES,
+            *EXPORT,
+            CONVERTER,
+            DEMO,
+            "hypothesis==6.170.15",
+            "playwright==1.65.2",
+            "pytest==9.2.0",
+            "pytest-xdist==3.8.0",
+            "ruff==0.17.5",
+        ],
     },
 )

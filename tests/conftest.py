@@ -45,6 +45,32 @@ def randomise(module: nn.Module) -> nn.Module:
     return module
 
 
+@pytest.fixture(scope="session")
+def demo_models(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+    """Config and checkpoint, by task, of demo models that are not trained but find many things."""
+    from mmengine.registry import MODELS, DefaultScope
+    from running import DETECTION, SEGMENTATION
+
+    from backbones.openmmlab.config import load_config
+
+    folder = tmp_path_factory.mktemp("models")
+    found = {}
+    for path in (DETECTION, SEGMENTATION):
+        torch.manual_seed(3)
+        config = load_config(path)
+        scope = config.default_scope
+        DefaultScope.get_instance(f"demo-models-{scope}", scope_name=scope)
+        with DefaultScope.overwrite_default_scope(scope):
+            model = MODELS.build(config.model)
+        for name in ("rpn_head", "decode_head"):
+            if hasattr(model, name):
+                randomise(getattr(model, name))
+        checkpoint = folder / f"{path.parent.name}.pth"
+        torch.save(dict(state_dict=model.state_dict()), checkpoint)
+        found[path.parent.name] = (path, checkpoint)
+    return found
+
+
 def import_mmpretrain():
     """mmpretrain.models; its multimodal part cannot be imported beside transformers 5."""
     from backbones.openmmlab import mmcv_ops

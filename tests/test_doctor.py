@@ -186,6 +186,7 @@ class TestImages:
         for annotation in content["annotations"]:
             if annotation["image_id"] == 2:
                 annotation["bbox"] = [1, 1, 9, 9]
+                annotation["segmentation"] = [[1, 1, 10, 1, 10, 10]]
         annotations.write_text(json.dumps(content))
         words = ("000000000002.jpg: EXIF turns it to 64x96, annotated as 96x64", "upright")
         assert_named(examined(DETECTION, faulty), "error", *words)

@@ -1,47 +1,57 @@
 #!/usr/bin/env python
-"""Draw what a trained model sees in images, and write its predictions as data.
+"""Draw what a trained model sees in images and videos, and write its predictions as data.
 
-python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ --out predictions
+python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ 'scans/**/*.tif' clip.mp4
+python tools/predict.py CONFIG CHECKPOINT aerial.tif --tile 1024
 """
 
 import argparse
-import csv
-import io
-import json
-from contextlib import nullcontext
+import sys
+from contextlib import closing, nullcontext
+from functools import partial
+from glob import glob, has_magic
 from pathlib import Path
 
 import cv2
 import numpy as np
-from mmengine.config import DictAction
 from PIL import Image
-from pycocotools import mask as coco_mask
-from rich.progress import track
 
 from backbones.checkpoints import trusted
-from backbones.errors import InputError, reported_in_one_line
+from backbones.errors import InputError, UnreadableImage, reported_in_one_line
+from backbones.openmmlab.command_line import Overrides
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.drawing import (
-    class_colours,
-    draw_instances,
-    draw_label_map,
-    draw_scores,
-)
+from backbones.openmmlab.image_files import read_image
+from backbones.openmmlab.predictions import Prediction, PredictionFiles, results, summary
 from backbones.openmmlab.predictor import Predictor
-from backbones.whole_files import write_whole, written_whole
+from backbones.openmmlab.progress import FileProgress
+from backbones.openmmlab.tiles import TiledPredictor, check_tile
+from backbones.openmmlab.videos import Video
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}
+
+
+MOST_FRAMES = 0.95  # what headers say of the number of frames may be a little off
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("checkpoint")
-    parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="images, videos, folders of them, or patterns"
+    )
     parser.add_argument("--out", type=Path, default=Path("predictions"))
     parser.add_argument("--score", type=float, default=0.5, help="least score of a drawn instance")
+    parser.add_argument("--batch-size", type=int, default=1, help="images, frames or tiles at once")
+    parser.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="cut larger images into tiles of this side"
+    )
+    parser.add_argument(
+        "--overlap", type=int, metavar="PIXELS", help="of tiles; default: a quarter of one"
+    )
     parser.add_argument("--device", help="default: a GPU if there is one")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    parser.add_argument("--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE")
     parser.add_argument(
         "--trust-checkpoint",
         action="store_true",
@@ -49,102 +59,157 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    paths = find_images(args.images)
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size {args.batch_size}: give at least 1")
+    if args.tile is None and args.overlap is not None:
+        raise InputError(f"--overlap {args.overlap}: give --tile, whose overlap it is")
+    if args.tile is not None:
+        check_tile(args.tile, args.tile // 4 if args.overlap is None else args.overlap)
+    Image.MAX_IMAGE_PIXELS = None  # large images are meant
+    cv2.setLogLevel(0)  # what is wrong with a file is said at the end
+    paths = find_files(args.paths)
     config = load_config(args.config, args.cfg_options)
     with trusted() if args.trust_checkpoint else nullcontext():
         predictor = Predictor(config, args.checkpoint, device=args.device)
-    args.out.mkdir(parents=True, exist_ok=True)
-    coco = dict(images=[], annotations=[], categories=categories(predictor.classes))
-    ranked = []  # of a classifier: (file, rank, label, class, score)
-    for number, path in enumerate(track(paths, "predicting", transient=True), start=1):
-        image = cv2.imread(str(path))
-        if image is None:
-            raise InputError(f"{path}: missing, empty or not an image")
-        sample = predictor(image)
-        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        if "pred_instances" in sample:
-            found = sample.pred_instances.cpu().numpy()
-            masks = found.masks if "masks" in found else None
-            drawn = found.scores >= args.score
-            picture = draw_instances(
-                rgb,
-                found.bboxes[drawn],
-                found.labels[drawn],
-                found.scores[drawn],
-                predictor.classes,
-                None if masks is None else masks[drawn],
-            )
-            height, width = image.shape[:2]
-            coco["images"].append(dict(id=number, file_name=str(path), width=width, height=height))
-            coco["annotations"] += annotations(found, masks, number, len(coco["annotations"]) + 1)
-        elif "scores" in sample:
-            scores, labels = sample.scores.cpu().topk(min(5, len(sample.scores)))
-            names = [predictor.classes[label] for label in labels]
-            rows = zip(labels.tolist(), names, scores.tolist(), strict=True)
-            ranked += [(str(path), rank, *row) for rank, row in enumerate(rows, start=1)]
-            picture = draw_scores(rgb, names, scores.numpy())
+    tiled = None
+    if args.tile is not None:
+        tiled = TiledPredictor(predictor, args.tile, args.overlap, args.batch_size)
+    files = PredictionFiles(args.out, predictor, args.score)
+
+    with FileProgress(len(paths)) as progress:
+        batches = Batches(predictor, tiled, args.batch_size, files, progress)
+        for path, name in zip(paths, output_names(paths), strict=True):
+            batches.add(path, name)
+        batches.flush()
+    files.finish()
+    refused = batches.refused
+    done = len(paths) - len(refused)
+    if done:
+        where = [args.out / kind for kind in ("pictures", "videos") if (args.out / kind).is_dir()]
+        print(f"{done} of {len(paths)} files: {', '.join(map(str, where))}")
+    if len(refused) > 1:
+        print(*refused, sep="\n", file=sys.stderr)
+        raise InputError(f"{len(refused)} of {len(paths)} files are left out; see above")
+    if refused:
+        raise InputError(refused[0])
+
+
+class Batches:
+    """Images and videos through a model, so many images or frames at a time, and into files.
+
+    Attributes:
+        refused: a line for each file that could not be done.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        tiled: TiledPredictor | None,
+        batch_size: int,
+        files: PredictionFiles,
+        progress: FileProgress,
+    ):
+        self.predictor, self.tiled, self.batch_size = predictor, tiled, batch_size
+        self.files, self.progress = files, progress
+        self.refused: list[str] = []
+        self._waiting: list[tuple[Path, str, np.ndarray]] = []
+
+    def add(self, path: Path, name: str) -> None:
+        """Do a video; do an image as soon as there are enough for a batch."""
+        try:
+            if path.suffix.lower() in VIDEOS:
+                self.flush()
+                self._video(path, name)
+            else:
+                self._waiting.append((path, name, read_image(path)))
+        except UnreadableImage as error:
+            self._refuse(path, str(error))
+        if len(self._waiting) >= (1 if self.tiled else self.batch_size):
+            self.flush()
+
+    def flush(self) -> None:
+        """Do the images that wait for a batch."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        try:
+            found = self._predicted([image for *_, image in waiting], waiting[0][0].name)
+        except (InputError, cv2.error) as error:  # one is too small or narrow for the network
+            if len(waiting) == 1:
+                path, _, image = waiting[0]
+                reason = error if isinstance(error, InputError) else "cannot be resized"
+                self._refuse(path, f"{path}: {image.shape[1]}x{image.shape[0]} pixels: {reason}")
+                return
+            for one in waiting:
+                self._waiting = [one]
+                self.flush()
+            return
+        for (path, name, image), one in zip(waiting, found, strict=True):
+            self.files.add_image(path, name, image, one)
+            self.progress.end(path.name, summary(one, self.files.score))
+
+    def _predicted(self, images: list[np.ndarray], name: str = "") -> list[Prediction]:
+        """What is in each image; with a name, it is said how far its tiles are."""
+        if self.tiled:
+            said = partial(self.progress.part, name, unit="tiles") if name else None
+            return [self.tiled(image, said) for image in images]
+        samples = self.predictor.batch(images)
+        return [results(sample, self.predictor.classes) for sample in samples]
+
+    def _video(self, path: Path, name: str) -> None:
+        with closing(Video(path)) as video, self.files.video(name, video) as written:
+            for frames in video.batches(self.batch_size):
+                for frame, one in zip(frames, self._predicted(frames), strict=True):
+                    written.add(frame, one)
+                self.progress.part(path.name, written.frames, video.frames, "frames")
+        if written.frames < MOST_FRAMES * video.frames:
+            of = f"{written.frames} of {video.frames} frames"
+            self._refuse(path, f"{path}: cut off: {of} could be read, whose predictions are kept")
         else:
-            labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
-            palette = predictor.palette
-            palette = class_colours(len(predictor.classes)) if palette is None else palette
-            picture = draw_label_map(rgb, labels, predictor.classes, palette)
-            save(Image.fromarray(labels), args.out / "labels" / f"{path.stem}.png")
-        save(picture, args.out / "pictures" / f"{path.stem}.png")
-    if coco["images"]:
-        write_whole(args.out / "predictions.json", json.dumps(coco))
-    if ranked:
-        table = io.StringIO(newline="")
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerows([("file", "rank", "label", "class", "score"), *ranked])
-        write_whole(args.out / "predictions.csv", table.getvalue())
-    print(f"{len(paths)} pictures: {args.out / 'pictures'}")
+            self.progress.end(path.name, f"{written.frames} frames")
+
+    def _refuse(self, path: Path, why: str) -> None:
+        self.refused.append(why)
+        self.progress.end(path.name, "refused, see below")
 
 
-def find_images(paths: list[Path]) -> list[Path]:
-    """The images named and those directly in the folders named, in order."""
+def find_files(arguments: list[str]) -> list[Path]:
+    """The files named, those directly in the folders named and those that patterns match."""
     found: list[Path] = []
-    for path in paths:
+    for argument in arguments:
+        path = Path(argument)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
-            if not inside:
-                raise InputError(f"{path}: no images in this folder")
-            found += inside
+            found += in_folder(path)
         elif path.is_file():
             found.append(path)
+        elif has_magic(argument):
+            matches = [Path(match) for match in sorted(glob(argument, recursive=True))]
+            matches = [m for m in matches if m.suffix.lower() in IMAGES | VIDEOS and m.is_file()]
+            if not matches:
+                raise InputError(f"{argument}: matches no image or video")
+            found += matches
         else:
-            raise InputError(f"{path}: no such image or folder")
-    return found
+            raise InputError(f"{path}: no such image, video or folder")
+    return list(dict.fromkeys(found))
 
 
-def categories(classes: tuple[str, ...]) -> list[dict]:
-    return [dict(id=label + 1, name=name) for label, name in enumerate(classes)]
+def in_folder(folder: Path) -> list[Path]:
+    inside = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGES | VIDEOS)
+    if not inside:
+        raise InputError(f"{folder}: no images or videos in this folder")
+    return inside
 
 
-def annotations(found, masks: np.ndarray | None, image_id: int, first_id: int) -> list[dict]:
-    """COCO annotations of one image's instances; category_id is the label plus one."""
-    rows = []
-    for i, (x1, y1, x2, y2) in enumerate(found.bboxes.tolist()):
-        row = dict(
-            id=first_id + i,
-            image_id=image_id,
-            category_id=int(found.labels[i]) + 1,
-            bbox=[x1, y1, x2 - x1, y2 - y1],
-            area=(x2 - x1) * (y2 - y1),
-            score=float(found.scores[i]),
-            iscrowd=0,
-        )
-        if masks is not None:
-            code = coco_mask.encode(np.asfortranarray(masks[i].astype(np.uint8)))
-            row["segmentation"] = dict(size=code["size"], counts=code["counts"].decode())
-            row["area"] = float(coco_mask.area(code))
-        rows.append(row)
-    return rows
-
-
-def save(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
-        picture.save(part, format="PNG")
+def output_names(paths: list[Path]) -> list[str]:
+    """A name for each file's predictions: its own, with a number where several are of one name."""
+    names: dict[str, None] = {}
+    for path in paths:
+        name, number = path.stem, 1
+        while name in names:
+            number += 1
+            name = f"{path.stem}_{number}"
+        names[name] = None
+    return list(names)
 
 
 if __name__ == "__main__":

@@ -220,6 +220,9 @@ def _examine_memory(config: Config, headers: dict[Path, Header]) -> Iterator[Fin
     size = training_size(config, headers)
     if size is None:
         return
+    if config.get("strategy") == "fsdp":
+        yield Finding("note", "strategy", "memory of a step is not predicted under fsdp")
+        return
     images = part_size(config)
     try:
         use_total_batch(config)
@@ -248,7 +251,10 @@ def _examine_memory(config: Config, headers: dict[Path, Header]) -> Iterator[Fin
     if needed > free:
         advice = f"--cfg-options {key}={max(1, images // 2)}: tools/train.py accumulates the rest"
         if images == 1:
-            advice = "--cfg-options model.backbone.with_cp=True, or smaller images"
+            advice = (
+                "--cfg-options model.backbone.with_cp=True, smaller images, or several processes "
+                "with --strategy fsdp"
+            )
         yield Finding("error", key, said, advice)
     elif needed > 0.9 * free:
         yield Finding("warning", key, said, "it may run out now and then; make batch_size smaller")

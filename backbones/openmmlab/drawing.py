@@ -7,7 +7,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .instances import CroppedMask
+
 SMALLEST_SIDE = 480  # pictures are enlarged to this, so that tags stay legible
+LARGEST_SIDE = 4096  # and reduced to this
 BAR = (60, 110, 200)
 
 
@@ -27,7 +30,7 @@ def draw_instances(
     labels: np.ndarray,
     scores: np.ndarray | None,
     classes: tuple[str, ...],
-    masks: np.ndarray | None = None,
+    masks: np.ndarray | Sequence[CroppedMask] | None = None,
 ) -> Image.Image:
     """Detections or true objects over their image.
 
@@ -37,11 +40,11 @@ def draw_instances(
         labels: (n,) indices into `classes`.
         scores: (n,) in [0, 1], or None for true objects, which have none.
         classes: class names.
-        masks: (n, H, W) bool, or None for boxes alone.
+        masks: n masks or (n, H, W) bool, or None for boxes alone.
     """
-    zoom = _zoom(image)
-    height, width = (side * zoom for side in image.shape[:2])
-    canvas = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    zoom = _zoom(*image.shape[:2])
+    canvas = _resized(image)
+    height, width = canvas.shape[:2]
     colours = class_colours(len(classes))
     line = max(2, round(min(height, width) / 300))
     # Large ones first: small objects in front of them stay visible.
@@ -49,14 +52,18 @@ def draw_instances(
     order = np.argsort(-areas)
     if masks is not None:
         for i in order:
-            mask = cv2.resize(
-                masks[i].astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST
-            )
-            inside = mask.astype(bool)
+            mask = masks[i]
+            cropped = mask if isinstance(mask, CroppedMask) else CroppedMask.of(mask)
+            left, top, inside = cropped.scaled(zoom)
+            inside = inside[: height - top, : width - left]
+            window = canvas[top : top + inside.shape[0], left : left + inside.shape[1]]
             colour = colours[labels[i]]
-            canvas[inside] = (0.55 * canvas[inside] + 0.45 * colour).astype(np.uint8)
-            contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(canvas, contours, -1, colour.tolist(), line, cv2.LINE_AA)
+            window[inside] = (0.55 * window[inside] + 0.45 * colour).astype(np.uint8)
+            contours, _ = cv2.findContours(
+                inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+            )
+            at = (left, top)
+            cv2.drawContours(canvas, contours, -1, colour.tolist(), line, cv2.LINE_AA, offset=at)
     picture = Image.fromarray(canvas)
     pen = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=max(14, round(min(height, width) / 34)))
@@ -90,12 +97,17 @@ def draw_label_map(
         palette: (len(classes), 3) uint8 RGB.
         legend: whether the legend is drawn beside it.
     """
-    zoom = _zoom(image)
-    height, width = (side * zoom for side in image.shape[:2])
-    picture = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-    labels = cv2.resize(labels.astype(np.int32), (width, height), interpolation=cv2.INTER_NEAREST)
+    picture = _resized(image)
+    height, width = picture.shape[:2]
+    if labels.dtype not in (np.uint8, np.uint16):  # those that OpenCV resizes
+        labels = labels.astype(np.int32)
+    labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
     known = (labels >= 0) & (labels < len(classes))
-    picture[known] = (0.4 * picture[known] + 0.6 * palette[labels[known]]).astype(np.uint8)
+    for top in range(0, height, 256):  # floats of a whole large picture take gigabytes
+        rows = slice(top, top + 256)
+        part, here = picture[rows], known[rows]
+        colours = palette[labels[rows][here]]
+        part[here] = (0.4 * part[here] + 0.6 * colours).astype(np.uint8)
     edges = np.zeros_like(known)
     edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edges[1:] |= labels[1:] != labels[:-1]
@@ -129,9 +141,8 @@ def draw_scores(image: np.ndarray, names: Sequence[str], scores: np.ndarray) -> 
         names: classes, best first; a list of synonyms is cut at its first comma.
         scores: (len(names),) in [0, 1].
     """
-    zoom = _zoom(image)
-    height, width = (side * zoom for side in image.shape[:2])
-    picture = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    picture = _resized(image)
+    height, width = picture.shape[:2]
     font = ImageFont.load_default(size=16)
     lines = [
         f"{name.split(',')[0]}  {score:.1%}" for name, score in zip(names, scores, strict=True)
@@ -147,8 +158,30 @@ def draw_scores(image: np.ndarray, names: Sequence[str], scores: np.ndarray) -> 
     return sheet
 
 
-def _zoom(image: np.ndarray) -> int:
-    return max(1, -(-SMALLEST_SIDE // min(image.shape[:2])))
+def column_width(classes: Sequence[str]) -> int:
+    """Pixels that the legend beside a label map, or the column of scores, takes at most."""
+    font = ImageFont.load_default(size=16)
+    return max(228, *(56 + int(font.getlength(f"{name}  100.0%")) for name in classes))
+
+
+def drawn_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width at which an image is drawn."""
+    zoom = _zoom(height, width)
+    return max(1, round(height * zoom)), max(1, round(width * zoom))
+
+
+def _zoom(height: int, width: int) -> float:
+    """How many times its size an image is drawn: a whole number if it is enlarged."""
+    short, long = sorted((height, width))
+    if long > LARGEST_SIDE:
+        return LARGEST_SIDE / long
+    return max(1, min(-(-SMALLEST_SIDE // short), LARGEST_SIDE // long))
+
+
+def _resized(image: np.ndarray) -> np.ndarray:
+    height, width = drawn_size(*image.shape[:2])
+    how = cv2.INTER_AREA if height < len(image) else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, height), interpolation=how)
 
 
 def _tag(pen, font, text, corner, colour, picture, taken) -> None:

@@ -1,4 +1,4 @@
-"""What is in image files, from their headers: size, channels, depth, orientation, wholeness."""
+"""What is in image files: size, channels, depth, orientation, wholeness, and the picture."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,11 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import cv2
+import numpy as np
 from PIL import Image
+
+from backbones.errors import UnreadableImage
 
 from .findings import Finding, first_of
 
@@ -41,14 +45,41 @@ def read_header(path: Path) -> Header:
     Raises:
         OSError: it is missing, empty, cut off or not an image.
     """
-    with Image.open(path) as image:
-        orientation = image.getexif().get(ORIENTATION, 1)
-        size = image.size
-        if not _ends(path, image.format):
-            raise OSError("cut off")
-        upright = size[::-1] if orientation in (5, 6, 7, 8) else size
-        transparent = "A" in image.mode or "transparency" in image.info
-        return Header(size, upright, image.mode, orientation in range(2, 9), transparent)
+    try:
+        with Image.open(path) as image:
+            orientation = image.getexif().get(ORIENTATION, 1)
+            size = image.size
+            if not _ends(path, image.format):
+                raise OSError("cut off")
+            upright = size[::-1] if orientation in (5, 6, 7, 8) else size
+            transparent = "A" in image.mode or "transparency" in image.info
+            return Header(size, upright, image.mode, orientation in range(2, 9), transparent)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file may fail anywhere in a reader
+        raise OSError(f"not an image ({error})") from None
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 in BGR order and upright, as OpenCV reads it, which the networks are fed.
+
+    Raises:
+        UnreadableImage: it is missing, empty, cut off, not an image or too large for OpenCV.
+    """
+    try:
+        read_header(path)
+        image = cv2.imread(str(path))
+    except FileNotFoundError:
+        raise UnreadableImage(f"{path}: no such image") from None
+    except PermissionError:
+        raise UnreadableImage(f"{path}: cannot be read (permission denied)") from None
+    except cv2.error:
+        raise UnreadableImage(f"{path}: larger than OpenCV reads (2^30 pixels)") from None
+    except (OSError, ValueError, SyntaxError):
+        image = None
+    if image is None:
+        raise UnreadableImage(f"{path}: empty, cut off or not an image")
+    return image
 
 
 def _ends(path: Path, kind: str | None) -> bool:
@@ -68,7 +99,7 @@ def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, Header], list[Findin
             headers[path] = read_header(path)
         except FileNotFoundError:
             missing.append(path)
-        except (OSError, ValueError, SyntaxError):
+        except OSError:
             broken.append(path)
     findings = []
     if missing:

@@ -1,6 +1,8 @@
-"""A trained model as a function of one image."""
+"""A trained model as a function of images."""
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from .doctor import dataset_metainfo
 from .precision import infer_in
 from .runner import fit_to_machine
 
+TASKS = dict(mmdet="detection", mmseg="segmentation")  # by default_scope
+
 
 class Predictor:
     """Whole detector, segmentor or classifier: an image in, a data sample out.
@@ -29,6 +33,7 @@ class Predictor:
         device: where to run; a GPU if there is one.
 
     Attributes:
+        task: "detection", "segmentation" or "classification".
         model: the module, in evaluation mode.
         classes: class names in the order of the labels.
         palette: (classes, 3) uint8 RGB of the data set, or None if it has none.
@@ -44,6 +49,7 @@ class Predictor:
         self.config.setdefault("launcher", "none")
         fit_to_machine(self.config)
         scope = self.config.get("default_scope", "mmengine")
+        self.task = TASKS.get(scope, "classification")
         DefaultScope.get_instance(f"predictor-{scope}-{id(self)}", scope_name=scope)
         if self.config.get("test_dataloader") is None:
             raise InputError(f"{self.config.filename}: has no test_dataloader to predict as in")
@@ -69,9 +75,8 @@ class Predictor:
             loader = steps[0]
         self._from_array = Compose([loader, *steps[1:]])
         collate = self.config.test_dataloader.get("collate_fn", dict(type="pseudo_collate"))
-        self._collate = FUNCTIONS.get(collate["type"])
+        self.collate = FUNCTIONS.get(collate["type"])
 
-    @torch.inference_mode()
     def __call__(self, image: str | os.PathLike | np.ndarray) -> BaseDataElement:
         """Predict one image.
 
@@ -83,9 +88,40 @@ class Predictor:
             labels, masks (n, H, W)), for segmentors one with `pred_sem_seg` (1, H, W), for
             classifiers one with `scores` (classes,) and `label` (1,).
         """
-        if isinstance(image, np.ndarray):
-            packed = self._from_array(dict(img=image, img_path="array", img_id=0))
-        else:
-            packed = self._from_file(dict(img_path=str(Path(image)), img_id=0))
-        (sample,) = self.model.test_step(self._collate([packed]))
+        (sample,) = self.batch([image])
         return sample
+
+    @torch.inference_mode()
+    def batch(self, images: Sequence[str | os.PathLike | np.ndarray]) -> list[BaseDataElement]:
+        """Predict several images, those that reach the network at one size together.
+
+        Padding to a common size would change what the network sees, so no others are.
+        """
+        groups: dict[tuple[int, ...], list[tuple[int, dict]]] = {}
+        for i, image in enumerate(images):
+            packed = self.packed(image)
+            groups.setdefault(tuple(packed["inputs"].shape), []).append((i, packed))
+        samples = {}
+        for group in groups.values():
+            found = self.model.test_step(self.collate([packed for _, packed in group]))
+            samples.update(zip((i for i, _ in group), found, strict=True))
+        return [samples[i] for i in range(len(images))]
+
+    def packed(self, image: str | os.PathLike | np.ndarray) -> dict:
+        """`inputs` (3, h, w) and `data_samples` that the config's pipeline makes of an image."""
+        if isinstance(image, np.ndarray):
+            return self._from_array(dict(img=image, img_path="array", img_id=0))
+        return self._from_file(dict(img_path=str(Path(image)), img_id=0))
+
+    @contextmanager
+    def keeping_logits(self) -> Iterator[None]:
+        """Within it a segmentor's samples have `seg_logits` (classes, H, W), as mmseg's always."""
+        kept = getattr(self.model, "keep_logits", None)
+        self.model.keep_logits = True
+        try:
+            yield
+        finally:
+            if kept is None:
+                del self.model.keep_logits
+            else:
+                self.model.keep_logits = kept

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 SCORES = {"coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP", "mIoU": "mIoU"}
 SECONDS = 0.2  # between two drawings
+SECONDS_OF_LINES = 10  # between two lines about one file, where there is no terminal
 WINDOW = 20  # iterations that speed and loss are the mean of
 
 
@@ -129,6 +130,66 @@ class ProgressHook(Hook):
             figures.append(self._scores)
         self._bar.update(task.id, completed=done, figures="  ".join(figures))
         self._bar.refresh()
+
+
+class FileProgress:
+    """Progress through files, and through the tiles or frames of the one at hand.
+
+    In a terminal two bars. Elsewhere a line for each file, and one every few seconds while a large
+    one goes on.
+
+    Args:
+        total: number of files.
+    """
+
+    def __init__(self, total: int):
+        self.total, self.done = total, 0
+        self._bar: Progress | None = None
+        self._said = time.monotonic()
+
+    def __enter__(self) -> "FileProgress":
+        console = Console()
+        if console.is_terminal and not console.is_dumb_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._files = self._bar.add_task("files", total=self.total)
+            self._parts = self._bar.add_task("", visible=False)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def part(self, name: str, done: int, total: int, unit: str) -> None:
+        """Say how far a file is.
+
+        Args:
+            name: of the file.
+            done, total: of its parts; total is 0 where it is unknown.
+            unit: what they are, in the plural.
+        """
+        if self._bar is not None:
+            self._bar.update(
+                self._parts, description=f"{name}, {unit}", completed=done, total=total or None,
+                visible=True,
+            )  # fmt: skip
+        elif time.monotonic() - self._said > SECONDS_OF_LINES:
+            of = f"/{total}" if total else ""
+            self._say(f"[{self.done + 1}/{self.total}] {name}: {done}{of} {unit}")
+
+    def end(self, name: str, result: str) -> None:
+        """Count a file and say what came of it."""
+        self.done += 1
+        if self._bar is not None:
+            self._bar.update(self._files, completed=self.done)
+            self._bar.update(self._parts, visible=False)
+        else:
+            self._say(f"[{self.done}/{self.total}] {name}: {result}")
+
+    def _say(self, line: str) -> None:
+        print(line, flush=True)
+        self._said = time.monotonic()
 
 
 def peak_memory() -> int:

@@ -1,0 +1,162 @@
+"""A page that shows what a trained model sees in an image dropped on it."""
+
+import os
+from pathlib import Path
+
+# Read when gradio is imported: nothing of a page goes anywhere but to who looks at it.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import gradio as gr  # noqa: E402
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from backbones.errors import InputError, UnreadableImage  # noqa: E402
+
+from .drawing import drawn_size  # noqa: E402
+from .image_files import read_header, read_image  # noqa: E402
+from .instances import Instances  # noqa: E402
+from .predictions import Drawing, Prediction, results, summary  # noqa: E402
+from .predictor import Predictor  # noqa: E402
+from .stage_maps import draw_heat, stage_maps  # noqa: E402
+
+LARGEST_IMAGE = 50_000_000  # pixels, which a small file may unpack to
+KEPT = 3600  # seconds that an upload and what was seen in it are kept
+BUTTONS = ["download", "fullscreen"]  # gradio's own also share, at a public host
+HEAT_SIDE = 480  # of the pictures of feature maps
+
+
+def demo_page(predictor: Predictor, title: str, score: float) -> gr.Blocks:
+    """The page: an image in; boxes, masks, label map or classes, and each stage's activation out.
+
+    Args:
+        predictor: the whole model.
+        title: of the page.
+        score: least score of a drawn instance, to begin with.
+    """
+    drawing = Drawing(predictor)
+
+    def predict(upload: str | None, least: float):
+        if upload is None:
+            return None, None, "", []
+        path = Path(upload)
+        try:
+            image = _read(path)
+            (sample,) = predictor.batch([image])
+        except InputError as error:
+            raise gr.Error(str(error).replace(str(path), path.name), duration=None) from None
+        found = results(sample, predictor.classes)
+        height, width = drawn_size(*image.shape[:2])
+        factor = HEAT_SIDE / max(height, width)
+        heat = [
+            (
+                draw_heat(m.values, max(1, round(height * factor)), max(1, round(width * factor))),
+                f"stage {m.stage}: {m.channels} channels, "
+                f"{m.values.shape[0]} x {m.values.shape[1]}, mean {m.values.mean():.3g}",
+            )
+            for m in stage_maps(predictor, image)
+        ]
+        return (image, found), *redraw((image, found), least), heat
+
+    def redraw(
+        seen: tuple[np.ndarray, Prediction] | None, least: float
+    ) -> tuple[Image.Image | None, str]:
+        if seen is None:
+            return None, ""
+        image, found = seen
+        said = summary(found, least)
+        if isinstance(found, Instances):
+            said = f"{said} of score {least:.2f} or more, of {len(found)} found"
+        return drawing(image, found, least), said
+
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+        gr.Markdown(f"# {title}")
+        with gr.Row():
+            with gr.Column(scale=1):
+                upload = gr.File(label="Image", type="filepath", elem_id="image")
+                slider = gr.Slider(
+                    0,
+                    1,
+                    score,
+                    step=0.01,
+                    label="Least score",
+                    visible=predictor.task == "detection",
+                    elem_id="score",
+                )
+                said = gr.Textbox(label="Found", elem_id="found")
+            picture = gr.Image(
+                label="Prediction",
+                format="png",
+                interactive=False,
+                buttons=BUTTONS,
+                elem_id="prediction",
+                scale=3,
+            )
+        heat = gr.Gallery(
+            label="Mean absolute activation of each stage, dark to bright",
+            format="png",
+            columns=4,
+            height="auto",
+            object_fit="contain",
+            interactive=False,
+            buttons=BUTTONS,
+            elem_id="stages",
+        )
+        seen = gr.State(time_to_live=KEPT)
+        upload.change(
+            predict, [upload, slider], [seen, picture, said, heat], api_visibility="private"
+        )
+        slider.change(  # keys and the number beside it move it too
+            redraw,
+            [seen, slider],
+            [picture, said],
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
+    return page
+
+
+def serve(page: gr.Blocks, host: str, port: int | None, max_upload: str) -> str:
+    """Start serving a page and return its address; the server ends with the process.
+
+    Args:
+        host: address to listen on.
+        port: None is the first free one from 7860 on.
+        max_upload: largest file taken, such as "20mb".
+
+    Raises:
+        InputError: the port is taken, the host is none of this machine, or the size cannot be read.
+    """
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            max_file_size=max_upload,
+            share=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            run_history=False,
+            mcp_server=False,
+            footer_links=[],
+            prevent_thread_lock=True,
+            quiet=True,
+        )
+    except OSError as error:
+        raise InputError(f"{host}:{port or 7860}: cannot be listened on ({error})") from None
+    return address
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        width, height = read_header(path).size
+        pixels = width * height
+    except Image.DecompressionBombError:
+        pixels = float("inf")
+    except (OSError, ValueError, SyntaxError):
+        pixels = 0  # whose fault read_image names
+    if pixels > LARGEST_IMAGE:
+        raise UnreadableImage(
+            f"{path}: more than {LARGEST_IMAGE // 10**6} million pixels; tools/predict.py --tile "
+            "takes it"
+        )
+    return read_image(path)

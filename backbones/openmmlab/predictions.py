@@ -1,0 +1,202 @@
+"""Predictions as files: pictures, label maps, videos, and data that other programs read."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import cv2
+import numpy as np
+from mmengine.structures import BaseDataElement
+from PIL import Image
+
+from backbones.whole_files import write_whole, written_whole
+
+from .drawing import (
+    class_colours,
+    column_width,
+    draw_instances,
+    draw_label_map,
+    draw_scores,
+    drawn_size,
+)
+from .instances import Instances
+from .predictor import Predictor
+from .tiles import prediction
+from .videos import Video, written_video
+
+Prediction = Instances | np.ndarray | list[tuple[int, str, float]]
+BEST = 5  # classes that a classifier's results list
+
+
+def results(sample: BaseDataElement, classes: Sequence[str]) -> Prediction:
+    """Instances, labels (H, W), or a classifier's best classes as (label, name, score)."""
+    if "scores" not in sample:
+        return prediction(sample, len(classes))
+    scores, labels = sample.scores.float().cpu().topk(min(BEST, len(classes)))
+    names = [classes[label] for label in labels]
+    return list(zip(labels.tolist(), names, scores.tolist(), strict=True))
+
+
+class Drawing:
+    """Draws a model's predictions, each kind in its way.
+
+    Args:
+        predictor: whose predictions they are.
+    """
+
+    def __init__(self, predictor: Predictor):
+        self.classes = predictor.classes
+        palette = predictor.palette
+        self.palette = class_colours(len(self.classes)) if palette is None else palette
+
+    def __call__(self, image: np.ndarray, found: Prediction, score: float) -> Image.Image:
+        """A prediction over its image.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+            found: what is in it.
+            score: least score of a drawn instance.
+        """
+        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        if isinstance(found, Instances):
+            drawn = found[found.scores >= score]
+            return draw_instances(
+                rgb, drawn.boxes, drawn.labels, drawn.scores, self.classes, drawn.masks
+            )
+        if isinstance(found, np.ndarray):
+            return draw_label_map(rgb, found, self.classes, self.palette)
+        return draw_scores(rgb, [name for _, name, _ in found], np.array([s for *_, s in found]))
+
+
+class PredictionFiles:
+    """What a model sees in images and videos, in a folder.
+
+    `pictures/NAME.png` of each image; of segmentors `labels/NAME.png`, each pixel its class; of
+    detectors `predictions.json`, COCO's annotations; of classifiers `predictions.csv`. Of a video
+    `videos/NAME.mp4`, `videos/NAME.jsonl` with a line for each frame, and of segmentors
+    `labels/NAME/FRAME.png`.
+
+    Args:
+        folder: made if it is not there.
+        predictor: whose predictions they are.
+        score: least score of a drawn instance.
+    """
+
+    def __init__(self, folder: Path, predictor: Predictor, score: float):
+        self.folder, self.score = folder, score
+        self.classes, self.task = predictor.classes, predictor.task
+        self.drawing = Drawing(predictor)
+        categories = [dict(id=i + 1, name=name) for i, name in enumerate(self.classes)]
+        self._coco = dict(images=[], annotations=[], categories=categories)
+        self._ranked: list[tuple] = []  # (file, rank, label, class, score)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add_image(self, path: Path, name: str, image: np.ndarray, found: Prediction) -> None:
+        """Write an image's picture and label map, and keep its data for `finish`.
+
+        Args:
+            path: of the image.
+            name: of its files.
+            image: (H, W, 3) uint8 BGR.
+            found: what is in it.
+        """
+        height, width = image.shape[:2]
+        if isinstance(found, Instances):
+            number = len(self._coco["images"]) + 1
+            row = dict(id=number, file_name=str(path), width=width, height=height)
+            self._coco["images"].append(row)
+            annotations = self._coco["annotations"]
+            for row in found.coco(height, width):
+                annotations.append(dict(id=len(annotations) + 1, image_id=number, **row))
+        elif isinstance(found, np.ndarray):
+            _save(Image.fromarray(found), self.folder / "labels" / f"{name}.png")
+        else:
+            self._ranked += [(str(path), rank, *row) for rank, row in enumerate(found, start=1)]
+        _save(self.drawing(image, found, self.score), self.folder / "pictures" / f"{name}.png")
+
+    @contextmanager
+    def video(self, name: str, video: Video) -> "Iterator[VideoFiles]":
+        """What a video's frames are added to; its files appear at the end, or not at all.
+
+        Args:
+            name: of its files.
+            video: whose size and rate they have.
+        """
+        folder = self.folder / "videos"
+        folder.mkdir(parents=True, exist_ok=True)
+        height, width = drawn_size(video.height, video.width)
+        if self.task != "detection":
+            width += column_width(self.classes)
+        with (
+            written_whole(folder / f"{name}.jsonl") as part,
+            part.open("w") as lines,
+            written_video(folder / f"{name}.mp4", video.rate, (width, height)) as writer,
+        ):
+            yield VideoFiles(self, name, video.rate, (width, height), lines, writer)
+
+    def finish(self) -> None:
+        """Write the data of all images."""
+        if self._coco["images"]:
+            write_whole(self.folder / "predictions.json", json.dumps(self._coco))
+        if self._ranked:
+            table = io.StringIO(newline="")
+            writer = csv.writer(table, lineterminator="\n")
+            writer.writerows([("file", "rank", "label", "class", "score"), *self._ranked])
+            write_whole(self.folder / "predictions.csv", table.getvalue())
+
+
+class VideoFiles:
+    """The files of one video; see `PredictionFiles.video`."""
+
+    def __init__(
+        self,
+        files: PredictionFiles,
+        name: str,
+        rate: float,
+        size: tuple[int, int],
+        lines: TextIO,
+        writer: cv2.VideoWriter,
+    ):
+        self.files, self.name, self.rate, self.size = files, name, rate, size
+        self.lines, self.writer = lines, writer
+        self.frames = 0
+
+    def add(self, frame: np.ndarray, found: Prediction) -> None:
+        """Write the next frame (H, W, 3) uint8 BGR and what is in it."""
+        data = dict(frame=self.frames, seconds=round(self.frames / self.rate, 6))
+        if isinstance(found, Instances):
+            data["annotations"] = found.coco(*frame.shape[:2])
+        elif isinstance(found, np.ndarray):
+            label_map = Path("labels") / self.name / f"{self.frames:06}.png"
+            data["labels"] = str(label_map)
+            _save(Image.fromarray(found), self.files.folder / label_map)
+        else:
+            names = ("label", "class", "score")
+            data["scores"] = [dict(zip(names, row, strict=True)) for row in found]
+        self.lines.write(json.dumps(data) + "\n")
+        sheet = Image.new("RGB", self.size, "white")  # a legend's width differs by frame
+        sheet.paste(self.files.drawing(frame, found, self.files.score), (0, 0))
+        self.writer.write(cv2.cvtColor(np.asarray(sheet), cv2.COLOR_RGB2BGR))
+        self.frames += 1
+
+
+def summary(found: Prediction, score: float) -> str:
+    """A prediction in a few words."""
+    if isinstance(found, Instances):
+        number = int((found.scores >= score).sum())
+        return f"{number} object{'' if number == 1 else 's'}"
+    if isinstance(found, np.ndarray):
+        number = len(np.unique(found))
+        return f"{number} class{'' if number == 1 else 'es'}"
+    _, name, best = found[0]
+    return f"{name} {best:.2f}"
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as part:
+        picture.save(part, format="PNG")

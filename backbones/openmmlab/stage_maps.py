@@ -1,0 +1,58 @@
+"""How strongly each stage of a backbone answers to an image, and where."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from .predictor import Predictor
+
+
+class StageMap(NamedTuple):
+    """A stage's mean absolute activation.
+
+    Attributes:
+        stage: counted from 1.
+        channels: that the mean is of.
+        values: (h, w) float32, of the part of the map that the image covers.
+    """
+
+    stage: int
+    channels: int
+    values: np.ndarray
+
+
+@torch.inference_mode()
+def stage_maps(predictor: Predictor, image: np.ndarray) -> list[StageMap]:
+    """One map for each stage, before its output norm; none of a network without stages.
+
+    Args:
+        predictor: whose backbone it is, and whose pipeline the image goes through as a whole.
+        image: (H, W, 3) uint8 in BGR order as OpenCV reads it.
+    """
+    model = predictor.model
+    network = model.backbone if hasattr(model, "backbone") else getattr(model, "network", None)
+    if not hasattr(network, "forward_stages"):
+        return []
+    packed = predictor.packed(image)
+    height, width = packed["inputs"].shape[-2:]
+    inputs = model.data_preprocessor(predictor.collate([packed]), False)["inputs"]
+    maps = []
+    for stage, x in enumerate(network.forward_stages(inputs), start=1):
+        # What a data preprocessor padded is right of and below the image.
+        rows = max(1, round(x.shape[2] * height / inputs.shape[2]))
+        columns = max(1, round(x.shape[3] * width / inputs.shape[3]))
+        values = x[0, :, :rows, :columns].float().abs().mean(0).cpu().numpy()
+        maps.append(StageMap(stage, x.shape[1], values))
+    return maps
+
+
+def draw_heat(values: np.ndarray, height: int, width: int) -> Image.Image:
+    """A map (h, w) at the size of its image, from dark, its least value, to bright, its highest."""
+    low, high = float(values.min()), float(values.max())
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    cells = cv2.applyColorMap((scaled * 255).round().astype(np.uint8), cv2.COLORMAP_INFERNO)
+    large = cv2.resize(cells, (width, height), interpolation=cv2.INTER_NEAREST)
+    return Image.fromarray(cv2.cvtColor(large, cv2.COLOR_BGR2RGB))

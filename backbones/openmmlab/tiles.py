@@ -1,0 +1,358 @@
+"""Images larger than the network sees well: overlapping tiles, joined across their seams."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from mmengine.structures import BaseDataElement
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from backbones.errors import InputError
+
+from .instances import CroppedMask, Instances
+from .predictor import Predictor
+
+SMALLEST_TILE = 32  # the networks' largest stride
+SAME = 0.5  # IoU, where two tiles overlap, of two views of one object
+COVERED = 0.5  # share of a sliver of an object that another tile's view of it covers
+WHOLE = 0.8  # least share of an object's extent that a view of all of it has
+
+
+class Tile(NamedTuple):
+    """A part of an image, in its pixels; right and bottom are past the last."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    def shared(self, other: "Tile") -> "Tile":
+        """What both see."""
+        return Tile(*map(max, self[:2], other[:2]), *map(min, self[2:], other[2:]))
+
+
+class TiledPredictor:
+    """A detector or segmentor on tiles of an image, in memory that the tile bounds.
+
+    Each tile goes through the config's own pipeline, as if it were an image. An image that fits one
+    tile gives exactly the predictor's result. Otherwise detections are joined by `merge_instances`
+    and logits are blended: where tiles overlap, each has a weight that falls to its edge.
+
+    Beside the image and its label map, a segmentor's memory holds the logits of a batch of tiles,
+    their sums, of one tile, and those of the strip that two rows of tiles share, which is as long
+    as the image's shorter side.
+
+    Args:
+        predictor: the whole model.
+        tile: side of a tile in pixels, at least 32.
+        overlap: least number of pixels that neighbours share; None is a quarter of a tile.
+        batch_size: tiles computed at once.
+
+    Raises:
+        InputError: a tile is too small, its overlap is not smaller than it or the model is a
+            classifier.
+    """
+
+    def __init__(
+        self, predictor: Predictor, tile: int, overlap: int | None = None, batch_size: int = 1
+    ):
+        overlap = tile // 4 if overlap is None else overlap
+        check_tile(tile, overlap)
+        if predictor.task == "classification":
+            raise InputError("a classifier sees an image as a whole: leave tiles out")
+        self.predictor, self.tile, self.overlap = predictor, tile, overlap
+        self.batch_size = batch_size
+
+    def __call__(
+        self, image: np.ndarray, on_tile: Callable[[int, int], None] | None = None
+    ) -> Instances | np.ndarray:
+        """Instances of a detector; labels (H, W), uint8 or uint16, of a segmentor.
+
+        Args:
+            image: (H, W, 3) uint8 in BGR order as OpenCV reads it.
+            on_tile: called with the numbers of tiles done and of all.
+        """
+        height, width = image.shape[:2]
+        if max(height, width) <= self.tile:
+            (sample,) = self.predictor.batch([image])
+            return prediction(sample, len(self.predictor.classes))
+        if self.predictor.task == "detection":
+            grid = [
+                Tile(left, top, right, bottom)
+                for top, bottom in spread(height, self.tile, self.overlap)
+                for left, right in spread(width, self.tile, self.overlap)
+            ]
+            samples = self._predicted(image, grid, on_tile)
+            # Only the cropped masks of a tile are kept.
+            return merge_instances(
+                (tile, Instances.of(sample.pred_instances).moved(*tile[:2]))
+                for tile, sample in samples
+            )
+        return self._labels(image, on_tile)
+
+    def _predicted(
+        self, image: np.ndarray, grid: Sequence[Tile], on_tile: Callable[[int, int], None] | None
+    ) -> Iterator[tuple[Tile, BaseDataElement]]:
+        for start in range(0, len(grid), self.batch_size):
+            tiles = grid[start : start + self.batch_size]
+            crops = [image[t.top : t.bottom, t.left : t.right] for t in tiles]
+            yield from zip(tiles, self.predictor.batch(crops), strict=True)
+            if on_tile is not None:
+                on_tile(start + len(tiles), len(grid))
+
+    def _labels(self, image: np.ndarray, on_tile: Callable[[int, int], None] | None) -> np.ndarray:
+        """Labels (H, W) of blended logits, row by row of tiles along the shorter side."""
+        height, width = image.shape[:2]
+        labels = np.empty((height, width), label_dtype(len(self.predictor.classes)))
+        rows = spread(height, self.tile, self.overlap)
+        columns = spread(width, self.tile, self.overlap)
+        turned = width > height  # then the rows that are carried on are columns of the image
+        if turned:
+            rows, columns, grid_labels = columns, rows, labels.T
+        else:
+            grid_labels = labels
+        grid = [
+            Tile(c[0], r[0], c[1], r[1]) if not turned else Tile(r[0], c[0], r[1], c[1])
+            for r in rows
+            for c in columns
+        ]
+        model = self.predictor.model
+        with self.predictor.keeping_logits():
+            samples = self._predicted(image, grid, on_tile)
+            logits = (sample.seg_logits.data for _, sample in samples)
+            if turned:
+                logits = (x.mT for x in logits)
+            for top, left, block in blended(logits, rows, columns, self.overlap):
+                if len(block) == 1:
+                    found = block[0].sigmoid() > model.decode_head.threshold
+                else:
+                    found = block.argmax(0)
+                bottom, right = top + block.shape[1], left + block.shape[2]
+                grid_labels[top:bottom, left:right] = found.cpu().numpy()
+        return labels
+
+
+def check_tile(tile: int, overlap: int) -> None:
+    """Raise an InputError for a tile or an overlap that cannot be."""
+    if tile < SMALLEST_TILE:
+        raise InputError(f"tile of {tile}: give at least {SMALLEST_TILE} pixels")
+    if not 0 <= overlap < tile:
+        raise InputError(f"overlap of {overlap}: give from 0 to less than the tile's {tile} pixels")
+
+
+def prediction(sample: BaseDataElement, classes: int) -> Instances | np.ndarray:
+    """What a sample of a detector or segmentor holds, as `TiledPredictor` gives it."""
+    if "pred_instances" in sample:
+        return Instances.of(sample.pred_instances)
+    return sample.pred_sem_seg.data[0].cpu().numpy().astype(label_dtype(classes))
+
+
+def label_dtype(classes: int) -> type:
+    """Of label maps: 8 bits, or 16 for more classes than they can number."""
+    return np.uint8 if classes <= 256 else np.uint16
+
+
+def spread(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+    """(first, past the last) of as few tiles as cover a side, evenly apart, all of one size."""
+    if length <= tile:
+        return [(0, length)]
+    number = -(-(length - overlap) // (tile - overlap))
+    starts = [round(i * (length - tile) / (number - 1)) for i in range(number)]
+    return [(start, start + tile) for start in starts]
+
+
+def weights(spans: Sequence[tuple[int, int]], overlap: int) -> list[Tensor]:
+    """(tile,) weight of each tile along one side; on every pixel they add up to one.
+
+    A weight rises over the overlap's width from each end of the tile. Where there is one tile
+    alone it is exactly one.
+    """
+    ramps = []
+    for first, last in spans:
+        middle = torch.arange(last - first, dtype=torch.float64) + 0.5
+        ramps.append(torch.minimum(middle, last - first - middle).div(max(overlap, 1)).clamp(max=1))
+    total = torch.zeros(spans[-1][1], dtype=torch.float64)
+    for (first, last), ramp in zip(spans, ramps, strict=True):
+        total[first:last] += ramp
+    return [
+        (ramp / total[first:last]).float() for (first, last), ramp in zip(spans, ramps, strict=True)
+    ]
+
+
+def blended(
+    logits: Iterator[Tensor],
+    rows: Sequence[tuple[int, int]],
+    columns: Sequence[tuple[int, int]],
+    overlap: int,
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Weighted sums of the logits of overlapping tiles, each part as soon as it is complete.
+
+    Of the sums there are, at any time, those of one tile and of what a row of tiles shares with the
+    next; the latter is in the CPU's memory.
+
+    Args:
+        logits: (classes, height, width) of each tile, row by row.
+        rows, columns: (first, past the last) pixels of the tiles; see `spread`.
+        overlap: over which weights rise.
+
+    Yields:
+        (top, left, sums (classes, h, w)), which together are the image once.
+    """
+    row_weights, column_weights = weights(rows, overlap), weights(columns, overlap)
+    width = columns[-1][1]
+    ends = zip(rows, rows[1:], strict=False)
+    deepest = max((above[1] - below[0] for above, below in ends), default=0)
+    carried = None  # sums over the rows that the next row of tiles also sees
+    for i, (top, bottom) in enumerate(rows):
+        complete = (rows[i + 1][0] if i + 1 < len(rows) else bottom) - top
+        above = rows[i - 1][1] - top if i else 0
+        sums, seen = None, columns[0][0]  # `seen`: first column not yet taken from `carried`
+        for j, (left, right) in enumerate(columns):
+            x = next(logits)
+            if carried is None:
+                carried = torch.zeros(len(x), deepest, width)
+            weight = row_weights[i][:, None] * column_weights[j]
+            x = x.float() * weight.to(x.device)
+            x[:, :above, seen - left :] += carried[:, :above, seen:right].to(x.device)
+            if sums is not None:
+                x[:, :, : sums.shape[2]] += sums
+            seen = right
+            after = (columns[j + 1][0] if j + 1 < len(columns) else right) - left
+            yield top, left, x[:, :complete, :after]
+            carried[:, : bottom - top - complete, left : left + after] = x[:, complete:, :after]
+            sums = x[:, :, after:]
+
+
+def merge_instances(found: Iterator[tuple[Tile, Instances]]) -> Instances:
+    """Detections of overlapping tiles as those of one image: each object once, with one whole mask.
+
+    Where two tiles overlap they see the same. Two detections of a class are views of one object if
+    there, and only there, their masks agree, however little of the object is in the overlap; boxes
+    are compared where there are no masks. An object is never two detections of one tile. Of its
+    views one that no edge of a tile cuts is taken as it is. If all are cut, their masks are united,
+    with the highest score. A cut view that agrees with nothing is dropped if a tile that sees all
+    of it and more has a view of its class that covers it: slivers of objects are not seen well.
+
+    Args:
+        found: tiles, and their instances in pixels of the image.
+
+    Returns:
+        The instances, best first.
+    """
+    tiles, parts = [], []
+    for tile, instances in found:
+        tiles.append(tile)
+        parts.append(instances)
+    extent = Tile(*np.min(tiles, 0)[:2], *np.max(tiles, 0)[2:])
+    cut = [_cut(tile, extent, part) for tile, part in zip(tiles, parts, strict=True)]
+
+    pairs, covered = [], set()  # (IoU, view, view), where a view is (tile, number)
+    for a, b in _overlapping(tiles):
+        region = tiles[a].shared(tiles[b])
+        one, two = (_inside(parts[k], region) for k in (a, b))
+        if not len(one) or not len(two):
+            continue
+        first, second = (_shapes(parts[k], which, region) for k, which in ((a, one), (b, two)))
+        alike = parts[a].labels[one][:, None] == parts[b].labels[two]
+        ious = np.where(alike, coco_mask.iou(first, second, [0] * len(second)), 0)
+        pairs += [(ious[i, j], (a, one[i]), (b, two[j])) for i, j in np.argwhere(ious >= SAME)]
+        # With COCO's crowds the IoU is the share of the first that is covered.
+        of_first = np.where(alike, coco_mask.iou(first, second, [1] * len(second)), 0)
+        of_second = np.where(alike, coco_mask.iou(second, first, [1] * len(first)).T, 0)
+        slivers = cut[a][one] & _within(parts[a].boxes[one], tiles[b])
+        covered |= {(a, i) for i in one[slivers & (of_first >= COVERED).any(1)]}
+        slivers = cut[b][two] & _within(parts[b].boxes[two], tiles[a])
+        covered |= {(b, j) for j in two[slivers & (of_second >= COVERED).any(0)]}
+
+    objects = {(k, i): {k: i} for k, part in enumerate(parts) for i in range(len(part))}
+    for _, a, b in sorted(pairs, key=lambda pair: -pair[0]):
+        one, two = objects[a], objects[b]
+        if one.keys().isdisjoint(two):
+            one.update(two)
+            for view in two.items():
+                objects[view] = one
+    distinct = {id(views): views for views in objects.values()}.values()
+    merged = []
+    for views in distinct:
+        if len(views) > 1 or covered.isdisjoint(views.items()):
+            one_by_one = [parts[k][np.array([i])] for k, i in views.items()]
+            merged.append(_joined(one_by_one, [cut[k][i] for k, i in views.items()]))
+    return _best_first(merged, with_masks=parts[0].masks is not None)
+
+
+def _overlapping(tiles: list[Tile]) -> Iterator[tuple[int, int]]:
+    """Pairs of tiles that share pixels."""
+    sides = np.array(tiles)
+    for a, tile in enumerate(tiles):
+        later = sides[a + 1 :]
+        near = (later[:, :2] < tile[2:]).all(1) & (later[:, 2:] > tile[:2]).all(1)
+        yield from ((a, a + 1 + b) for b in np.flatnonzero(near))
+
+
+def _cut(tile: Tile, extent: Tile, instances: Instances) -> np.ndarray:
+    """(n,) whether a box reaches an edge of its tile that is not the image's."""
+    margin = _margin(tile)
+    boxes = instances.boxes
+    low = (boxes[:, :2] < np.array(tile[:2]) + margin) & (np.array(tile[:2]) > extent[:2])
+    high = (boxes[:, 2:] > np.array(tile[2:]) - margin) & (np.array(tile[2:]) < extent[2:])
+    return (low | high).any(1)
+
+
+def _within(boxes: np.ndarray, tile: Tile) -> np.ndarray:
+    """(n,) whether boxes are in a tile, but for what boxes are off by."""
+    margin = _margin(tile)
+    low, high = np.array(tile[:2]) - margin, np.array(tile[2:]) + margin
+    return (boxes[:, :2] >= low).all(1) & (boxes[:, 2:] <= high).all(1)
+
+
+def _margin(tile: Tile) -> float:
+    """Pixels that boxes of what an edge cuts may end before it."""
+    return max(2, 0.01 * min(tile.right - tile.left, tile.bottom - tile.top))
+
+
+def _inside(instances: Instances, region: Tile) -> np.ndarray:
+    """Numbers of the instances whose boxes reach into a region."""
+    boxes = instances.boxes
+    return np.flatnonzero((boxes[:, :2] < region[2:]).all(1) & (boxes[:, 2:] > region[:2]).all(1))
+
+
+def _shapes(instances: Instances, which: np.ndarray, region: Tile) -> list[dict] | np.ndarray:
+    """COCO's run lengths, or without masks its boxes x, y, w, h, of what is in a region."""
+    if instances.masks is not None:
+        return [instances.masks[i].within(region) for i in which]
+    low = np.maximum(instances.boxes[which, :2], region[:2])
+    high = np.minimum(instances.boxes[which, 2:], region[2:])
+    return np.concatenate([low, high - low], 1).astype(np.float64)
+
+
+def _joined(views: list[Instances], cut: list[bool]) -> Instances:
+    """One instance of the views of one object."""
+    if len(views) == 1:
+        return views[0]
+    boxes = np.concatenate([view.boxes for view in views])
+    box = np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    extent = (box[2:] - box[:2]).prod()
+    whole = [i for i, area in enumerate(areas) if not cut[i] and area >= WHOLE * extent]
+    if whole:
+        return max((views[i] for i in whole), key=lambda view: view.scores[0])
+    masks = None
+    if views[0].masks is not None:
+        masks = [CroppedMask.union(view.masks[0] for view in views)]
+    best = max(view.scores[0] for view in views)
+    return Instances(box[None], np.array([best]), views[0].labels, masks)
+
+
+def _best_first(instances: list[Instances], with_masks: bool) -> Instances:
+    if not instances:
+        empty = np.zeros((0, 4), np.float32)
+        return Instances(empty, empty[:, 0], np.zeros(0, np.int64), [] if with_masks else None)
+    instances = sorted(instances, key=lambda instance: -instance.scores[0])
+    return Instances(
+        np.concatenate([instance.boxes for instance in instances]),
+        np.concatenate([instance.scores for instance in instances]),
+        np.concatenate([instance.labels for instance in instances]),
+        [instance.masks[0] for instance in instances] if with_masks else None,
+    )
