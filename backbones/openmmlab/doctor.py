@@ -231,7 +231,14 @@ def _examine_memory(config: Config, headers: dict[Path, Header]) -> Iterator[Fin
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         needed = predict_training(config, images, size, device).peak
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         yield Finding("note", "model", f"memory of a step cannot be predicted ({reason})")
         return
