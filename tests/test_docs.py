@@ -23,6 +23,8 @@ from backbones.openmmlab.layer_decay import LayerDecayConstructor
 
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+# A command of ours, after what Slurm may have in front of it.
+STARTS = re.compile(r"^(?:srun (?:--\S+ )*)?((?:python|torchrun|make|pip) )")
 # What stands for the reader's own: words in capitals, and files that only a run makes.
 CONFIG = "configs/detection/cascade_convnext_t.py"
 STANDS_FOR = {"CONFIG": CONFIG, "STEP": "depthwise"}
@@ -52,11 +54,12 @@ def commands() -> list:
             if language in ("python", "text"):
                 continue
             for command in body.replace("\\\n", " ").splitlines():
-                words = shlex.split(command, comments=True)
-                for part in split(words, "&&"):
-                    if argv := ours(part):
-                        name = f"{page.name}:{line}:{' '.join(argv)}"
-                        found.append(pytest.param(argv, id=name))
+                if not STARTS.match(command):
+                    continue
+                words = shlex.split(STARTS.sub(r"\1", command), comments=True)
+                for argv in split(words, "&&"):
+                    name = f"{page.name}:{line}:{' '.join(argv)}"
+                    found.append(pytest.param(argv, id=name))
     return found
 
 
@@ -68,18 +71,6 @@ def split(words: list[str], separator: str) -> list[list[str]]:
         else:
             parts[-1].append(word)
     return parts
-
-
-def ours(words: list[str]) -> list[str]:
-    """The part of a command that is to be held against our tools, or nothing.
-
-    Anything in front of `python`, such as Slurm's srun, and variables are left out.
-    """
-    while words and ("=" in words[0] or words[0] == "srun"):
-        words = words[1:]
-        while words and words[0].startswith("--"):
-            words = words[1:]
-    return words if words[:1] and words[0] in ("python", "torchrun", "make", "pip") else []
 
 
 def filled_in(word: str) -> str:
@@ -199,9 +190,8 @@ def test_commands_of_every_page_are_seen():
     ],
 )
 def test_wrong_arguments_are_noticed(argv):
-    with pytest.raises(BaseException) as failure:
+    with pytest.raises(SystemExit):
         accept_tool(f"tools/{argv[0]}", argv[1:])
-    assert not isinstance(failure.value, Parsed)
 
 
 PYTHON = [
@@ -282,6 +272,8 @@ def test_configs_named_in_prose_exist():
     for page in PAGES:
         for name in re.findall(r"configs/[a-z_]+/[\w.]+\.py", page.read_text()):
             name = name.replace("STEP", STANDS_FOR["STEP"])
+            if name.endswith("/mine.py"):
+                continue
             assert (REPOSITORY / name).is_file(), f"{page.name}: {name}"
 
 
