@@ -15,9 +15,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from conftest import randomise
 from mmengine.registry import MODELS, DefaultScope
 from running import REPOSITORY
 
+from backbones import ConvNeXt
+from backbones.checkpoints import load_pretrained
+from backbones.dialects import TARGETS, from_official
 from backbones.openmmlab.config import load_config, use_tta
 from backbones.openmmlab.layer_decay import LayerDecayConstructor
 
@@ -309,6 +313,19 @@ def test_migrated_configs_are_the_recipes(code, tmp_path):
     assert scale == pytest.approx({"mmdet": 0.7**7, "mmseg": 0.9**7}[scope])
 
 
+def test_mmpretrains_converted_v2_is_read_whole(tmp_path):
+    """Its converter leaves GRN as (1, 1, 1, 4C), which mmpretrain's (4C) skips."""
+    small = dict(arch=dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)), use_grn=True)
+    source, ours = randomise(ConvNeXt(**small)), ConvNeXt(**small)
+    theirs = from_official(source.state_dict(), TARGETS["mmpretrain"])
+    theirs = {k: v.reshape(1, 1, 1, -1) if ".grn." in k else v for k, v in theirs.items()}
+    torch.save(dict(state_dict=theirs), tmp_path / "converted.pth")
+    load_pretrained(ours, tmp_path / "converted.pth")
+    assert sum(".grn." in name for name in ours.state_dict()) == 10
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, source.state_dict()[name]), name
+
+
 @pytest.mark.slow
 def test_quick_start_runs_in_order(tmp_path):
     """Every command of the quick start but the installation, on fewer and smaller pictures."""
@@ -329,7 +346,11 @@ def test_quick_start_runs_in_order(tmp_path):
                 capture_output=True,
                 text=True,
             )
-            assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+            # The doctor ends with 1 where it warns, of a full disk or little memory too.
+            accepted = (0, 1) if words[1] == "tools/doctor.py" else (0,)
+            assert done.returncode in accepted, (
+                f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+            )
             ran.append(words[1].removeprefix("tools/").removesuffix(".py"))
     order = ["prepare_data", "doctor", "train", "test", "train", "report", "predict"]
     assert ran == [*order, "export", "publish"]
