@@ -22,6 +22,7 @@ from running import REPOSITORY
 from backbones import ConvNeXt
 from backbones.checkpoints import load_pretrained
 from backbones.dialects import TARGETS, from_official
+from backbones.errors import InputError
 from backbones.openmmlab.config import load_config, use_tta
 from backbones.openmmlab.layer_decay import LayerDecayConstructor
 
@@ -191,10 +192,13 @@ def test_commands_of_every_page_are_seen():
         ["train.py"],
         ["export.py", CONFIG, "checkpoint.pth", "--to", "nothing"],
         ["prepare_data.py", "imagenet"],
+        ["train.py", CONFIG, "--cfg-options", "model.backbone.no_such_key=1"],
+        ["test.py", CONFIG, "checkpoint.pth", "--tta", "paper"],
+        ["train.py", "configs/detection/no_such_config.py"],
     ],
 )
-def test_wrong_arguments_are_noticed(argv):
-    with pytest.raises(SystemExit):
+def test_wrong_commands_are_noticed(argv):
+    with pytest.raises((SystemExit, InputError, AssertionError)):
         accept_tool(f"tools/{argv[0]}", argv[1:])
 
 
