@@ -473,10 +473,18 @@ def markdown(report: dict, losses: Path) -> str:
             "",
             "## Training in lower precision",
             "",
-            f"![losses of the first steps]({losses.name})",
+            f"![losses of the first steps]({losses.with_suffix('.png').name})",
             "",
-            "Losses of the first steps from the same weights and images, by `tools/precision.py`.",
+            "By `tools/precision.py`: the first steps from the same weights and images; mean loss of",
+            "the last 20 for each seed.",
+            "",
+            "| config | precision | seeds |",
+            "|---|---|---|",
         ]
+        for config, runs in json.loads(losses.read_text()).items():
+            for precision, seeds in runs.items():
+                means = ", ".join(f"{statistics.fmean(values[-20:]):.3f}" for values in seeds)
+                lines.append(f"| {config} | {precision} | {means} |")
     return "\n".join(lines) + "\n"
 
 
@@ -592,7 +600,7 @@ def main() -> None:
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-            losses = args.out.with_name("precision.png")  # by tools/precision.py
+            losses = args.out.with_name("precision.json")  # by tools/precision.py
             args.out.with_suffix(".md").write_text(markdown(report, losses))
             plot(report, args.out.with_suffix(".png"))
 

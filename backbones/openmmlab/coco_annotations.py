@@ -18,6 +18,7 @@ ROWS = {
 }
 OPTIONAL = dict(area=float, iscrowd=int, segmentation=(list, dict, type(None)))
 LARGEST = 1e9  # beyond any number of pixels
+LARGEST_ID = 2**63  # COCO's own crowds have ids of twelve digits
 
 
 def read_json(path: Path) -> object:
@@ -67,7 +68,8 @@ def check_rows(content: object, path: Path, sizes: bool = True) -> None:
 def _is(value: object, kind: type | tuple[type, ...]) -> bool:
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if int in kinds or float in kinds:  # JSON of other languages has 3.0 and false for them
-        number = isinstance(value, int | float) and abs(value) < LARGEST
+        largest = LARGEST_ID if str in kinds else LARGEST
+        number = isinstance(value, int | float) and abs(value) < largest
         if number and (float in kinds or value == int(value)):
             return True
         kinds = tuple(k for k in kinds if k not in (int, float))
