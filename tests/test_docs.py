@@ -110,7 +110,7 @@ def accept_tool(name: str, argv: list[str]) -> None:
     configs = [Path(path) for path in (given if isinstance(given, list) else [given])]
     for path in configs:
         if str(path).startswith(MADE_BY_RUNS):
-            recipes = [*REPOSITORY.glob(f"configs/*/{path.parent.name}.py")]
+            recipes = [*REPOSITORY.glob(f"configs/*/{path.name}")]
             assert recipes or path.name == "config.py", f"no config leaves {path}"
             path = recipes[0] if recipes else Path(CONFIG)
         assert (REPOSITORY / path).is_file(), f"no such config: {path}"
