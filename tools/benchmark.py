@@ -573,7 +573,6 @@ def main() -> None:
         print("\n".join(w.name for w in works))
         return
     rounds = min(args.rounds, 3) if args.quick else args.rounds
-    peers = args.peers[:1] if args.quick else args.peers
     warnings.simplefilter("ignore")
 
     console = Console()
@@ -583,7 +582,8 @@ def main() -> None:
         torch.compiler.reset()
         ways = ["eager", "fused"] if args.quick else ["eager", "channels-last", "fused"]
         ways = args.ways or ways + ["compiled"] * (work.compiled and not args.quick)
-        if work.is_backbone:
+        if work.is_backbone:  # T with every peer, the others with the first
+            peers = args.peers[:1] if args.quick or work.network != "tiny" else args.peers
             contenders = list(backbones(work, peers, ways, device))
         else:
             contenders = list(whole_models(work, device))
