@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from running import DETECTION, run_here, run_tool
 
-from backbones.openmmlab.export.files import open_onnx, open_torch
+from backbones.openmmlab.export.files import open_onnx
 
 LOADING = (
     "test_dataloader.num_workers=0",
@@ -71,6 +71,9 @@ def test_exported_detector_keeps_its_ap(target, fp16, trained, tmp_path):
     for kind in ("bbox", "segm"):
         score = report["scores"][f"coco/{kind}_mAP"]
         assert score["model"] > 0.05 and abs(score["change"]) <= (0.02 if fp16 else 1e-3)
-    run = (open_onnx if target == "onnx" else open_torch)(out)
-    blank = run(np.full((1, 3, 75, 203), 114, np.float32))  # another size, hardly any object
+    if target == "torch":  # holds no image without a detection (docs/export.md)
+        return
+    blank = open_onnx(out)(
+        np.full((1, 3, 75, 203), 114, np.float32)
+    )  # another size, hardly any object
     assert blank[0].shape[2] == 5 and blank[2].shape[1] == blank[0].shape[1] == blank[1].shape[1]

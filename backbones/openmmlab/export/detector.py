@@ -8,6 +8,7 @@ from math import log
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmdet.models.dense_heads import RPNHead
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from mmengine.config import ConfigDict
@@ -81,6 +82,11 @@ class DetectorGraph(nn.Module):
             score = score[0].float().permute(1, 2, 0).reshape(-1).sigmoid()
             delta = delta[0].float().permute(1, 2, 0).reshape(-1, 4)
             if config.nms_pre > 0:
+                # Places without a score, so that there are always as many as are taken: a graph
+                # would keep whether the traced image's level had more or fewer.
+                none = config.nms_pre
+                score = F.pad(score, (0, none), value=-1.0)
+                delta, priors = F.pad(delta, (0, 0, 0, none)), F.pad(priors, (0, 0, 0, none))
                 # Sorted as mmdet does and not topk: of equal scores, 1.0 above all, the first.
                 score, best = score.sort(descending=True)
                 score, best = score[: config.nms_pre], best[: config.nms_pre]
@@ -89,10 +95,11 @@ class DetectorGraph(nn.Module):
             scores.append(score)
             levels.append(torch.full_like(score, level))
         boxes, scores, levels = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
+        there = scores >= 0
         if config.get("min_bbox_size", -1) >= 0:
-            sides = boxes[:, 2:] - boxes[:, :2]
-            large = (sides > config.min_bbox_size).all(1).nonzero().squeeze(1)
-            boxes, scores, levels = boxes[large], scores[large], levels[large]
+            there &= (boxes[:, 2:] - boxes[:, :2] > config.min_bbox_size).all(1)
+        there = there.nonzero().squeeze(1)
+        boxes, scores, levels = boxes[there], scores[there], levels[there]
         return boxes[_keep(boxes, scores, levels, config)]
 
     def detect(
