@@ -35,7 +35,8 @@ def robustness_section(record: Mapping, names: Mapping[str, str], main: Sequence
         cells = [_shown(key, row["clean"]), _shown(key, row["mPC"]), share]
         rows.append((names.get(key, key), [(cell, 0.0, "") for cell in cells]))
     parts.append(_table("", ["clean", "mPC", "rPC"], rows))
-
+    parts.append("<h3>By corruption and severity</h3>")
+    parts.append('<p class="note">The darker a cell, the more of the clean score is lost.</p>')
     maps = []
     for key in main:
         rows = []
@@ -47,10 +48,9 @@ def robustness_section(record: Mapping, names: Mapping[str, str], main: Sequence
             rows.append((_words(name), [*cells, _cell(key, mean, clean.get(key), None)]))
         title = names.get(key, key)
         table = _table("corruption", [*map(str, severities), "mean"], rows)
-        title = f"{title[0].upper()}{title[1:]} by severity, clean {_shown(key, clean.get(key))}"
+        title = f"{title[0].upper()}{title[1:]}, on clean images {_shown(key, clean.get(key))}"
         maps.append(f"<figure><figcaption>{escape(title)}</figcaption>{table}</figure>")
-    parts.append(f'<div class="beside">{"".join(maps)}</div>')
-    parts.append('<p class="note">The darker a cell, the more of the clean score is lost.</p>')
+    parts.append(f'<div class="beside">{"".join(maps)}</div><h3>Over severity</h3>')
     charts = "".join(_charts(clean, corrupted, severities, names, main))
     parts.append(f'<div class="charts">{charts}</div>')
     return "".join(parts)
@@ -60,7 +60,8 @@ def _note(subject: Mapping, corruptions: int, severities: Sequence[int]) -> str:
     images = subject.get("images")
     text = (
         f"{subject.get('checkpoint', 'A checkpoint')} on {images} images under {corruptions} of "
-        f"the {len(CORRUPTIONS)} corruptions of arXiv:1903.12261 at severity "
+        f"the {len(CORRUPTIONS)} corruptions of arXiv:1903.12261 at "
+        f"{'severities' if len(severities) > 1 else 'severity'} "
         f"{', '.join(map(str, severities))}, seed {subject.get('seed', 'unknown')}. mPC is the "
         "mean over corruptions and severities, rPC its share of the clean score; – where there is "
         "no such object, or not every corruption has been measured at the same severities."
