@@ -221,9 +221,9 @@ def check_archive(path: Path, source: object = None) -> None:
             if packed or sum(record.file_size for record in records) > path.stat().st_size:
                 raise InputError(f"{source}: not a PyTorch checkpoint: its records exceed the file")
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file may fail anywhere in the reader
         raise InputError(f"{source}: cut off or not a PyTorch checkpoint ({error})") from None
     if damaged:
         raise InputError(f"{source}: damaged: {damaged} does not match its checksum")
@@ -259,14 +259,14 @@ def _read(path: Path, source: str, trust: bool) -> Mapping:
     if path.suffix == ".safetensors" or start[8:] == b'{"':
         try:
             return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:
+            reason = _first_line(error)
             raise InputError(f"{source}: cut off or not a safetensors file ({reason})") from None
     try:
         with _harmless_globals(), warnings.catch_warnings():
             # A refusal is one line, without torch's musings on the pickle's protocol before it.
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=not trust)
+            content = torch.load(path, map_location="cpu", weights_only=not trust)
     except UnpicklingError as error:
         unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
         unsafe = unsafe[1] if unsafe else _first_global(path)
@@ -276,9 +276,16 @@ def _read(path: Path, source: str, trust: bool) -> Mapping:
                 "a checkpoint holds tensors only"
             ) from None
         raise InputError(f"{source}: not a PyTorch checkpoint, or damaged") from None
-    except Exception as error:  # a damaged file may fail anywhere in the reader
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:
+        reason = _first_line(error)
         raise InputError(f"{source}: cut off or not a PyTorch checkpoint ({reason})") from None
+    if not isinstance(content, Mapping):
+        raise InputError(f"{source}: holds a {type(content).__name__}, not weights by name")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _first_global(path: Path) -> str | None:

@@ -46,6 +46,7 @@ __all__ = [
 
 # Where training scripts put the weights inside a checkpoint, the first one found wins.
 WRAPPERS = ("state_dict", "model", "teacher", "model_ema", "module")
+DEEPEST = 8  # wrappers in one another; a file may hold itself
 
 
 # What publishers write into a file name about the training, and about the licence.
@@ -293,6 +294,10 @@ def mismatches(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> s
             problems.append(f"{name} is missing")
         elif tensors[name].shape != wanted.shape:
             problems.append(f"{name} is {tuple(tensors[name].shape)}, not {tuple(wanted.shape)}")
+        elif wanted.is_floating_point() and not tensors[name].is_floating_point():
+            problems.append(f"{name} is of {str(tensors[name].dtype).removeprefix('torch.')}")
+        elif wanted.is_floating_point() and not bool(torch.isfinite(tensors[name].float()).all()):
+            problems.append(f"{name} holds values that are not finite")
     return _first(tuple(problems))
 
 
@@ -331,7 +336,7 @@ def describe(tensors: Mapping[str, Tensor], source: str | os.PathLike, wrapper: 
     elif match := re.search(r"(?<![a-z])(no)?ema(?![a-z])", name):
         facts.append("not EMA" if match[1] else "EMA")
     if licence := licence_of(os.fspath(source)):
-        commercial = "" if ZOO_LICENCES[licence] else ", not for commercial use"
+        commercial = "" if ZOO_LICENCES.get(licence, True) else ", not for commercial use"
         facts.append(f"licence {licence}{commercial}")
     else:
         facts += [text for pattern, text in LICENCES if re.search(pattern, name)]
@@ -426,13 +431,20 @@ def state_dict(
         if not (isinstance(checkpoint, Mapping) and _holds_tensors(checkpoint.get(wrapper))):
             raise InputError(f"{source}: holds no weights under {wrapper!r}")
         checkpoint = checkpoint[wrapper]
-    while keys := _wrappers(checkpoint):
+    for _ in range(DEEPEST + 1):
+        if not (keys := _wrappers(checkpoint)):
+            break
         checkpoint = checkpoint[keys[0]]
+    else:
+        raise InputError(f"{source}: its weights are wrapped in {keys[0]!r} without end")
     if not isinstance(checkpoint, Mapping):
         raise InputError(f"{source}: holds a {type(checkpoint).__name__}, not weights by name")
     tensors = {str(k): v for k, v in checkpoint.items() if isinstance(v, Tensor)}
     if not tensors:
         raise InputError(f"{source}: holds no tensors; its keys are {_first(tuple(checkpoint), 5)}")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise InputError(f"{source}: {name} is sparse, quantised or without values; save plain")
     if all(key.startswith("module.") for key in tensors):  # saved from DistributedDataParallel
         tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     return tensors
@@ -449,15 +461,15 @@ def wrapper_of(checkpoint: object, wrapper: str | None = None) -> str:
     return averaged.removesuffix(", ")
 
 
-def _wrappers(checkpoint: object) -> list[str]:
-    if not isinstance(checkpoint, Mapping):
+def _wrappers(checkpoint: object, depth: int = DEEPEST) -> list[str]:
+    if not isinstance(checkpoint, Mapping) or not depth:
         return []
-    return [key for key in WRAPPERS if _holds_tensors(checkpoint.get(key))]
+    return [key for key in WRAPPERS if _holds_tensors(checkpoint.get(key), depth)]
 
 
-def _holds_tensors(value: object) -> bool:
+def _holds_tensors(value: object, depth: int = DEEPEST) -> bool:
     return isinstance(value, Mapping) and (
-        any(isinstance(v, Tensor) for v in value.values()) or bool(_wrappers(value))
+        any(isinstance(v, Tensor) for v in value.values()) or bool(_wrappers(value, depth - 1))
     )
 
 

@@ -314,11 +314,13 @@ class ConvNeXt(BaseModule):
 
     def _fit_size(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
+        if torch.compiler.is_exporting():  # of any size: no branch on it
+            return self._pad(x) if self.pad_input else x
         rows, columns = height % self.stride, width % self.stride
         if rows == columns == 0:
             return x
         if self.pad_input:
-            return F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
+            return self._pad(x)
         if min(height, width) < self.stride:
             raise InputError(
                 f"ConvNeXt: a {height}x{width} image is smaller than the coarsest stride, "
@@ -334,6 +336,10 @@ class ConvNeXt(BaseModule):
                 stacklevel=2,
             )
         return x
+
+    def _pad(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        return F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
 
     def _freeze_stages(self) -> None:
         for i in range(min(self.frozen_stages, len(self.stages))):

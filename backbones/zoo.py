@@ -5,9 +5,11 @@ cards of facebookresearch/ConvNeXt, ConvNeXt-V2, dinov3 and EUPE, the papers, an
 its results-imagenet.csv; what none of them says is None.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NamedTuple
 
 from .errors import InputError
@@ -20,6 +22,9 @@ LICENCES = {
     "CC-BY-NC-4.0": False,
     "FAIR Noncommercial Research License": False,
 }
+UNSTATED = "not stated"
+# In a folder that tools/publish.py made: the fields of its `Weights`.
+PUBLISHED = "zoo.json"
 
 
 class Score(NamedTuple):
@@ -40,7 +45,7 @@ class Weights:
         pretraining: data and method, in the order they were applied.
         resolution: side of the training images in pixels.
         source: http(s) address, `hf-hub:owner/name` or `timm:tag`, as a config's checkpoint.
-        licence: of the weights, a key of `LICENCES`.
+        licence: of the weights, a key of `LICENCES`; of a published folder's, any text.
         sha256: of the file, or its first eight digits.
         imagenet: top-1 accuracy on ImageNet-1k, at `resolution` unless the note says otherwise.
         coco: box AP of a detector started from these weights.
@@ -65,12 +70,12 @@ class Weights:
 
     @property
     def commercial(self) -> bool:
-        """Whether the licence permits commercial use, under whatever conditions it has."""
-        return LICENCES[self.licence]
+        """Whether the licence is known to permit commercial use, under whatever conditions."""
+        return LICENCES.get(self.licence, False)
 
 
 def find(name: str) -> Weights:
-    """The weights of this name, source or timm tag.
+    """The weights of this name, source or timm tag, or of a folder that tools/publish.py made.
 
     Raises:
         InputError: there are none; names the nearest ones.
@@ -86,12 +91,42 @@ def find(name: str) -> Weights:
 def licence_of(source: str) -> str | None:
     """The licence of a checkpoint source or of a copy that kept its name; None if unknown."""
     weights = _lookup(source)
-    return weights.licence if weights else None
+    return weights.licence if weights and weights.licence != UNSTATED else None
+
+
+def published_in(folder: str | Path) -> list[Weights]:
+    """The entries of the folders in `folder` that tools/publish.py made, and its own, by name.
+
+    Raises:
+        InputError: there is none in it, or one cannot be read.
+    """
+    files = [*Path(folder).glob(PUBLISHED), *sorted(Path(folder).glob(f"*/{PUBLISHED}"))]
+    if not files:
+        raise InputError(f"{folder}: holds no folder made by tools/publish.py")
+    return [_read_published(file) for file in files]
+
+
+def _read_published(file: Path) -> Weights:
+    try:
+        fields = json.loads(file.read_text())
+        scores = {k: Score(*v) for k in ("coco", "ade20k") if (v := fields.get(k))}
+        return Weights(**{**fields, **scores, "source": str(file.parent / fields["source"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{file}: not what tools/publish.py wrote ({error})") from None
 
 
 def _lookup(source: str) -> Weights | None:
     source = source.replace("hf-hub:timm/", "timm:")
-    return _BY_KEY.get(source) or _BY_KEY.get(_stem(source))
+    if weights := _BY_KEY.get(source) or _BY_KEY.get(_stem(source)):
+        return weights
+    if not source or re.match(r"(https?|hf-hub|timm):", source):
+        return None
+    path = Path(source).expanduser()
+    file = (path if path.is_dir() else path.parent) / PUBLISHED
+    if not file.is_file():
+        return None
+    weights = _read_published(file)
+    return weights if path.is_dir() or Path(weights.source).name == path.name else None
 
 
 def _stem(source: str) -> str:

@@ -1,6 +1,9 @@
-"""Peak resident memory of a few real training steps, in MiB, above what was there before them.
+"""Peak memory of a few real training steps, in MiB: what a GPU allocates, or else a process's
+resident memory above what was there before them.
 
-Run by test_doctor in a process of its own: the peak of a process is not to be shared.
+Run by test_doctor in a process of its own: the peak of a process is not to be shared. The steps are
+at their worst, as the prediction is: no sample is dropped, and a detector's samplers find all the
+regions that they may draw, which with the few boxes of a demo image only a trained RPN would give.
 """
 
 import ctypes
@@ -8,8 +11,10 @@ import gc
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
@@ -18,18 +23,29 @@ from backbones.openmmlab.memory import predict_training
 from backbones.openmmlab.own_data import use_data
 from backbones.openmmlab.runner import Runner, fit_to_machine
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-def status(key: str) -> int:
+
+def resident(key: str) -> int:
+    """Bytes that /proc/self/status gives under a key."""
     text = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{key}:\s+(\d+)", text)[1])
+    return int(re.search(rf"{key}:\s+(\d+)", text)[1]) * 1024
 
 
 def train(config, batch: dict, steps: int) -> None:
     model = MODELS.build(config.model).train()
     model.init_weights()
+    model = model.to(DEVICE)
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
     for _ in range(steps):
         model.train_step(batch, wrapper)
+
+
+def at_its_worst(config) -> None:
+    config.model.backbone.drop_path_rate = 0.0
+    stages = config.model.get("train_cfg", {}).get("rcnn", [])
+    for stage in stages if isinstance(stages, list | tuple) else [stages]:
+        stage.assigner.update(pos_iou_thr=0.01, neg_iou_thr=0.01, min_pos_iou=0.01)
 
 
 def main(path: str, data: str, images: int, side: int, batches: str) -> None:
@@ -40,6 +56,7 @@ def main(path: str, data: str, images: int, side: int, batches: str) -> None:
     config.launcher = "none"
     fit_to_machine(config)
     config.model.backbone.init_cfg = None
+    at_its_worst(config)
     pipeline = config.train_dataloader.dataset.pipeline
     pipeline[:] = [step for step in pipeline if "Random" not in step["type"]]
     pipeline.insert(2, dict(type="Resize", scale=(side, side), keep_ratio=False))
@@ -47,17 +64,25 @@ def main(path: str, data: str, images: int, side: int, batches: str) -> None:
         config.model.data_preprocessor.size = (side, side)
     loader = config.train_dataloader
     loader.update(batch_size=images, num_workers=0, persistent_workers=False)
-    predicted = predict_training(config, images, (side, side), "cpu").peak
+    predicted = predict_training(config, images, (side, side), DEVICE)
     DefaultScope.get_instance("memory", scope_name=config.default_scope)
     batch = next(iter(Runner.build_dataloader(loader, seed=0)))
     # What libraries take at their first use is not the step's.
     train(config, {key: value[:2] for key, value in batch.items()}, 1)
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    train(config, batch, 3)
-    print(json.dumps(dict(measured=(status("VmHWM") - before) / 1024, predicted=predicted / 2**20)))
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        train(config, batch, 4)
+        measured = torch.cuda.max_memory_allocated() - before
+    else:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
+        train(config, batch, 4)
+        measured = resident("VmHWM") - before
+    figures = dict(measured=measured, predicted=predicted.peak, **asdict(predicted))
+    print(json.dumps({name: size / 2**20 for name, size in figures.items()}))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def run_tool(tool: str, *arguments: object, cwd: Path, **environment: str) -> Ou
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
 

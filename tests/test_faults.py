@@ -250,9 +250,9 @@ def test_unreadable_images_are_skipped_counted_and_listed(processes, shapes, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes, strategy", [(1, "ddp"), (2, "ddp"), (2, "fsdp")])
 def test_non_finite_steps_are_skipped_and_many_end_the_run(
-    processes, shapes, tmp_path, monkeypatch
+    processes, strategy, shapes, tmp_path, monkeypatch
 ):
     (tmp_path / "poison.py").write_text(POISON)
     arguments = ("--root", tmp_path, "--train", 16, "--val", 2, "--size", 64)
@@ -269,7 +269,7 @@ def test_non_finite_steps_are_skipped_and_many_end_the_run(
     )
     config = write_config(tmp_path, "segmentation", *lines, "train_cfg['max_iters'] = 20")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY}")
-    arguments = (config, "--data", tmp_path / "demo", "--work-dir", "run")
+    arguments = (config, "--data", tmp_path / "demo", "--work-dir", "run", "--strategy", strategy)
     run = Started(arguments, tmp_path, processes)
     assert run.statuses() == [2] * processes
     text = run.log.read_text()

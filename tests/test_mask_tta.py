@@ -1,11 +1,9 @@
 """Test-time augmentation of detectors with masks: what it must equal, and that it does no harm."""
 
-import json
-
 import pytest
 import torch
 from mmengine.registry import MODELS
-from running import DETECTION, run_tool
+from running import DETECTION
 from test_cascade import METHODS, assert_same_detections, batch, pair
 
 from backbones import InputError
@@ -185,44 +183,3 @@ def test_protocols_of_the_configs():
             assert len(resizes) == scales and own in [step.scale for step in resizes]
             assert [step.prob for step in flips] == [0.0, 1.0]
             assert config.model.type == "MaskTTAModel"
-
-
-def metrics(arguments, folder, *more) -> dict:
-    done = run_tool("test.py", *arguments, "--out", folder / "metrics.json", *more, cwd=folder)
-    assert done.status == 0, done.err
-    return json.loads((folder / "metrics.json").read_text())
-
-
-@pytest.mark.slow
-def test_trained_demo_model_loses_nothing(tmp_path_factory, tmp_path):
-    """Flips and scales on a model that was trained for minutes; bf16 inference on the way."""
-    from running import run_here
-
-    root = tmp_path_factory.mktemp("data")
-    sizes = ("--root", root, "--train", 64, "--val", 16, "--size", 128)
-    assert run_here("prepare_data.py", "demo", *sizes).status == 0
-    common = ("--data", root / "demo", "--work-dir", tmp_path / "run")
-    options = (
-        "train_cfg.max_epochs=12",
-        "train_dataloader.num_workers=0",
-        "train_dataloader.persistent_workers=False",
-        "test_dataloader.num_workers=0",
-        "test_dataloader.persistent_workers=False",
-        "val_dataloader=None",
-        "val_cfg=None",
-        "val_evaluator=None",
-    )
-    trained = run_tool("train.py", DETECTION, *common, "--cfg-options", *options, cwd=tmp_path)
-    assert trained.status == 0, trained.err
-    last = (tmp_path / "run" / "last_checkpoint").read_text()
-    arguments = (DETECTION, last, *common)
-    loaders = ("--cfg-options", *options[3:5])
-    single = metrics(arguments, tmp_path, *loaders)
-    assert single["coco/segm_mAP"] > 0.1
-    for protocol in ("flip", "multi_scale"):
-        merged = metrics(arguments, tmp_path, "--tta", protocol, *loaders)
-        assert merged["coco/segm_mAP"] >= single["coco/segm_mAP"] - 0.01
-        assert merged["coco/bbox_mAP"] >= single["coco/bbox_mAP"] - 0.01
-    rough = metrics(arguments, tmp_path, *loaders, "inference_dtype=bfloat16")
-    for key in ("coco/bbox_mAP", "coco/segm_mAP"):
-        assert rough[key] == pytest.approx(single[key], abs=0.02)

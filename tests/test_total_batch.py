@@ -1,11 +1,16 @@
 """Few processes take the recipe's optimizer steps: how many, at which rates, on which gradients."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS, DefaultScope
-from running import DETECTION, REPOSITORY, SEGMENTATION, run_here
+from running import DETECTION, REPOSITORY, SEGMENTATION, command, run_here
+from test_tools import DETERMINISTIC
 from torch import nn
 
 from backbones.errors import InputError
@@ -296,3 +301,48 @@ def test_detector_gradient_is_that_of_processes(shapes):
     whole = gradients(lambda: backward(batch, 1.0))
     flat = [torch.cat([g.flatten() for g in each.values()]) for each in (ours, whole)]
     assert 1e-4 < float((flat[0] - flat[1]).norm() / flat[1].norm()) < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [DETECTION, SEGMENTATION], ids=["detection", "segmentation"])
+def test_two_processes_that_accumulate_equal_one(config, shapes, tmp_path):
+    """2 x 1 x 2 under DDP takes the steps of one process: 1 x 1 x 4 of the detector, whose losses
+    are normalised over the images of a part, and 1 x 4 of the segmentor.
+
+    Every part has another image, so a gradient that is not exchanged, or that is exchanged or
+    divided once too often, gives other weights.
+    """
+    detection = config == DETECTION
+    batch_of_one = 1 if detection else 4
+    options = ["default_hooks.checkpoint.interval=1", "default_hooks.checkpoint.max_keep_ckpts=-1"]
+    if detection:  # an epoch is a step
+        options += ["train_cfg.max_epochs=4", "train_dataloader.dataset.indices=4"]
+    runs = []
+    for processes, batch in ((1, batch_of_one), (2, 1)):
+        path, work_dir = tmp_path / f"on_{processes}.py", tmp_path / f"run_{processes}"
+        path.write_text(DETERMINISTIC[config.parent.name].format(base=str(config), batch=batch))
+        arguments = ("--data", shapes, "--work-dir", work_dir, "--total-batch", 4)
+        argv = command("train.py", path, *arguments, "--cfg-options", *options)
+        if processes == 2:
+            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+            argv = [*torchrun, "--nproc-per-node", "2", *argv[1:], "--launcher", "pytorch"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        parts = 4 // (processes * batch)
+        assert (f"x {parts} steps accumulated" in done.stdout) == (parts > 1)
+        saved = sorted(work_dir.glob("*_*.pth"))
+        assert [path.stem[-2:] for path in saved] == ["_1", "_2", "_3", "_4"]
+        runs.append([flat(torch.load(path, weights_only=False)["state_dict"]) for path in saved])
+    one, two = runs
+    moved = (one[-1] - one[0]).norm()
+    assert moved > 1e-2
+    # Later steps of a detector may choose other proposals where two scores are as good as equal.
+    for step, tolerance in ((0, 1e-3), (-1, 1e-2)):
+        assert float((two[step] - one[step]).norm() / moved) < tolerance
+
+
+def flat(state: dict) -> torch.Tensor:
+    return torch.cat([t.double().flatten() for t in state.values() if t.is_floating_point()])

@@ -436,7 +436,7 @@ def machine(device: str) -> dict:
     )
 
 
-def markdown(report: dict) -> str:
+def markdown(report: dict, losses: Path) -> str:
     head = report["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in head["versions"].items())
     lines = [
@@ -468,6 +468,23 @@ def markdown(report: dict) -> str:
                 f"{row['ratio']:.3f} | {low:.3f}-{high:.3f} | {row['peak_mib']:.0f} | "
                 f"{row['difference']:.1e} |"
             )
+    if losses.exists():
+        lines += [
+            "",
+            "## Training in lower precision",
+            "",
+            f"![losses of the first steps]({losses.with_suffix('.png').name})",
+            "",
+            "By `tools/precision.py`: the first steps from the same weights and images; mean loss",
+            "of the last 20 for each seed.",
+            "",
+            "| config | precision | seeds |",
+            "|---|---|---|",
+        ]
+        for config, runs in json.loads(losses.read_text()).items():
+            for precision, seeds in runs.items():
+                means = ", ".join(f"{statistics.fmean(values[-20:]):.3f}" for values in seeds)
+                lines.append(f"| {config} | {precision} | {means} |")
     return "\n".join(lines) + "\n"
 
 
@@ -556,7 +573,6 @@ def main() -> None:
         print("\n".join(w.name for w in works))
         return
     rounds = min(args.rounds, 3) if args.quick else args.rounds
-    peers = args.peers[:1] if args.quick else args.peers
     warnings.simplefilter("ignore")
 
     console = Console()
@@ -566,7 +582,8 @@ def main() -> None:
         torch.compiler.reset()
         ways = ["eager", "fused"] if args.quick else ["eager", "channels-last", "fused"]
         ways = args.ways or ways + ["compiled"] * (work.compiled and not args.quick)
-        if work.is_backbone:
+        if work.is_backbone:  # T with every peer, the others with the first
+            peers = args.peers[:1] if args.quick or work.network != "tiny" else args.peers
             contenders = list(backbones(work, peers, ways, device))
         else:
             contenders = list(whole_models(work, device))
@@ -583,7 +600,8 @@ def main() -> None:
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-            args.out.with_suffix(".md").write_text(markdown(report))
+            losses = args.out.with_name("precision.json")  # by tools/precision.py
+            args.out.with_suffix(".md").write_text(markdown(report, losses))
             plot(report, args.out.with_suffix(".png"))
 
 

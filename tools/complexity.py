@@ -10,11 +10,11 @@ import json
 import sys
 from contextlib import redirect_stdout
 
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
 from backbones.errors import InputError, reported_in_one_line
+from backbones.openmmlab.command_line import Overrides
 from backbones.openmmlab.complexity import Complexity, count
 from backbones.openmmlab.config import load_config
 
@@ -36,7 +36,7 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="the numbers alone, as JSON")
     parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change the config"
+        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="change the config"
     )
     args = parser.parse_args()
     if args.size and min(args.size) < 1:

@@ -11,10 +11,9 @@ from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from backbones.checkpoints import trusted
 from backbones.errors import InputError, reported_in_one_line
+from backbones.openmmlab.command_line import Overrides
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.predictor import Predictor
 
@@ -28,7 +27,7 @@ def main() -> None:
     parser.add_argument("--max-upload", default="20mb", metavar="SIZE", help="default: 20mb")
     parser.add_argument("--score", type=float, default=0.5, help="least score to begin with")
     parser.add_argument("--device", help="default: a GPU if there is one")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    parser.add_argument("--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE")
     parser.add_argument(
         "--trust-checkpoint",
         action="store_true",

@@ -112,15 +112,17 @@ def main() -> None:
         raise InputError(f"--steps {args.steps}: at least {LAST}, whose losses are compared")
 
     console, results, rows = Console(), {}, []
-    for path in args.configs:
-        runs = results[path.stem] = {}
-        for precision in precisions:
-            runs[precision] = []
-            for seed in range(args.seeds):
-                with tempfile.TemporaryDirectory() as work_dir:
+    # One folder for all runs: mmengine's visualizer outlives a run and keeps its own.
+    with tempfile.TemporaryDirectory() as work_dir:
+        for path in args.configs:
+            runs = results[path.stem] = {}
+            for precision in precisions:
+                runs[precision] = []
+                for seed in range(args.seeds):
                     runs[precision].append(train(path, precision, seed, args.steps, work_dir))
-                console.print(f"{path.stem} {precision} seed {seed}: {runs[precision][-1][-1]:.4f}")
-        rows += [(path.stem, precision, *ends(runs[precision])) for precision in precisions]
+                    last = runs[precision][-1][-1]
+                    console.print(f"{path.stem} {precision} seed {seed}: {last:.4f}")
+            rows += [(path.stem, precision, *ends(runs[precision])) for precision in precisions]
     table = Table("config", "precision", f"mean loss of the last {LAST}", "over the seeds")
     for name, precision, mean, deviation in rows:
         table.add_row(name, precision, f"{mean:.4f}", f"{deviation:.4f}")

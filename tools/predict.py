@@ -14,11 +14,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from mmengine.config import DictAction
 from PIL import Image
 
 from backbones.checkpoints import trusted
 from backbones.errors import InputError, UnreadableImage, reported_in_one_line
+from backbones.openmmlab.command_line import Overrides
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.image_files import read_image
 from backbones.openmmlab.predictions import Prediction, PredictionFiles, results, summary
@@ -51,7 +51,7 @@ def main() -> None:
         "--overlap", type=int, metavar="PIXELS", help="of tiles; default: a quarter of one"
     )
     parser.add_argument("--device", help="default: a GPU if there is one")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    parser.add_argument("--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE")
     parser.add_argument(
         "--trust-checkpoint",
         action="store_true",

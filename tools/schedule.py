@@ -11,11 +11,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
 from backbones.errors import InputError, reported_in_one_line
+from backbones.openmmlab.command_line import Overrides
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.own_data import use_data
 from backbones.openmmlab.schedule import Trace, iterations_per_epoch, trace
@@ -44,7 +44,7 @@ def main() -> None:
         help="iterations of an epoch; default: counted from the data set",
     )
     parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change the config"
+        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="change the config"
     )
     args = parser.parse_args()
     for name in ("processes", "epoch_length"):

@@ -4,6 +4,7 @@
 python tools/train.py configs/detection/cascade_convnext_t.py
 python tools/train.py CONFIG --data my_data --init-from cascade_coco.pth
 torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
+torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch --strategy fsdp
 tools/train.py CONFIG takes the recipe's optimizer steps on fewer processes too, by accumulation.
 """
 
@@ -18,6 +19,7 @@ from backbones.openmmlab.command_line import run_config, run_parser
 from backbones.openmmlab.doctor import check_data, examine_quickly
 from backbones.openmmlab.fine_tuning import start_from
 from backbones.openmmlab.runner import Runner, fit_to_machine
+from backbones.openmmlab.sharding import STRATEGIES, check_strategy
 from backbones.openmmlab.total_batch import LR_SCALES, batch_norm_note, use_total_batch
 from backbones.openmmlab.tracking import TRACKERS, track
 
@@ -58,11 +60,20 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="as `compile = True` in the config: torch.compile"
     )
+    parser.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        help="what several processes share the work by: ddp, where each holds the whole model, or "
+        "fsdp, which divides it among them; default: the config's, or ddp",
+    )
     args = parser.parse_args()
     config = run_config(args)
     config.resume = args.resume
+    if args.strategy:
+        config.strategy = args.strategy
     if args.compile:
         config.setdefault("compile", True)
+    check_strategy(config)
     track(config, args.track)
     start_from(config, args.init_from)
     if args.skip_bad_images:

@@ -3,6 +3,7 @@
 
 python tools/zoo.py --task segmentation --commercial-ok
 python tools/zoo.py convnextv2_base_1k_224_fcmae
+python tools/zoo.py --published FOLDER
 A score is a published one, reached by the method beside it; methods are not comparable. What a
 config's checkpoint takes is the `source`.
 """
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backbones.errors import reported_in_one_line
-from backbones.zoo import ZOO, Score, Weights, find
+from backbones.zoo import ZOO, Score, Weights, find, published_in
 
 # Field with the score of a task; weights without one are left out.
 TASKS = {"detection": "coco", "segmentation": "ade20k", "classification": "imagenet"}
@@ -29,7 +30,14 @@ def main() -> None:
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", nargs="?", help="all about the weights of this name or source")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        help="all about the weights of this name or source, or in a folder of tools/publish.py",
+    )
+    parser.add_argument(
+        "--published", metavar="FOLDER", help="what tools/publish.py put there, not the zoo"
+    )
     parser.add_argument(
         "--task", choices=TASKS, help="with a published score in it, the best first"
     )
@@ -39,7 +47,9 @@ def main() -> None:
     parser.add_argument("--arch", choices=sorted({weights.arch for weights in ZOO}))
     parser.add_argument("--json", action="store_true", help="everything known, as JSON")
     args = parser.parse_args()
-    chosen = [find(args.name)] if args.name else ZOO
+    chosen = published_in(args.published) if args.published else ZOO
+    total = len(chosen)
+    chosen = [find(args.name)] if args.name else chosen
     chosen = select(chosen, args.task, args.commercial_ok, args.arch)
     if args.json:
         print(json.dumps([everything(weights) for weights in chosen], indent=1))
@@ -47,7 +57,7 @@ def main() -> None:
         for weights in chosen:
             print_one(weights)
     else:
-        print_table(chosen)
+        print_table(chosen, total)
 
 
 def select(
@@ -97,7 +107,7 @@ def print_one(weights: Weights) -> None:
     console().print(table)
 
 
-def print_table(chosen: Sequence[Weights]) -> None:
+def print_table(chosen: Sequence[Weights], total: int) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("name", no_wrap=True)
     table.add_column("net", no_wrap=True)
@@ -117,7 +127,7 @@ def print_table(chosen: Sequence[Weights]) -> None:
             weights.licence,
         )
     console().print(table)
-    console().print(f"{len(chosen)} of {len(ZOO)}; tools/zoo.py NAME tells all about one")
+    console().print(f"{len(chosen)} of {total}; tools/zoo.py NAME tells all about one")
 
 
 def console() -> Console:

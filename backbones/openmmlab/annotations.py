@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import yaml
 from mmengine.logging import print_log
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from backbones.errors import InputError
+
+from .coco_annotations import are_numbers, check_rows
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLITS = {
@@ -138,9 +140,15 @@ def _read_coco(root: Path, path: Path) -> Annotations:
             if len(row["bbox"]) != 4:
                 raise InputError(f"{path}: annotation {row['id']} has no box of four numbers")
             as_is &= {"area", "iscrowd"} <= row.keys()
-    except (ValueError, KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
         raise InputError(f"{path}: {what}; it is no whole COCO annotation file") from None
+    check_rows(content, path, sizes=False)
+    for row in content["annotations"]:
+        if not are_numbers(row["bbox"]):
+            raise InputError(f"{path}: annotation {row['id']} has no box of four numbers")
     ids = [row["id"] for row in content["annotations"]]
     if len(set(ids)) < len(ids) or len(names) < len(content["images"]):
         raise InputError(f"{path}: two annotations or two images have the same id")
@@ -185,7 +193,7 @@ def image_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
             return image.size[::-1] if turned else image.size
-    except (UnidentifiedImageError, OSError):
+    except Exception:  # a damaged file may fail anywhere in a reader
         raise InputError(f"{path}: missing, empty or not an image") from None
 
 

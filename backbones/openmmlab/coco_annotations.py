@@ -1,7 +1,6 @@
 """Faults in a COCO annotation file that mmdet drops, repairs or trips over without a word."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +9,76 @@ from backbones.errors import InputError
 
 from .findings import Finding, first_of
 from .image_files import Header
+
+# What the rows of a COCO file hold, and what each may be.
+ROWS = {
+    "images": dict(id=(int, str), file_name=str, width=int, height=int),
+    "annotations": dict(id=(int, str), image_id=(int, str), category_id=(int, str), bbox=list),
+    "categories": dict(id=(int, str), name=str),
+}
+OPTIONAL = dict(area=float, iscrowd=int, segmentation=(list, dict, type(None)))
+LARGEST = 1e9  # beyond any number of pixels
+LARGEST_ID = 2**63  # COCO's own crowds have ids of twelve digits
+
+
+def read_json(path: Path) -> object:
+    """The content of a JSON file.
+
+    Raises:
+        InputError: it is not JSON, or nested without end.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+
+
+def check_rows(content: object, path: Path, sizes: bool = True) -> None:
+    """Refuse what is not in COCO's format, by the first row that is not.
+
+    Args:
+        content: of the file.
+        path: the file.
+        sizes: images have to have their width and height.
+
+    Raises:
+        InputError: a list, a row or a value of it is missing or of another kind.
+    """
+    for name, kinds in ROWS.items():
+        rows = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(rows, list):
+            raise InputError(f"{path}: not COCO's format, no list {name!r} in it")
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise InputError(f"{path}: not COCO's format, {name}[{number}] is no dict")
+            for key in kinds:
+                if key not in row and (sizes or key not in ("width", "height")):
+                    raise InputError(f"{path}: not COCO's format, no {key!r} in {name}[{number}]")
+            if name == "annotations":
+                kinds = kinds | {key: kind for key, kind in OPTIONAL.items() if key in row}
+            for key, kind in kinds.items():
+                if key in row and not _is(row[key], kind):
+                    raise InputError(
+                        f"{path}: not COCO's format, {key} of {name}[{number}] is {row[key]!r:.40}"
+                    )
+            if name == "images" and min(row.get("width", 1), row.get("height", 1)) < 1:
+                raise InputError(f"{path}: {name}[{number}] has a width or height below 1")
+
+
+def _is(value: object, kind: type | tuple[type, ...]) -> bool:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if int in kinds or float in kinds:  # JSON of other languages has 3.0 and false for them
+        largest = LARGEST_ID if str in kinds else LARGEST
+        number = isinstance(value, int | float) and abs(value) < largest
+        if number and (float in kinds or value == int(value)):
+            return True
+        kinds = tuple(k for k in kinds if k not in (int, float))
+    return isinstance(value, kinds)
+
+
+def are_numbers(values: object) -> bool:
+    """Whether it is a list of finite numbers, none beyond any number of pixels."""
+    return isinstance(values, list) and all(_is(value, float) for value in values)
 
 
 class CocoAnnotations:
@@ -25,20 +94,10 @@ class CocoAnnotations:
 
     def __init__(self, path: Path, classes: Sequence[str]):
         self.path, self.classes = path, classes
-        try:
-            content = json.loads(path.read_bytes())
-            self.images, self.annotations, self.categories = (
-                content[key] for key in ("images", "annotations", "categories")
-            )
-            self._by_image = {image["id"]: image for image in self.images}
-            for each in self.images:
-                each["file_name"], each["width"], each["height"]
-            for each in self.annotations:
-                each["id"], each["image_id"], each["category_id"], each["bbox"]
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path}: not COCO's format ({error})") from None
-        except KeyError as error:
-            raise InputError(f"{path}: not COCO's format, no {error} in it") from None
+        content = read_json(path)
+        check_rows(content, path)
+        self.images, self.annotations, self.categories = (content[key] for key in ROWS)
+        self._by_image = {image["id"]: image for image in self.images}
 
     def names(self) -> list[str]:
         """File names of the images."""
@@ -91,7 +150,7 @@ class CocoAnnotations:
             "error", "several have this id", repeated, "give each its own", "category"
         )
         unknown = [a["id"] for a in self.annotations if a["category_id"] not in known]
-        kinds = sorted({a["category_id"] for a in self.annotations} - known.keys())
+        kinds = sorted({a["category_id"] for a in self.annotations} - known.keys(), key=str)
         yield from self._found(
             "error", f"of category {first_of(kinds)}, which the file does not define", unknown,
             "define it or take them out: mmdet drops them",
@@ -117,11 +176,7 @@ class CocoAnnotations:
         malformed, empty, outside, beyond = [], [], [], []
         for annotation in self.annotations:
             box, image = annotation["bbox"], self._by_image.get(annotation["image_id"])
-            if (
-                not isinstance(box, list)
-                or len(box) != 4
-                or not all(isinstance(x, int | float) and math.isfinite(x) for x in box)
-            ):
+            if len(box) != 4 or not are_numbers(box):
                 malformed.append(annotation["id"])
                 continue
             x, y, w, h = box
@@ -146,16 +201,23 @@ class CocoAnnotations:
             yield from self._found(severity, what, ids, advice)
 
     def _check_masks(self) -> Iterator[Finding]:
-        lacking, thin = [], []
+        lacking, malformed, thin = [], [], []
         for annotation in self.annotations:
             mask = annotation.get("segmentation")
+            image = self._by_image.get(annotation["image_id"])
             if not mask:
                 lacking.append(annotation["id"])
-            elif isinstance(mask, list) and any(len(part) < 6 or len(part) % 2 for part in mask):
+            elif not (_is_code(mask, image) if isinstance(mask, dict) else _are_polygons(mask)):
+                malformed.append(annotation["id"])
+            elif isinstance(mask, list) and any(len(part) < 6 for part in mask):
                 thin.append(annotation["id"])
         yield from self._found(
             "error", "no segmentation, but masks are trained", lacking,
             "add it, or train without masks (mask_head and with_mask)",
+        )  # fmt: skip
+        yield from self._found(
+            "error", "segmentation is neither polygons nor run lengths of its image's size",
+            malformed, "write [[x, y, x, y, ...], ...] or dict(size=[height, width], counts=...)",
         )  # fmt: skip
         yield from self._found(
             "warning", "polygon of fewer than three points", thin, "mmdet drops the mask: redraw it"
@@ -186,6 +248,19 @@ class CocoAnnotations:
                 f"{_by(header.upright)} ({len(other)} of {len(headers)} images)",
                 "were the images resized after annotation? scale the boxes or restore the images",
             )  # fmt: skip
+
+
+def _are_polygons(mask: list) -> bool:
+    return all(are_numbers(part) and len(part) % 2 == 0 for part in mask)
+
+
+def _is_code(mask: dict, image: dict | None) -> bool:
+    size, counts = mask.get("size"), mask.get("counts")
+    if not isinstance(counts, str | list) or not are_numbers(size) or len(size) != 2:
+        return False
+    if isinstance(counts, list) and not (are_numbers(counts) and sum(counts) == size[0] * size[1]):
+        return False
+    return image is None or size == [image["height"], image["width"]]
 
 
 def _by(size: tuple[int, int]) -> str:

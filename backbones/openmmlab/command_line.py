@@ -8,9 +8,30 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 
 from backbones.checkpoints import trusted
+from backbones.errors import InputError
 
 from .config import load_config
 from .own_data import use_data
+
+MOST_BRACKETS = 1000  # mmengine's parser takes time with their square
+
+
+class Overrides(DictAction):
+    """mmengine's KEY=VALUE arguments, whose mistakes are said in one line."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for given in values:
+            key, equals, _ = given.partition("=")
+            if not equals or not key.isprintable():
+                raise InputError(f"--cfg-options {given!r:.60}: give KEY=VALUE")
+            try:
+                if given.count("(") + given.count("[") > MOST_BRACKETS:
+                    raise AssertionError
+                super().__call__(parser, namespace, [given], option_string)
+            except AssertionError:
+                raise InputError(
+                    f"--cfg-options {given:.60}: its brackets do not match, or are too many"
+                ) from None
 
 
 def run_parser(documentation: str) -> argparse.ArgumentParser:
@@ -26,7 +47,7 @@ def run_parser(documentation: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change the config"
+        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="change the config"
     )
     parser.add_argument(
         "--trust-checkpoint",

@@ -9,6 +9,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from difflib import get_close_matches
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ TOP_KEYS = {
     "launcher", "env_cfg", "log_processor", "log_level", "visualizer", "vis_backends",
     "default_scope", "randomness", "experiment_name", "custom_imports", "model_wrapper_cfg",
     "compile", "activation_checkpointing", "efficient_conv_bn_eval", "runner_type", "tta",
-    "tta_model", "inference_dtype", "init_from",
+    "tta_model", "inference_dtype", "init_from", "strategy",
 }  # fmt: skip
 
 # What the constructor of the optimizer wrapper reads from its paramwise_cfg.
@@ -91,6 +92,9 @@ NAMED = {"tta"}  # dicts whose keys are the user's own and whose values are not:
 # What `inference_dtype` may be; weights stay float32.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+# Keys whose value may be of several kinds.
+EITHER = {"arch", "compile", "loss_scale"}
+
 # Keys that a builder takes out before it calls the class, by the root registry of the class.
 BUILDER_KEYS = {
     "model": {"requires_grad"},  # build_norm_layer
@@ -139,7 +143,7 @@ def inference_dtype(config: Config) -> torch.dtype:
         InputError: it is not one of `DTYPES`.
     """
     name = config.get("inference_dtype", "float32")
-    if name not in DTYPES:
+    if not isinstance(name, str) or name not in DTYPES:
         raise InputError(
             f"config key inference_dtype: {name!r} is none of {', '.join(DTYPES)}"
             f"{_suggest(name, DTYPES)}"
@@ -185,11 +189,15 @@ def validate(config: Config) -> None:
         InputError: names the first such key by its full path and the nearest known one.
     """
     scope = config.get("default_scope") or "mmengine"
+    if not isinstance(scope, str):
+        raise InputError(f"config key default_scope: {scope!r:.40} is no library's name")
+    if not isinstance(config.get("model", {}), dict):
+        raise InputError(f"config key model: {config.model!r:.40} is no dict")
     for path, node in _dicts(config._cfg_dict):
         known = _known_keys(path, node, scope)
         if path == "optim_wrapper.paramwise_cfg":
             name = config.optim_wrapper.get("constructor", "DefaultOptimWrapperConstructor")
-            known = CONSTRUCTOR_KEYS.get(name)
+            known = CONSTRUCTOR_KEYS.get(name) if isinstance(name, str) else set()
         if known is None:
             continue
         if not known and node:
@@ -216,6 +224,8 @@ def _known_keys(path: str, node: dict, scope: str) -> set[str] | None:
                 return inside
         return UNTYPED_KEYS[max(ends, key=len)] if ends else set()
     name = node["type"]
+    if not isinstance(name, str) and not callable(name):
+        raise InputError(f"config key {path}.type: {name!r} is no class's name")
     found = [(None, name)] if callable(name) else list(_registered(name, scope))
     if not found:
         everything = {k for root in _root_registries() for k in _names(root, scope)}
@@ -304,17 +314,32 @@ def _fill_widths(config: Config) -> None:
     A head gets those of its `in_index`. With it a config changes its backbone by one key.
     """
     model = config.model
-    parts = [model[name] for name in ("neck", "decode_head", "auxiliary_head") if name in model]
-    parts = [part for part in parts if part.get("in_channels") == "backbone"]
+    parts = [model.get(name) for name in ("neck", "decode_head", "auxiliary_head")]
+    parts = [part for part in parts if part and part.get("in_channels") == "backbone"]
     if not parts:
         return
     scope = config.get("default_scope") or "mmengine"
-    with DefaultScope.overwrite_default_scope(scope), torch.device("meta"):
-        backbone = MODELS.build(dict(model.backbone))
+    try:
+        with DefaultScope.overwrite_default_scope(scope), torch.device("meta"):
+            backbone = MODELS.build(dict(model.backbone))
+    except InputError:
+        raise
+    except Exception as error:  # its arguments may be anything
+        raise InputError(f"config key model.backbone: {_first_line(error)}") from error
     widths = [backbone.dims[i] for i in backbone.out_indices]
     for part in parts:
         index = part.get("in_index", range(len(widths)))
-        part.in_channels = widths[index] if isinstance(index, int) else [widths[i] for i in index]
+        try:
+            single = isinstance(index, int)
+            part.in_channels = widths[index] if single else [widths[i] for i in index]
+        except (LookupError, TypeError):
+            raise InputError(
+                f"config key in_index: {index!r:.40}, but the backbone has {len(widths)} maps"
+            ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _override(config: Config, dotted: str, value: Any) -> None:
@@ -339,7 +364,35 @@ def _override(config: Config, dotted: str, value: Any) -> None:
         if isinstance(node, dict) and part not in node:
             break
         node = node[int(part)] if isinstance(node, list | tuple) else node[part]
-    config.merge_from_dict({dotted: value})
+    else:
+        _check_kind(dotted, node, value)
+    if isinstance(value, float) and isnan(value):
+        raise InputError(f"--cfg-options {dotted}: nan is not a number")
+    try:
+        config.merge_from_dict({dotted: value})
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"--cfg-options {dotted}: {error}") from None
+
+
+def _check_kind(dotted: str, former: Any, value: Any) -> None:
+    """Refuse a value of a kind that nothing which reads the former one could read."""
+    last = dotted.rpartition(".")[2]
+    if isinstance(former, dict) and not isinstance(value, dict | None) and last not in EITHER:
+        example = next(iter(former), "KEY")
+        raise InputError(
+            f"--cfg-options {dotted}: {value!r:.40} in place of a dict; set its keys, "
+            f"as {dotted}.{example}=..."
+        )
+    dicts = isinstance(former, list | tuple) and any(isinstance(each, dict) for each in former)
+    if dicts and value is not None:
+        if not isinstance(value, list | tuple) or not all(isinstance(v, dict) for v in value):
+            raise InputError(
+                f"--cfg-options {dotted}: {value!r:.40} in place of a list of dicts; set their "
+                f"keys, as {dotted}.0.type=..., or write a config"
+            )
+    number = isinstance(former, int | float)
+    if number and isinstance(value, str) and last not in EITHER:
+        raise InputError(f"--cfg-options {dotted}: {value!r:.40} in place of {former}")
 
 
 def _suggest(name: str, known: Any) -> str:

@@ -19,7 +19,7 @@ from backbones.errors import InputError
 
 from .coco_annotations import CocoAnnotations
 from .findings import Finding, by_severity, first_of
-from .image_files import Header, check_images, read_headers
+from .image_files import Header, check_images, check_left_out, read_headers
 from .label_maps import LabelMaps
 from .memory import GIB, available_memory, predict_training
 from .recipe import check_disk, check_recipe, check_weights, training_crop
@@ -41,12 +41,15 @@ def check_data(config: Config, splits: tuple[str, ...]) -> None:
     Raises:
         InputError: the first thing that is missing, cut off or contradicts.
     """
+    known: dict[str, Sequence[str]] = {}
     for split in splits:
         if config.get(f"{split}_dataloader") is None:
             if split == "test":
                 raise InputError(f"{config.filename}: has no test_dataloader to evaluate on")
             continue
         classes = _check_split(config, split)
+        if contradiction := _other_classes(known, split, classes):
+            raise InputError(contradiction)
         for path, count in _class_counts(config.model, "model") if classes else ():
             if count != len(classes):
                 raise InputError(_wrong_count(path, count, split, classes))
@@ -63,6 +66,30 @@ def _check_split(config: Config, split: str) -> Sequence[str] | None:
     if classes is not None and not hasattr(built, "check_files"):
         _check_files(dataset, key, classes)
     return classes
+
+
+def _other_classes(
+    known: dict[str, Sequence[str]], split: str, classes: Sequence[str] | None
+) -> str | None:
+    """What is wrong with a split whose classes, or their order, are not the first split's.
+
+    Labels are positions in these lists. `known` is filled as splits come.
+    """
+    if classes is None:
+        return None
+    known[split] = classes
+    first = next(iter(known))
+    if list(classes) == list(known[first]):
+        return None
+    more = [name for name in classes if name not in known[first]]
+    fewer = [name for name in known[first] if name not in classes]
+    parts = [f"has {first_of(more)}, which {first}_dataloader.dataset lacks"] if more else []
+    parts += [f"lacks its {first_of(fewer)}"] if fewer else []
+    parts = parts or [f"has the classes of {first}_dataloader.dataset in another order"]
+    return (
+        f"{split}_dataloader.dataset: {' and '.join(parts)}: a label would mean two things; set "
+        "both to the same classes"
+    )
 
 
 def _wrong_count(path: str, count: int, split: str, classes: Sequence[str]) -> str:
@@ -83,12 +110,13 @@ def examine(config: Config, images: int = 1000) -> list[Finding]:
     findings = [*check_stack(), *check_recipe(config), *check_disk(config), *check_weights(config)]
     headers: dict[Path, Header] = {}
     seen: list[dict] = []
+    known: dict[str, Sequence[str]] = {}
     for split in SPLITS:
         loader = config.get(f"{split}_dataloader")
         if loader is None or loader.dataset in seen:
             continue
         seen.append(loader.dataset)
-        found, read = _examine_split(config, split, images)
+        found, read = _examine_split(config, split, images, known)
         findings += found
         if split == "train":
             headers = read
@@ -102,7 +130,7 @@ def examine_quickly(config: Config) -> list[Finding]:
 
 
 def _examine_split(
-    config: Config, split: str, images: int
+    config: Config, split: str, images: int, known: dict[str, Sequence[str]]
 ) -> tuple[list[Finding], dict[Path, Header]]:
     dataset, key = config[f"{split}_dataloader"].dataset, f"{split}_dataloader.dataset"
     try:
@@ -111,11 +139,14 @@ def _examine_split(
         return [Finding("error", key, str(error))], {}
     if classes is None:
         return [Finding("warning", key, "has no class names: nothing can be compared")], {}
-    findings = [
-        Finding("error", path, _wrong_count(path, count, split, classes).partition(": ")[2])
-        for path, count in _class_counts(config.model, "model")
-        if count != len(classes)
-    ]
+    if contradiction := _other_classes(known, split, classes):
+        findings = [Finding("error", *contradiction.split(": ", 1))]
+    else:
+        findings = [
+            Finding("error", path, _wrong_count(path, count, split, classes).partition(": ")[2])
+            for path, count in _class_counts(config.model, "model")
+            if count != len(classes)
+        ]
     if repeated := [name for name in dict.fromkeys(classes) if list(classes).count(name) > 1]:
         findings.append(Finding("error", f"{key}.metainfo.classes", f"{first_of(repeated)} twice"))
     scales = pipeline_scales(dataset.pipeline)
@@ -155,7 +186,7 @@ def _examine_folder(
     if folders:
         paths = [Path(path) for path, _ in built.samples]
         headers, findings = read_headers(spread(paths, images))
-        return findings, headers
+        return [*findings, *check_left_out(Path(built.root), paths, built.extensions)], headers
     infos = built.load_data_list()
     if not infos:
         suffix = f"{built.img_suffix}" if hasattr(built, "img_suffix") else ""
@@ -189,6 +220,9 @@ def _examine_memory(config: Config, headers: dict[Path, Header]) -> Iterator[Fin
     size = training_size(config, headers)
     if size is None:
         return
+    if config.get("strategy") == "fsdp":
+        yield Finding("note", "strategy", "memory of a step is not predicted under fsdp")
+        return
     images = part_size(config)
     try:
         use_total_batch(config)
@@ -197,7 +231,14 @@ def _examine_memory(config: Config, headers: dict[Path, Header]) -> Iterator[Fin
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         needed = predict_training(config, images, size, device).peak
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         yield Finding("note", "model", f"memory of a step cannot be predicted ({reason})")
         return
@@ -210,7 +251,10 @@ def _examine_memory(config: Config, headers: dict[Path, Header]) -> Iterator[Fin
     if needed > free:
         advice = f"--cfg-options {key}={max(1, images // 2)}: tools/train.py accumulates the rest"
         if images == 1:
-            advice = "--cfg-options model.backbone.with_cp=True, or smaller images"
+            advice = (
+                "--cfg-options model.backbone.with_cp=True, smaller images, or several processes "
+                "with --strategy fsdp"
+            )
         yield Finding("error", key, said, advice)
     elif needed > 0.9 * free:
         yield Finding("warning", key, said, "it may run out now and then; make batch_size smaller")

@@ -1,5 +1,6 @@
 """What is in image files: size, channels, depth, orientation, wholeness, and the picture."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -15,6 +16,8 @@ from .findings import Finding, first_of
 
 ORIENTATION = 0x0112  # EXIF tag
 DEEP = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
+# Suffixes of images that Pillow knows with a plugin only, or a newer release.
+NEWER_IMAGES = (".avif", ".heic", ".heif", ".jxl")
 # How far a recipe's scale may be from the images' own before details are lost or made up.
 LARGEST_ENLARGEMENT = 2.0
 LARGEST_REDUCTION = 4.0
@@ -42,14 +45,19 @@ def read_header(path: Path) -> Header:
     Raises:
         OSError: it is missing, empty, cut off or not an image.
     """
-    with Image.open(path) as image:
-        orientation = image.getexif().get(ORIENTATION, 1)
-        size = image.size
-        if not _ends(path, image.format):
-            raise OSError("cut off")
-        upright = size[::-1] if orientation in (5, 6, 7, 8) else size
-        transparent = "A" in image.mode or "transparency" in image.info
-        return Header(size, upright, image.mode, orientation in range(2, 9), transparent)
+    try:
+        with Image.open(path) as image:
+            orientation = image.getexif().get(ORIENTATION, 1)
+            size = image.size
+            if not _ends(path, image.format):
+                raise OSError("cut off")
+            upright = size[::-1] if orientation in (5, 6, 7, 8) else size
+            transparent = "A" in image.mode or "transparency" in image.info
+            return Header(size, upright, image.mode, orientation in range(2, 9), transparent)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file may fail anywhere in a reader
+        raise OSError(f"not an image ({error})") from None
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -91,7 +99,7 @@ def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, Header], list[Findin
             headers[path] = read_header(path)
         except FileNotFoundError:
             missing.append(path)
-        except (OSError, ValueError, SyntaxError):
+        except OSError:
             broken.append(path)
     findings = []
     if missing:
@@ -109,6 +117,41 @@ def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, Header], list[Findin
             )
         )  # fmt: skip
     return headers, findings
+
+
+def check_left_out(
+    folder: Path, read: Sequence[Path], suffixes: Sequence[str]
+) -> Iterator[Finding]:
+    """Findings about files that a folder of classes has and its data set passes over.
+
+    Args:
+        folder: of a split, with a folder for each class.
+        read: the images that the data set reads.
+        suffixes: that it knows an image by.
+    """
+    known = set(read)
+    files = (
+        Path(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in sorted(names)
+        if not name.startswith(".") and name != "Thumbs.db"
+    )
+    images = {*Image.registered_extensions(), *NEWER_IMAGES}
+    homeless, unread, others = [], [], []
+    for path in sorted(path for path in files if path not in known):
+        suffix = path.suffix.lower()
+        kind = homeless if suffix in suffixes else unread if suffix in images else others
+        kind.append(path)
+    shown = " ".join(suffixes)
+    for severity, paths, what, advice in (
+        ("warning", homeless, "outside the folders of the classes, not read",
+         "put it into its class's folder or take it out"),
+        ("warning", unread, f"an image of a kind that is not read ({shown} are)",
+         "convert it to JPEG or PNG or take it out"),
+        ("note", others, "not an image, not read", "rename it if it is one"),
+    ):  # fmt: skip
+        if paths:
+            yield Finding(severity, str(paths[0]), _these(paths, what), advice)
 
 
 def _these(paths: Sequence[Path], what: str) -> str:

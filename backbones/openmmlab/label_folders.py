@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from rich.progress import track
 
 from backbones.errors import InputError
@@ -321,8 +321,10 @@ def load_label_map(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             pixels = np.array(image)
-    except (UnidentifiedImageError, OSError):
+    except Exception:  # a damaged file may fail anywhere in a reader
         raise InputError(f"{path}: missing, empty, cut off or not an image") from None
+    if pixels.dtype.kind not in "bui" or pixels.min(initial=0) < 0:
+        raise InputError(f"{path}: a label map holds whole numbers from 0 on, one for each pixel")
     if pixels.ndim == 3 and pixels.shape[2] == 2:  # grey with transparency
         pixels = pixels[..., 0]
     return pixels.astype(np.uint8) if pixels.dtype == bool else pixels

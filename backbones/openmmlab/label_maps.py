@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -42,18 +43,21 @@ class LabelMaps:
             training: the split is trained on; in others a class may well be missing.
         """
         pixels = np.zeros(256, np.int64)  # of every value
-        beyond, missing, broken, unlike, coloured, deep = [], [], [], [], [], []
+        beyond, missing, broken, unlike, coloured, odd, deep = [], [], [], [], [], [], []
         for image, path in self.pairs:
             try:
                 labels = _read(path)
             except FileNotFoundError:
                 missing.append(path)
                 continue
-            except (OSError, SyntaxError, ValueError):
+            except OSError:
                 broken.append(path)
                 continue
             if labels.ndim > 2:
                 coloured.append(path)
+                continue
+            if labels.dtype.kind not in "bui" or labels.min(initial=0) < 0:
+                odd.append(path)
                 continue
             if labels.max(initial=0) > IGNORED:
                 deep.append(path)
@@ -73,6 +77,7 @@ class LabelMaps:
                 "label map has colours, not labels",
                 "write each pixel's label, one channel",
             ),
+            (odd, "labels are not whole numbers from 0 on", "write 8 bits a pixel"),
             (deep, "label above 255", "mmseg reads 8 bits: 256 would become 0"),
         ):
             if paths:
@@ -151,9 +156,22 @@ class LabelMaps:
 
 
 def _read(path: Path) -> np.ndarray:
-    """Labels (H, W), or (H, W, channels) of a map in colours."""
-    with Image.open(path) as image:
-        return np.asarray(image)
+    """Labels (H, W), or (H, W, channels) of a map in colours.
+
+    Raises:
+        OSError: missing, cut off, damaged or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            labels, kind = np.asarray(image), image.format
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file may fail anywhere in a reader
+        raise OSError(f"not an image ({error})") from None
+    # PIL leaves rows that a PNG lacks at 0, which is a class.
+    if kind == "PNG" and cv2.imread(str(path), cv2.IMREAD_UNCHANGED) is None:
+        raise OSError("damaged")
+    return labels
 
 
 def _of(what: str, paths: Sequence[Path], pairs: Sequence) -> str:

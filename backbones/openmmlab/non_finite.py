@@ -15,6 +15,7 @@ from backbones.errors import InputError
 
 from .processes import any_process, from_all
 from .resume import STEP, seed_draws
+from .sharding import local
 
 
 @HOOKS.register_module()
@@ -51,7 +52,7 @@ class NonFiniteHook(Hook):
             self._guard(each)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: object = None) -> None:
-        self._bad, self._gradient = False, None
+        self._bad, self._gradient, self._overflowed = False, None, False
         for kept, buffer in zip(self._kept, self._buffers, strict=True):
             kept.copy_(buffer)
 
@@ -86,14 +87,14 @@ class NonFiniteHook(Hook):
             bad = any_process(self._gradient is not None or not math.isfinite(loss.item()))
             self._bad |= bad
             self._poisoned |= bad
+            if bad:  # under FSDP the gradient that overflowed may be another process's
+                self._overflowed = any_process(self._gradient is not None)
 
         @wraps(step)  # with the mark that mmengine's schedulers leave on it
         def checked_step(**kwargs) -> None:
             scaled = getattr(wrapper, "loss_scaler", None)
             # The scaler leaves the step out itself, and lowers its scale.
-            if not self._poisoned or (
-                self._gradient is not None and scaled and scaled.is_enabled()
-            ):
+            if not self._poisoned or (self._overflowed and scaled and scaled.is_enabled()):
                 step(**kwargs)
             self._poisoned = False
 
@@ -131,7 +132,9 @@ def check_finite(state: dict[str, Tensor], path: object) -> None:
 
 
 def _first_non_finite_gradient(model: nn.Module) -> str | None:
-    named = [(n, p.grad) for n, p in model.named_parameters() if p.grad is not None]
+    """Of what this process has of the gradients: under FSDP, of the sums over all processes."""
+    named = [(n, local(p.grad)) for n, p in model.named_parameters() if p.grad is not None]
+    named = [(name, gradient) for name, gradient in named if gradient.numel()]
     if not named:
         return None
     # One number for all, so that a GPU is waited for once.

@@ -9,7 +9,7 @@ how far they had read ahead or what they read before. The rest of the state is i
 import itertools
 import multiprocessing
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -318,6 +318,25 @@ class SkipBadImagesHook(Hook):
     def _drain(self) -> None:
         while not self._queue.empty():
             self.found.add(self._queue.get())
+
+
+def check_resumable(path: str | Path, checkpoint: Mapping) -> None:
+    """Refuse to go on from what is no state of a run.
+
+    Raises:
+        InputError: it holds weights alone.
+    """
+    meta = checkpoint.get("meta")
+    counted = isinstance(meta, Mapping) and all(
+        isinstance(meta.get(key), int) for key in ("epoch", "iter")
+    )
+    if not counted or not all(
+        isinstance(checkpoint.get(key), Mapping) for key in ("optimizer", "message_hub")
+    ):
+        raise InputError(
+            f"{path}: holds weights, not the state of a run; --resume goes on from a run's own "
+            "checkpoints, --init-from starts from any"
+        )
 
 
 class TrainingState:

@@ -113,10 +113,11 @@ class ClassMaskHead(FCNMaskHead):
             # The row of the 1x1 convolution's weight that belongs to the class.
             weight = self.conv_logits.weight.flatten(1)[labels]  # (n, C)
             rows = x.permute(0, 2, 3, 1).flatten(1, 2)  # (n, h * w, C)
-            logits = rows.bmm(weight[..., None]).view(len(x), *x.shape[2:])
+            logits = rows.bmm(weight[..., None]).view(x.shape[0], *x.shape[2:])
             logits = logits + self.conv_logits.bias[labels][:, None, None]
         else:
-            logits = self.conv_logits(x)[torch.arange(len(x)), labels]
+            # Not len(x), which an exported graph would take for a constant.
+            logits = self.conv_logits(x)[torch.arange(x.shape[0]), labels]
         return _exact(logits).sigmoid()
 
     def paste(

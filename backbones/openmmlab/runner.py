@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import LOG_PROCESSORS
 from mmengine.runner import CheckpointLoader, LogProcessor
 from mmengine.runner import Runner as MMEngineRunner
@@ -32,10 +33,19 @@ from .fine_tuning import fine_tune
 from .interruption import InterruptHook, outlive_signals
 from .non_finite import NonFiniteHook, check_finite
 from .precision import infer_in
-from .processes import what_was_lost
+from .processes import from_all, what_was_lost
 from .progress import ProgressHook
 from .report import ReportHook
-from .resume import DueValidationHook, RepeatableStepHook, TrainingState
+from .resume import DueValidationHook, RepeatableStepHook, TrainingState, check_resumable
+from .sharding import (
+    WholeValidationHook,
+    check_strategy,
+    divide_loaded_state,
+    is_sharded,
+    shard,
+    whole_states,
+    will_be_sharded,
+)
 from .total_batch import process_count
 
 
@@ -62,9 +72,12 @@ class Runner(MMEngineRunner):
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for several processes; mmengine's own way places it on a GPU.
 
-        Validation and testing compute in the config's `inference_dtype`.
+        Validation and testing compute in the config's `inference_dtype`. A model that FSDP will
+        divide stays as it is, on the CPU, until its weights are set; see `build_optim_wrapper`.
         """
-        if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
+        if will_be_sharded(self.cfg):
+            check_strategy(self.cfg)
+        elif self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
             model = MMDistributedDataParallel(module=model, broadcast_buffers=False)
         else:
             model = super().wrap_model(model_wrapper_cfg, model)
@@ -91,6 +104,14 @@ class Runner(MMEngineRunner):
             self._last = path, read_checkpoint(path)
         elif found := last_whole_checkpoint(self._work_dir):
             self._last = str(found[0]), found[1]
+        first, *others = from_all(self._last and Path(self._last[0]).name)
+        if other := [name for name in others if name != first]:
+            raise InputError(
+                f"--resume: {self._work_dir} holds {first or 'no checkpoint'} for the first "
+                f"process, {other[0] or 'none'} for another: give a folder that all machines share"
+            )
+        if self._last:
+            check_resumable(*self._last)
 
     def register_hooks(self, default_hooks: dict | None, custom_hooks: list | None) -> None:
         """The config's hooks, and those without which a run would lose something."""
@@ -98,6 +119,20 @@ class Runner(MMEngineRunner):
         for kind in (InterruptHook, NonFiniteHook, RepeatableStepHook, DueValidationHook):
             if not any(isinstance(hook, kind) for hook in self.hooks):
                 self.register_hook(kind())
+        if will_be_sharded(self.cfg):
+            self.register_hook(WholeValidationHook())
+
+    def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
+        """Build the optimizer; under FSDP the weights are set and divided first, as it trains what
+        each process is left with."""
+        built = isinstance(optim_wrapper, OptimWrapper)  # mmengine asks again when it resumes
+        if built or not will_be_sharded(self.cfg):
+            return super().build_optim_wrapper(optim_wrapper)
+        self._init_model_weights()
+        shard(self.model)
+        wrapper = super().build_optim_wrapper(optim_wrapper)
+        divide_loaded_state(wrapper.optimizer)
+        return wrapper
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
@@ -167,12 +202,15 @@ class Runner(MMEngineRunner):
         Raises:
             InputError: it cannot be written, or its weights are not finite; what was there is kept.
         """
-        self._training_state = TrainingState(self).collect()
+        self._gathered = dict(training_state=TrainingState(self).collect())
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        if is_sharded(model):
+            save_optimizer = kwargs.get("save_optimizer", True)
+            self._gathered |= whole_states(model, self.optim_wrapper, save_optimizer)
         if not is_main_process():
             return
         final = Path(out_dir) / filename
-        model = self.model.module if is_model_wrapper(self.model) else self.model
-        check_finite(model.state_dict(), final)
+        check_finite(self._gathered.get("state_dict") or model.state_dict(), final)
         try:
             with written_whole(final) as part:
                 super().save_checkpoint(out_dir, part.name, *args, **kwargs)
@@ -189,7 +227,7 @@ class Runner(MMEngineRunner):
     def call_hook(self, fn_name: str, **kwargs) -> None:
         """Call a hook of all hooks; a checkpoint about to be saved gets the processes' states."""
         if fn_name == "before_save_checkpoint":
-            kwargs["checkpoint"]["training_state"] = self._training_state
+            kwargs["checkpoint"].update(self._gathered)
         super().call_hook(fn_name, **kwargs)
 
     @property
@@ -225,6 +263,8 @@ class Runner(MMEngineRunner):
 
     def _init_model_weights(self) -> None:
         """Initialise; with `init_from` in the config, from a model of other classes."""
+        if is_sharded(self.model):
+            return
         super()._init_model_weights()
         fine_tune(self)
 

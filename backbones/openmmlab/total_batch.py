@@ -75,6 +75,10 @@ def use_total_batch(config: Config, total: int | None = None, scale_lr: str | No
             "give --scale-lr linear"
         )
     processes, images = process_count(config), part_size(config)
+    if not isinstance(images, int) or images < 1:
+        raise InputError(
+            f"config key train_dataloader.batch_size: {images!r}; give a whole number from 1 on"
+        )
     counts = config.optim_wrapper.get("accumulative_counts", 1)
     if counts != 1:
         if total is not None or scale_lr is not None:

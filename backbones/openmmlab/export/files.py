@@ -1,0 +1,155 @@
+"""Graphs as files: ONNX for onnxruntime and others, or a torch.export program; and how they run."""
+
+import json
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from backbones.errors import InputError
+
+# Which file a target makes and what writing and running it needs.
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+OPSET = 18  # what the exporter writes of its own accord; runtimes of the last years know it
+ONE_FILE = 1_900_000_000  # bytes of weights; a protobuf ends at 2 GiB
+EXAMPLE = (160, 224)  # height and width: no size that a graph might take for another
+
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+def capture(graph: nn.Module) -> ExportedProgram:
+    """The graph of a module, of every batch and size that its `inputs` leave open.
+
+    Raises:
+        InputError: torch.export cannot write it as one graph.
+    """
+    axes = graph.inputs["input"]
+    # One image would make the batch a constant.
+    example = torch.rand(2 if 0 in axes else 1, 3, *EXAMPLE) * 255
+    try:
+        with torch.no_grad(), _quiet():
+            return torch.export.export(
+                graph, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.DYNAMIC),)
+            )
+    except Exception as error:  # whatever is in a model may fail anywhere in the tracer
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"{type(graph).__name__}: torch.export cannot write it as one graph ({reason[0]})"
+        ) from error
+
+
+def write_onnx(
+    program: ExportedProgram,
+    graph: nn.Module,
+    path: Path,
+    metadata: Mapping[str, object],
+    opset: int = OPSET,
+) -> None:
+    """Write a captured graph as ONNX, weights beyond 2 GiB in `<name>.data` beside it.
+
+    torch.onnx's exporter by torch.export and not the older one by tracing: it keeps sizes symbolic
+    through every `if`, loop and padding, has exact translations of torchvision's nms and roi_align
+    (onnxscript), and one captured program serves both kinds of file. The older one writes the
+    example's sizes into anchors and interpolations as constants.
+
+    Args:
+        program: what `capture` returned for `graph`.
+        graph: names inputs, axes and outputs.
+        path: the file; its folder exists.
+        metadata: kept in the file, as JSON by key.
+
+    Raises:
+        InputError: an operator has no ONNX counterpart.
+    """
+    import onnx
+
+    weights = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+    try:
+        with _quiet():
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                input_names=list(graph.inputs),
+                output_names=list(graph.outputs),
+                opset_version=opset,
+                verbose=False,
+            )
+            converted.save(path, external_data=weights > ONE_FILE)
+    except Exception as error:  # onnxscript fails in its own ways for each operator
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{path.name}: no ONNX for this model ({reason[0]})") from error
+    model = onnx.load(path, load_external_data=False)
+    _name_axes(model.graph, graph.inputs)
+    onnx.helper.set_model_props(
+        model,
+        {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()},
+    )
+    onnx.save(model, path)
+
+
+def write_torch(program: ExportedProgram, path: Path, metadata: Mapping[str, object]) -> None:
+    """Write a captured graph for `torch.export.load`; metadata is its extra file metadata.json."""
+    with _quiet():
+        torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
+
+
+def open_onnx(path: Path, *, optimised: bool = True) -> Run:
+    """The file in onnxruntime on the CPU, as a function of images (N, 3, H, W).
+
+    Args:
+        optimised: False runs each operator as it stands in the file.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})
+
+
+def open_torch(path: Path) -> Run:
+    """The file as torch.export loads it, on the CPU, as a function of images (N, 3, H, W)."""
+    import torchvision  # noqa: F401  # the program calls its operators
+
+    module = torch.export.load(path).module()
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [x.numpy() for x in module(torch.from_numpy(images))]
+
+    return run
+
+
+def _name_axes(graph, inputs: Mapping[str, Mapping[int, str]]) -> None:
+    """Call the open axes by their names, where the exporter numbers its symbols."""
+    names = {}
+    for value in graph.input:
+        for axis, name in inputs[value.name].items():
+            names[value.type.tensor_type.shape.dim[axis].dim_param] = name
+    for value in graph.output:  # of a number that the image decides: of detections
+        for dim in value.type.tensor_type.shape.dim:
+            if re.fullmatch(r"u\d+", dim.dim_param):
+                names[dim.dim_param] = "detections"
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda m: names.get(m[0], m[0]), dim.dim_param)
+
+
+@contextmanager
+def _quiet():
+    """Without the exporter's progress and its dependencies' deprecations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,140 @@
+"""Models as functions of an image tensor alone, in operators that every exporter knows."""
+
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmcv.cnn.utils.fuse_conv_bn import fuse_conv_bn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from backbones.convnext import GRN
+from backbones.errors import InputError
+
+PARTS = ("model", "backbone")
+
+
+class Preprocessing(nn.Module):
+    """Channel order, mean and deviation of a model's data preprocessor, and its padding.
+
+    Images (N, 3, H, W) in float32, 0 to 255, in OpenCV's channel order (BGR) become normalised
+    ones, padded right and below to a multiple of `divisor`.
+    """
+
+    def __init__(self, preprocessor: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.swaps = preprocessor._channel_conversion
+        mean = getattr(preprocessor, "mean", torch.zeros(3, 1, 1))
+        std = getattr(preprocessor, "std", torch.ones(3, 1, 1))
+        self.register_buffer("mean", mean.detach().clone().float())
+        self.register_buffer("std", std.detach().clone().float())
+        self.divisor = preprocessor.pad_size_divisor
+        self.value = float(preprocessor.pad_value)
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.swaps:
+            images = images.flip(1)
+        images = (images - self.mean) / self.std
+        if self.divisor > 1:
+            height, width = images.shape[2:]
+            below, right = -height % self.divisor, -width % self.divisor
+            images = F.pad(images, (0, right, 0, below), value=self.value)
+        return images.to(self.dtype)
+
+
+class BackboneGraph(nn.Module):
+    """Images to the feature maps of the backbone, in float32."""
+
+    inputs = {"input": {0: "batch", 2: "height", 3: "width"}}
+
+    def __init__(self, preprocessing: Preprocessing, backbone: nn.Module):
+        super().__init__()
+        self.preprocessing = preprocessing
+        self.backbone = backbone
+        self.outputs = tuple(f"map{i}" for i in backbone.out_indices)
+
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.float() for x in self.backbone(self.preprocessing(input)))
+
+
+def build_graph(
+    model: nn.Module, part: str = "model", *, logits: bool = False, fp16: bool = False
+) -> nn.Module:
+    """A copy of a model, or of its backbone, as a function of images that can be exported.
+
+    Args:
+        model: a detector with the heads of Mask R-CNN or Cascade Mask R-CNN, or a segmentor; left
+            as it is.
+        part: one of `PARTS`.
+        logits: a segmentor gives logits instead of labels.
+        fp16: weights and activations in half precision; statistics of norms, boxes, scores and
+            sampling in float32. Inputs and outputs are float32 in any case.
+
+    Returns:
+        A module with `inputs`, the dynamic axes of its argument, and `outputs`, their names.
+
+    Raises:
+        InputError: something in the model has no counterpart in an exported graph.
+    """
+    is_segmentor = hasattr(model, "decode_head")
+    if logits and (part == "backbone" or not is_segmentor):
+        raise InputError("--logits: only a whole segmentor has logits")
+    if not hasattr(model, "backbone") or not hasattr(model.data_preprocessor, "pad_size_divisor"):
+        raise InputError(f"{type(model).__name__}: only detectors and segmentors can be exported")
+    preprocessing = Preprocessing(model.data_preprocessor, torch.float16 if fp16 else torch.float32)
+    model = deepcopy(model).cpu().float().eval().requires_grad_(False)
+    for module in list(model.modules()):
+        if isinstance(module, ConvModule):
+            fuse_conv_bn(module)  # variances of large activations do not fit fp16
+    if part == "backbone":
+        graph = BackboneGraph(preprocessing, model.backbone)
+    elif is_segmentor:
+        from .segmentor import SegmentorGraph  # mmseg is there only where a config registered it
+
+        graph = SegmentorGraph(preprocessing, model, logits)
+    else:
+        from .detector import DetectorGraph  # as for mmdet
+
+        graph = DetectorGraph(preprocessing, model)
+    if fp16:
+        halve(graph)
+    return graph.eval()
+
+
+def halve(graph: nn.Module) -> None:
+    """Half precision, with norms in float32: their statistics overflow fp16.
+
+    The casts stand in the graph by themselves, as not every runtime takes the statistics in float32
+    of its own accord. GRN takes its sums of squares in float32 anyway.
+    """
+    preprocessing = graph.preprocessing
+    graph.half()
+    preprocessing.float()
+    for module in graph.modules():
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm | _BatchNorm):
+            module.float()
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+            module.register_forward_hook(lambda _, inputs, output: output.half())
+        elif isinstance(module, GRN):
+            module.float()
+
+
+def enlarge_activations(backbone: nn.Module, factor: float) -> nn.Module:
+    """A copy of a ConvNeXt whose activations before every norm and GRN are `factor` times as large.
+
+    Layer norm takes the factor out again: the residual stream and what the depthwise convolutions
+    make of it carry it, and within the blocks the hidden map does.
+    """
+    backbone = deepcopy(backbone)
+    with torch.no_grad():
+        for layers in backbone.downsample_layers:  # the stem ends in its norm
+            layers[-1].weight *= factor
+            layers[-1].bias *= factor
+        for block in backbone.stages.modules():
+            if isinstance(getattr(block, "grn", None), GRN):
+                block.pwconv1.weight *= factor
+                block.pwconv1.bias *= factor
+                block.pwconv2.weight /= factor
+    return backbone

@@ -1,0 +1,197 @@
+"""Weights, gradients and optimizer state divided among the processes: FSDP (arXiv:2304.11277).
+
+PyTorch's `fully_shard` (FSDP2) turns every parameter into a DTensor of its own in place, so a
+model keeps its class's methods and the names, shapes and dimensions of its parameters: layer decay,
+the exclusion of biases from weight decay, and checkpoints are what they are without it.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.hooks import EMAHook, Hook
+from mmengine.model import BaseDataPreprocessor
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS
+from mmengine.utils import apply_to
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from backbones.errors import InputError
+
+from .layer_decay import NETWORKS
+from .processes import from_all
+
+STRATEGIES = ("ddp", "fsdp")
+
+
+def check_strategy(config: Config) -> None:
+    """Refuse a strategy there is not, and what training under FSDP does not go with.
+
+    Raises:
+        InputError: names the key and what to set it to.
+    """
+    strategy = config.get("strategy", "ddp")
+    if strategy not in STRATEGIES:
+        raise InputError(f"config key strategy: {strategy!r} is none of {', '.join(STRATEGIES)}")
+    if strategy != "fsdp":
+        return
+    if config.get("launcher", "none") == "none":
+        raise InputError(
+            "--strategy fsdp: divides the model among processes; start them with torchrun "
+            "--nproc-per-node N tools/train.py CONFIG --launcher pytorch --strategy fsdp"
+        )
+    for hook in config.get("custom_hooks") or []:
+        kind = hook["type"] if isinstance(hook["type"], type) else HOOKS.get(hook["type"])
+        if kind and issubclass(kind, EMAHook):
+            raise InputError(
+                f"--strategy fsdp: {kind.__name__} keeps a second, undivided copy of the weights; "
+                "take it out of custom_hooks"
+            )
+    wrapper = config.optim_wrapper
+    if "optimizer" not in wrapper:
+        raise InputError("--strategy fsdp: config key optim_wrapper: has to hold one optimizer")
+    if wrapper.get("type") == "AmpOptimWrapper" and wrapper.get("dtype") != "bfloat16":
+        raise InputError(
+            "--strategy fsdp: config key optim_wrapper.dtype: "
+            f"{wrapper.get('dtype', 'float16')}; set it to bfloat16, which needs no loss scale"
+        )
+    if wrapper.get("accumulative_counts", 1) != 1:
+        raise InputError(
+            "--strategy fsdp: config key optim_wrapper.accumulative_counts: set it to 1 and give "
+            "--total-batch, which accumulates without it"
+        )
+    for key in ("compile", "model_wrapper_cfg"):
+        if config.get(key):
+            raise InputError(f"--strategy fsdp: config key {key}: does not go with it; remove it")
+
+
+def will_be_sharded(config: Config) -> bool:
+    """Whether a run of this config divides its model; evaluations hold all of it."""
+    return config.get("strategy") == "fsdp" and bool(config.get("train_cfg"))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` has divided the model."""
+    return isinstance(model, FSDPModule)
+
+
+def shard(model: nn.Module) -> None:
+    """Divide a model among all processes in place, each unit of ConvNeXt by itself.
+
+    A block, or a downsampling, is gathered when it is computed and divided again after; the rest,
+    neck and heads, together for the length of a step. Loading a state dict of whole tensors goes on
+    working. A unit at a time is moved to the device, so the device need not hold them all.
+
+    Raises:
+        InputError: a parameter without dimensions, which cannot be divided.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 0:
+            raise InputError(f"--strategy fsdp: {name} has no dimension to divide; use ddp")
+    device = torch.device(get_device())
+    for module in model.modules():
+        if isinstance(module, BaseDataPreprocessor):
+            module.to(device)
+    mesh = init_device_mesh(device.type, (get_world_size(),))
+    for unit in _units(model):
+        fully_shard(unit, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model.register_load_state_dict_pre_hook(_divide_weights)
+
+
+def divide_loaded_state(optimizer: Optimizer) -> None:
+    """Let the optimizer of a sharded model load a state of whole tensors."""
+    optimizer.register_load_state_dict_pre_hook(_divide_optimizer_state)
+
+
+def whole_states(
+    model: nn.Module, optim_wrapper: OptimWrapper, save_optimizer: bool = True
+) -> dict[str, dict]:
+    """The weights and the optimizer's state as an undivided run has them, for the main process.
+
+    One tensor at a time is gathered and moved to the CPU; every process calls it at the same point.
+    """
+    weights = model.state_dict()
+    states = dict(state_dict=_gathered(weights))
+    states["state_dict"]._metadata = weights._metadata  # versions of modules, as PyTorch keeps them
+    if save_optimizer:
+        states["optimizer"] = _gathered(optim_wrapper.state_dict())
+    return states
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor; all of it where it is not divided."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@HOOKS.register_module()
+class WholeValidationHook(Hook):
+    """Holds the weights of a sharded model whole while it validates.
+
+    They are gathered by the first image. So the processes need not run the network equally often,
+    which sliding windows over images of different sizes would not do.
+    """
+
+    priority = "VERY_HIGH"
+
+    def before_val(self, runner) -> None:
+        if not min(from_all(len(runner.val_dataloader))):
+            raise InputError("--strategy fsdp: a process has no image to validate; use fewer")
+        runner.model.set_reshard_after_forward(False)
+
+    def after_val(self, runner) -> None:
+        model = runner.model
+        model.set_reshard_after_forward(True)
+        # As the root is set up by itself: backward, which needs it first, follows forward.
+        model.set_reshard_after_forward(False, recurse=False)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+def _units(model: nn.Module) -> Iterator[nn.Module]:
+    for network in [m for m in model.modules() if isinstance(m, NETWORKS)]:
+        for stage in network.stages:
+            yield from stage
+        yield from network.downsample_layers
+
+
+def _gathered(state: dict) -> dict:
+    def gather(value: Tensor) -> Tensor | None:
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        return whole.cpu() if is_main_process() else None
+
+    return apply_to(state, lambda value: isinstance(value, Tensor), gather)
+
+
+def _divided(tensor: Tensor, like: DTensor) -> DTensor:
+    # Every process has read the whole tensor, and keeps a copy of its part alone.
+    part = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    return part.clone()
+
+
+def _divide_weights(model: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    for name, own in model.state_dict().items():
+        given = state_dict.get(prefix + name)
+        if isinstance(own, DTensor) and given is not None and not isinstance(given, DTensor):
+            state_dict[prefix + name] = _divided(given, own)
+
+
+def _divide_optimizer_state(optimizer: Optimizer, state_dict: dict) -> dict:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
+    state = dict(state_dict["state"])
+    for number, parameter in zip(numbers, parameters, strict=False):  # PyTorch compares lengths
+        state[number] = {
+            name: _divided(value, parameter)
+            if isinstance(value, Tensor) and value.shape == parameter.shape
+            else value
+            for name, value in state.get(number, {}).items()
+        }
+    return {**state_dict, "state": state}

@@ -1,0 +1,25 @@
+"""What is installed, asked before it is needed."""
+
+from importlib.util import find_spec
+
+from .errors import InputError
+
+DISTRIBUTIONS = {"cv2": "opencv-python-headless"}
+
+
+def require(purpose: str, *modules: str) -> None:
+    """Refuse to go on without these modules.
+
+    Raises:
+        InputError: says which are missing and how to install them.
+    """
+    missing = [DISTRIBUTIONS.get(name, name) for name in modules if not _found(name)]
+    if missing:
+        raise InputError(f"{purpose}: not installed; pip install {' '.join(missing)}")
+
+
+def _found(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ValueError:  # imported without a spec
+        return True

@@ -1,0 +1,76 @@
+"""What must not cost a trained detector anything: test-time augmentation, bfloat16, export."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import DETECTION, run_here, run_tool
+
+from backbones.openmmlab.export.files import open_onnx, open_torch
+
+LOADING = (
+    "test_dataloader.num_workers=0",
+    "test_dataloader.persistent_workers=False",
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple:
+    """Arguments of a tool that runs a detector trained for minutes on drawn shapes."""
+    root = tmp_path_factory.mktemp("trained")
+    sizes = ("--root", root, "--train", 64, "--val", 16, "--size", 128)
+    assert run_here("prepare_data.py", "demo", *sizes).status == 0
+    common = ("--data", root / "demo", "--work-dir", root / "run")
+    options = (
+        "train_cfg.max_epochs=12",
+        "train_dataloader.num_workers=0",
+        "train_dataloader.persistent_workers=False",
+        "val_dataloader=None",
+        "val_cfg=None",
+        "val_evaluator=None",
+        *LOADING,
+    )
+    done = run_tool("train.py", DETECTION, *common, "--cfg-options", *options, cwd=root)
+    assert done.status == 0, done.err
+    return (DETECTION, (root / "run" / "last_checkpoint").read_text(), *common)
+
+
+def metrics(arguments: tuple, folder: Path, *more: object) -> dict:
+    done = run_tool("test.py", *arguments, "--out", folder / "metrics.json", *more, cwd=folder)
+    assert done.status == 0, done.err
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_augmentation_and_bfloat16_lose_nothing(trained, tmp_path):
+    loaders = ("--cfg-options", *LOADING)
+    single = metrics(trained, tmp_path, *loaders)
+    assert single["coco/segm_mAP"] > 0.1
+    for protocol in ("flip", "multi_scale"):
+        merged = metrics(trained, tmp_path, "--tta", protocol, *loaders)
+        assert merged["coco/segm_mAP"] >= single["coco/segm_mAP"] - 0.01
+        assert merged["coco/bbox_mAP"] >= single["coco/bbox_mAP"] - 0.01
+    rough = metrics(trained, tmp_path, *loaders, "inference_dtype=bfloat16")
+    for key in ("coco/bbox_mAP", "coco/segm_mAP"):
+        assert rough[key] == pytest.approx(single[key], abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "fp16"), [("onnx", False), ("onnx", True), ("torch", False)], ids=str
+)
+def test_exported_detector_keeps_its_ap(target, fp16, trained, tmp_path):
+    out = tmp_path / ("detector.onnx" if target == "onnx" else "detector.pt2")
+    done = run_here(
+        "export.py", *trained, "--to", target, "--out", out, "--images", 4, *["--fp16"] * fp16
+    )
+    assert done.status == 0, done.err
+    report = json.loads(out.with_suffix(".json").read_text())
+    assert report["images"] == 4 and report["outputs"] == ["dets", "labels", "masks"]
+    for kind in ("bbox", "segm"):
+        score = report["scores"][f"coco/{kind}_mAP"]
+        assert score["model"] > 0.05 and abs(score["change"]) <= (0.02 if fp16 else 1e-3)
+    run = (open_onnx if target == "onnx" else open_torch)(out)
+    blank = run(np.full((1, 3, 75, 203), 114, np.float32))  # another size, hardly any object
+    assert blank[0].shape[2] == 5 and blank[2].shape[1] == blank[0].shape[1] == blank[1].shape[1]
