@@ -6,6 +6,8 @@ from setuptools import find_packages, setup
 
 ORACLES = ["onedl-mmpretrain==1.3.6", "transformers==5.23.0", "pycocotools==2.0.11"]
 DEMO = "gradio>=6.31,<7"
+# imagecorruptions itself, of 2020, works neither with NumPy 2 nor with scikit-image 0.19.
+CORRUPTIONS = "imagecorruptions-imaug>=1.1.5,<1.2"
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 CONVERTER = "supervision>=0.31,<0.32"  # reads YOLO and Pascal VOC
 
@@ -40,10 +42,12 @@ setup(
         "convert": [CONVERTER],
         "demo": [DEMO],
         "export": EXPORT,
+        "robustness": [CORRUPTIONS],
         "test": [
             *ORACLES,
             *EXPORT,
             CONVERTER,
+            CORRUPTIONS,
             DEMO,
             "hypothesis==6.170.15",
             "playwright==1.65.2",

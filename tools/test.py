@@ -12,6 +12,7 @@ from pathlib import Path
 
 from backbones.checkpoints import trusted
 from backbones.errors import reported_in_one_line
+from backbones.openmmlab.boundary import measure_boundaries
 from backbones.openmmlab.command_line import run_config, run_parser
 from backbones.openmmlab.config import leave_training_out, use_tta
 from backbones.openmmlab.doctor import check_data
@@ -29,6 +30,11 @@ def main() -> None:
         "segmentor, flip or multi_scale for a detector",
     )
     parser.add_argument(
+        "--boundary",
+        action="store_true",
+        help="measure boundary AP or boundary mIoU of the masks too; it costs time",
+    )
+    parser.add_argument(
         "--out", type=Path, help="metrics as JSON; default: metrics.json in the work dir"
     )
     args = parser.parse_args()
@@ -38,6 +44,8 @@ def main() -> None:
     if args.tta:
         use_tta(config, args.tta)
     check_data(config, ("test",))
+    if args.boundary:
+        measure_boundaries(config)
     fit_to_machine(config)
     with trusted() if args.trust_checkpoint else nullcontext():
         metrics = Runner.from_cfg(config).test()

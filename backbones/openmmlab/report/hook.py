@@ -21,6 +21,7 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from backbones.errors import InputError
 from backbones.openmmlab.progress import peak_memory
+from backbones.openmmlab.robustness import read_robustness
 from backbones.whole_files import write_whole
 
 from .evaluation import DetectionFigures, SegmentationFigures
@@ -211,6 +212,8 @@ class ReportHook(Hook):
             report["config"] = describe_config(runner.cfg)
             if earlier.get("run", {}).get("config") == report["run"]["config"]:
                 report.update({k: earlier[k] for k in ("training", "config") if k in earlier})
+            if "evaluation" not in report and "evaluation" in earlier:  # tools/robustness.py
+                report["evaluation"] = earlier["evaluation"]
         else:
             report["training"].update(self._training(runner))
         report["environment"] = _environment(runner)
@@ -218,6 +221,7 @@ class ReportHook(Hook):
         report = jsonable(report)
         folder = Path(runner.work_dir)
         try:
+            report["robustness"] = read_robustness(folder)
             write_whole(folder / "report.json", json.dumps(report, allow_nan=False))
             write_whole(folder / "report.html", render(report))
         except InputError as error:
@@ -302,6 +306,12 @@ class ReportHook(Hook):
             evaluation.update(figures.figures(precision))
         elif figures is not None:
             evaluation.update(figures.figures())
+            for metric in loop.evaluator.metrics:
+                for row, value in zip(
+                    evaluation["per_class"], getattr(metric, "boundary_iou", None) or (),
+                    strict=False,
+                ):  # fmt: skip
+                    row["boundary IoU"] = value
         self.report["evaluation"] = evaluation
         self.write(runner)
 
@@ -396,6 +406,8 @@ def commands(runner, report: dict) -> list[dict]:
     if checkpoint:
         test = [*start, str(tools / "test.py"), config, checkpoint, *work, *data, *launcher]
         rows.append(dict(what="Evaluate", command=shlex.join(test + options)))
+        robust = ["python", str(tools / "robustness.py"), config, checkpoint, *work, *data]
+        rows.append(dict(what="Measure robustness", command=shlex.join([*robust, *options])))
         loader = runner.cfg.get("test_dataloader") or runner.cfg.get("val_dataloader")
         if loader:
             prefix = loader.dataset.get("data_prefix") or {}

@@ -6,19 +6,24 @@ from html import escape
 from pathlib import Path
 
 from .charts import Series, heat_map, line_chart, number
+from .robustness import robustness_section
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 NAMES = {
-    "coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP", "mIoU": "mIoU", "mAcc": "mean recall",
+    "coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP", "coco/boundary_mAP": "boundary AP",
+    "mIoU": "mIoU", "boundary_mIoU": "boundary mIoU", "mAcc": "mean recall",
     "aAcc": "pixels right", "coco/bbox_mAP_50": "box AP50", "coco/bbox_mAP_75": "box AP75",
     "coco/segm_mAP_50": "mask AP50", "coco/segm_mAP_75": "mask AP75",
     "coco/bbox_mAP_s": "box AP small", "coco/bbox_mAP_m": "box AP medium",
     "coco/bbox_mAP_l": "box AP large", "coco/segm_mAP_s": "mask AP small",
     "coco/segm_mAP_m": "mask AP medium", "coco/segm_mAP_l": "mask AP large",
+    "coco/boundary_mAP_50": "boundary AP50", "coco/boundary_mAP_75": "boundary AP75",
+    "coco/boundary_mAP_s": "boundary AP small", "coco/boundary_mAP_m": "boundary AP medium",
+    "coco/boundary_mAP_l": "boundary AP large",
 }  # fmt: skip
-MAIN = ("coco/bbox_mAP", "coco/segm_mAP", "mIoU")
-KINDS = {"bbox": "box", "segm": "mask"}
+MAIN = ("coco/bbox_mAP", "coco/segm_mAP", "coco/boundary_mAP", "mIoU", "boundary_mIoU")
+KINDS = {"bbox": "box", "segm": "mask", "boundary": "boundary"}
 MATRIX = 20  # classes that a confusion matrix shows
 TABLE = 30  # rows of the table of confusions
 LINES = 8  # classes with a precision-recall curve of their own
@@ -38,6 +43,7 @@ def render(report: Mapping) -> str:
         ("training", "Training", _training(training)),
         ("classes", "Scores by class and size", _classes(evaluation)),
         ("precision", "Precision and recall", _precision_recall(evaluation)),
+        ("robustness", "Corrupted images", _robustness(report.get("robustness") or {})),
         ("confusion", "Confusions", _confusion(evaluation)),
         ("pictures", "The worst images first", _wall(evaluation)),
         ("commands", "Go on from here", _commands(report)),
@@ -130,6 +136,11 @@ def score_table(runs: Sequence[Mapping]) -> list[tuple[str, list[float | None]]]
     keys = list(dict.fromkeys([*MAIN, *(key for row in scores for key in row)]))
     rows = [(key, [row.get(key) for row in scores]) for key in keys]
     return [(key, values) for key, values in rows if any(v is not None for v in values)]
+
+
+def main_metrics(scores: Mapping) -> list[str]:
+    """Of the names in `scores` those that sum up a model; the first two where none is known."""
+    return [key for key in MAIN if key in scores] or list(scores)[:2]
 
 
 def config_differences(runs: Sequence[Mapping]) -> list[list[str]]:
@@ -274,12 +285,14 @@ def _classes(evaluation: Mapping) -> str:
         return ""
     if evaluation.get("task") == "segmentation":
         order = sorted(rows, key=lambda row: (row["IoU"] is None, row["IoU"] or 0))
+        header = ["class", "IoU", "boundary IoU", "recall", "precision"]
+        if not any("boundary IoU" in row for row in rows):
+            header.remove("boundary IoU")
         body = [
-            [row["name"], _share(row["IoU"]), _share(row["recall"]), _share(row["precision"]),
-             _share(row["pixels"], 2)]
+            [row["name"], *(_share(row.get(c)) for c in header[1:]), _share(row["pixels"], 2)]
             for row in order
-        ]  # fmt: skip
-        header = ["class", "IoU", "recall", "precision", "of all pixels"]
+        ]
+        header.append("of all pixels")
         return (
             '<p class="note">The worst class first; per cent over all pixels of the set.</p>'
             + _table(header, body, tall=True)
@@ -331,6 +344,10 @@ def _precision_recall(evaluation: Mapping) -> str:
         title = f"{KINDS[kind].capitalize()}, {some}, IoU 0.50"
         charts.append(line_chart(lines, title=title, **axes))
     return f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
+
+
+def _robustness(record: Mapping) -> str:
+    return robustness_section(record, NAMES, main_metrics(record.get("clean") or {}))
 
 
 def _confusion(evaluation: Mapping) -> str:

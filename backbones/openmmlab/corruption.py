@@ -1,0 +1,133 @@
+"""Corrupted images in evaluation: the 15 of Hendrycks & Dietterich, by image name and seed."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmengine.config import Config
+from mmengine.registry import TRANSFORMS
+
+from backbones.errors import InputError
+
+LIBRARY = "imagecorruptions-imaug"
+# arXiv:1903.12261, Figure 1, in its order; for detectors arXiv:1907.07484.
+GROUPS = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    "weather": ("snow", "frost", "fog", "brightness"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+}
+CORRUPTIONS = tuple(name for names in GROUPS.values() for name in names)
+SEVERITIES = (1, 2, 3, 4, 5)
+LEAST_SIDE = 32  # pixels; the library's
+OWN_GENERATOR = ("impulse_noise", "glass_blur")  # draw by a seed they are given
+
+
+def prepare() -> str:
+    """Version of the library that corrupts; what it compiles is compiled once, for all workers.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        found = version(LIBRARY)
+    except PackageNotFoundError:
+        raise InputError(
+            f"corruptions: {LIBRARY} is missing; pip install {LIBRARY} "
+            "(the package imagecorruptions itself does not work with NumPy 2)"
+        ) from None
+    blank = np.zeros((LEAST_SIDE, LEAST_SIDE, 3), dtype=np.uint8)
+    corrupt(blank, "glass_blur", 1, name="", seed=0)
+    return f"{LIBRARY} {found}"
+
+
+def corrupt(image: np.ndarray, corruption: str, severity: int, *, name: str, seed: int):
+    """A corrupted copy of an image; equal arguments give equal pixels.
+
+    One image is corrupted alike at all severities, by more or less of the same draw, as far as the
+    corruption allows it.
+
+    Args:
+        image: (H, W, 3) uint8, RGB, 32 pixels or more on each side.
+        corruption: of `CORRUPTIONS`.
+        severity: 1 to 5; 0 leaves the image as it is.
+        name: of the image, for the draw.
+        seed: for the draw.
+    """
+    if severity == 0:
+        return image.copy()
+    from imagecorruptions import corrupt as library_corrupt
+
+    digest = hashlib.sha256(f"{seed} {corruption} {name}".encode()).digest()
+    drawn = int.from_bytes(digest[:4], "big")
+    given = {"seed": drawn} if corruption in OWN_GENERATOR else {}
+    with _seeded(drawn):
+        return library_corrupt(image, severity, corruption, **given)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """NumPy's global generator, which the library draws from, seeded and then as it was."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+@TRANSFORMS.register_module()
+class CorruptImage(BaseTransform):
+    """Corrupts `img`, (H, W, 3) BGR as LoadImage leaves it; boxes and labels stay where they are.
+
+    Args:
+        corruption: of `CORRUPTIONS`; None leaves images as they are, as severity 0 does.
+        severity: 0 to 5.
+        seed: of the draws, together with the image's file name.
+
+    Raises:
+        InputError: an image is smaller than 32 pixels.
+    """
+
+    def __init__(self, corruption: str | None = None, severity: int = 0, seed: int = 0):
+        self.corruption = corruption
+        self.severity = severity
+        self.seed = seed
+
+    def transform(self, results: dict) -> dict:
+        if self.corruption is None or self.severity == 0:
+            return results
+        image, path = results["img"], Path(results["img_path"])
+        if min(image.shape[:2]) < LEAST_SIDE:
+            height, width = image.shape[:2]
+            raise InputError(
+                f"{path}: {width}x{height}, and corruptions need {LEAST_SIDE} pixels a side; "
+                "leave it out of the data set"
+            )
+        rgb = np.ascontiguousarray(image[..., ::-1], dtype=np.uint8)
+        rgb = corrupt(rgb, self.corruption, self.severity, name=path.name, seed=self.seed)
+        results["img"] = np.ascontiguousarray(rgb[..., ::-1], dtype=image.dtype)
+        return results
+
+
+def insert_corruption(config: Config, seed: int) -> None:
+    """Put a `CorruptImage` that does nothing yet behind the loading of the test images.
+
+    Raises:
+        InputError: the test pipeline does not load images by LoadImage.
+    """
+    dataset = config.test_dataloader.dataset
+    kinds = [str(step.get("type")) for step in dataset.get("pipeline") or []]
+    for i, kind in enumerate(kinds):
+        if kind in ("LoadImage", "LoadImageFromFile"):
+            step = dict(type="CorruptImage", seed=seed)
+            dataset.pipeline = [*dataset.pipeline[: i + 1], step, *dataset.pipeline[i + 1 :]]
+            return
+    raise InputError(
+        f"{config.filename}: test_dataloader.dataset.pipeline has no LoadImage to corrupt after; "
+        "detectors and segmentors are measured"
+    )
