@@ -93,13 +93,6 @@ WORKS = (
     Work("tiny", "train", (2, 256, 256), quick=True),
     Work("tiny", "train", (16, 256, 256)),
     Work("tiny", "inference", (1, 512, 512), "bf16", quick=True),
-    Work("tiny", "train", (2, 256, 256), "bf16"),
-    Work("small", "inference", (1, 512, 512)),
-    Work("small", "train", (2, 256, 256)),
-    Work("base", "inference", (1, 512, 512)),
-    Work("base", "train", (2, 256, 256)),
-    Work("tiny", "inference", (1, 512, 512), grn=True),
-    Work("tiny", "train", (2, 256, 256), grn=True),
     Work("UperNet", "inference", (1, 512, 512), quick=True),
     Work("UperNet", "inference", (1, 512, 2048)),
     Work("UperNet", "inference", (1, 1024, 2048), window=True),
@@ -110,6 +103,13 @@ WORKS = (
     Work("Cascade Mask R-CNN", "train", (1, 480, 640)),
     Work("Cascade Mask R-CNN", "inference", (1, 480, 640), "bf16"),
     Work("Cascade Mask R-CNN", "train", (1, 480, 640), "bf16"),
+    Work("tiny", "train", (2, 256, 256), "bf16"),
+    Work("small", "inference", (1, 512, 512)),
+    Work("small", "train", (2, 256, 256)),
+    Work("base", "inference", (1, 512, 512)),
+    Work("base", "train", (2, 256, 256)),
+    Work("tiny", "inference", (1, 512, 512), grn=True),
+    Work("tiny", "train", (2, 256, 256), grn=True),
 )
 
 
