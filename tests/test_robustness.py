@@ -300,7 +300,7 @@ class TestRecord:
         again = Robustness(tmp_path, dict(weights="a"))
         assert again.record == results.record and again.scores("fog", 3)["mIoU"] == 20.0
         assert summary(again.record) == results.record["summary"]
-        with pytest.raises(InputError, match="robustness.json: was measured with weights a, not b"):
+        with pytest.raises(InputError, match="measured with weights a, not b"):
             Robustness(tmp_path, dict(weights="b"))
 
     @pytest.mark.parametrize("text", ["", "[]", '{"version": 2}', '{"version": 1, "clean": {}}'])
@@ -439,7 +439,7 @@ class TestTool:
         outcome = robustness(
             SEGMENTATION, weights, shapes, run, *shared, "--severities", 1, cwd=tmp_path
         )
-        assert outcome.status == 2 and "was measured with weights" in outcome.last_line
+        assert outcome.status == 2 and "measured with weights" in outcome.last_line
         assert json.loads((run / "robustness.json").read_text()) == second
 
     def test_a_part_of_the_images_is_scored_alone(self, tmp_path):

@@ -22,7 +22,8 @@ class Robustness:
 
     Args:
         work_dir: where `robustness.json` is or will be.
-        subject: what is measured, text by name. Scores of another subject are never mixed in.
+        subject: what is measured, text by name, `checkpoint` among it, which is only told. Scores
+            of another subject are never mixed in.
 
     Raises:
         InputError: the file is damaged, or of another subject.
@@ -34,10 +35,11 @@ class Robustness:
         if found := read_robustness(work_dir):
             known = found["subject"]
             for key in subject:
-                if known.get(key) != subject[key]:
+                if key != "checkpoint" and known.get(key) != subject[key]:
                     raise InputError(
-                        f"{self.path}: was measured with {key} {known.get(key)}, not "
-                        f"{subject[key]}; move it away or take another --work-dir"
+                        f"{self.path}: holds scores of {known.get('checkpoint')}, measured with "
+                        f"{key} {known.get(key)}, not {subject[key]}; move it away or take "
+                        "another --work-dir"
                     )
             self.record = found
 

@@ -210,18 +210,21 @@ class ReportHook(Hook):
         report = {**self.report, "version": VERSION}
         if self._started is None:  # tools/test.py, perhaps beside the training of the weights
             report["config"] = describe_config(runner.cfg)
-            if earlier.get("run", {}).get("config") == report["run"]["config"]:
+            if "evaluation" not in report:  # tools/robustness.py adds to what there is
+                report.update(earlier)
+            elif earlier.get("run", {}).get("config") == report["run"]["config"]:
                 report.update({k: earlier[k] for k in ("training", "config") if k in earlier})
-            if "evaluation" not in report and "evaluation" in earlier:  # tools/robustness.py
-                report["evaluation"] = earlier["evaluation"]
         else:
             report["training"].update(self._training(runner))
         report["environment"] = _environment(runner)
         report["commands"] = commands(runner, report)
-        report = jsonable(report)
         folder = Path(runner.work_dir)
         try:
             report["robustness"] = read_robustness(folder)
+        except InputError as error:
+            runner.logger.warning(f"left out of the report: {error}")
+        report = jsonable(report)
+        try:
             write_whole(folder / "report.json", json.dumps(report, allow_nan=False))
             write_whole(folder / "report.html", render(report))
         except InputError as error:
