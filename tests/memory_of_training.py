@@ -19,9 +19,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.memory import predict_training
-from backbones.openmmlab.own_data import use_data
-from backbones.openmmlab.runner import Runner, fit_to_machine
+from backbones.openmmlab.data.own_data import use_data
+from backbones.openmmlab.doctor.memory import predict_training
+from backbones.openmmlab.training.runner import Runner, fit_to_machine
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

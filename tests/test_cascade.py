@@ -13,7 +13,7 @@ from backbones import InputError
 from backbones.openmmlab import detection  # noqa: F401  before anything of mmdet
 from backbones.openmmlab.config import inference_dtype, load_config
 from backbones.openmmlab.precision import infer_in
-from backbones.openmmlab.runner import fit_to_machine
+from backbones.openmmlab.training.runner import fit_to_machine
 from backbones.ops.roi_align import roi_align
 
 METHODS = ("mask_rcnn", "cascade")
@@ -406,7 +406,7 @@ def test_predictor_and_runner_read_the_inference_dtype(tmp_path):
     from mmengine.runner import save_checkpoint
 
     from backbones.openmmlab.predictor import Predictor
-    from backbones.openmmlab.runner import Runner
+    from backbones.openmmlab.training.runner import Runner
 
     config = narrow("mask_rcnn")
     config.test_dataloader.dataset.metainfo = dict(classes=tuple("abcdef"))

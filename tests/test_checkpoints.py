@@ -654,7 +654,7 @@ def our_model(path: str, shrink) -> torch.nn.Module:
     from mmengine.registry import DefaultScope
 
     from backbones.openmmlab.config import load_config
-    from backbones.openmmlab.runner import fit_to_machine
+    from backbones.openmmlab.training.runner import fit_to_machine
 
     config = load_config(Path(__file__).parents[1] / path)
     config.launcher = "none"
@@ -731,7 +731,7 @@ class TestWholeModels:
     @torch.no_grad()
     def test_upernet(self, tmp_path):
         """Through mmengine's own door, the runner."""
-        from backbones.openmmlab.runner import Runner
+        from backbones.openmmlab.training.runner import Runner
 
         name = "convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py"
         theirs = mm_model("mmseg", name, "mmseg", narrow_segmentor)

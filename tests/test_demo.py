@@ -18,8 +18,8 @@ from test_bad_input import assert_refused
 from test_predict_tiles import noise, options
 
 from backbones.openmmlab.config import load_config
+from backbones.openmmlab.prediction.stage_maps import draw_heat, stage_maps
 from backbones.openmmlab.predictor import Predictor
-from backbones.openmmlab.stage_maps import draw_heat, stage_maps
 
 CHROMIUM = shutil.which("chromium")
 

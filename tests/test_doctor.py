@@ -14,9 +14,12 @@ from PIL import Image
 from running import DETECTION, REPOSITORY, SEGMENTATION, run_here
 
 from backbones.errors import InputError
-from backbones.openmmlab import stack
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.doctor import (
+from backbones.openmmlab.data.findings import Finding, by_severity, of_weight
+from backbones.openmmlab.data.image_files import read_header
+from backbones.openmmlab.data.own_data import change_place
+from backbones.openmmlab.doctor import stack
+from backbones.openmmlab.doctor.examination import (
     check_data,
     examine,
     examine_quickly,
@@ -24,9 +27,6 @@ from backbones.openmmlab.doctor import (
     spread,
     training_size,
 )
-from backbones.openmmlab.findings import Finding, by_severity, of_weight
-from backbones.openmmlab.image_files import read_header
-from backbones.openmmlab.own_data import change_place
 
 CONFIGS = REPOSITORY / "configs"
 CLASSES = CONFIGS / "classification" / "convnext_atto_demo.py"

@@ -30,7 +30,7 @@ from backbones.openmmlab.export.graphs import (
     enlarge_activations,
     halve,
 )
-from backbones.openmmlab.runner import fit_to_machine
+from backbones.openmmlab.training.runner import fit_to_machine
 
 MASK_RCNN = REPOSITORY / "configs" / "detection" / "mask_rcnn_convnext_t_1x.py"
 NARROW = dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
@@ -328,7 +328,7 @@ def overfitted(config_path: Path, data: Path, steps: int) -> tuple[Path, Path]:
     from mmengine.optim import OptimWrapper
     from mmengine.registry import DATASETS, FUNCTIONS
 
-    from backbones.openmmlab.own_data import use_data
+    from backbones.openmmlab.data.own_data import use_data
 
     config = load_config(config_path)
     config.launcher = "none"

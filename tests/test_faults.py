@@ -347,7 +347,7 @@ def test_bad_weights_are_never_saved(shapes, tmp_path, monkeypatch):
 
 
 def test_what_is_lost_is_told_from_other_errors():
-    from backbones.openmmlab.processes import what_was_lost
+    from backbones.openmmlab.training.processes import what_was_lost
 
     killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
     assert "data worker 7 was killed (SIGKILL)" in str(what_was_lost(killed))

@@ -26,15 +26,15 @@ from torch import nn
 
 from backbones.checkpoints import load_pretrained, load_whole, read_checkpoint
 from backbones.errors import InputError
-from backbones.openmmlab.annotations import _read_coco, image_size
-from backbones.openmmlab.coco_annotations import CocoAnnotations
 from backbones.openmmlab.command_line import Overrides
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.findings import Finding
-from backbones.openmmlab.image_files import read_headers
-from backbones.openmmlab.label_folders import ClassList, label_rule
-from backbones.openmmlab.label_maps import LabelMaps
-from backbones.openmmlab.loading import LoadImage
+from backbones.openmmlab.data.annotations import _read_coco, image_size
+from backbones.openmmlab.data.coco_annotations import CocoAnnotations
+from backbones.openmmlab.data.findings import Finding
+from backbones.openmmlab.data.image_files import read_headers
+from backbones.openmmlab.data.label_folders import ClassList, label_rule
+from backbones.openmmlab.data.label_maps import LabelMaps
+from backbones.openmmlab.data.loading import LoadImage
 
 SECONDS = 10  # a reader that takes longer hangs: every input here is tiny
 

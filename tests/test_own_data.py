@@ -18,10 +18,10 @@ from running import DETECTION, REPOSITORY, SEGMENTATION, run_here, run_tool
 from test_bad_input import assert_refused
 
 from backbones.errors import InputError
-from backbones.openmmlab.annotations import read_annotations
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.doctor import check_data
-from backbones.openmmlab.own_data import use_data
+from backbones.openmmlab.data.annotations import read_annotations
+from backbones.openmmlab.data.own_data import use_data
+from backbones.openmmlab.doctor.examination import check_data
 
 NAMES = ["circle", "square", "triangle", "star"]
 
@@ -374,7 +374,7 @@ class TestDetectionFormats:
         assert config.val_evaluator.ann_file.endswith("valid/_annotations.coco.json")
         trained = tmp_path / "80.pth"
         classes = load_config(DETECTION.parent / "cascade_convnext_t.py")
-        from backbones.openmmlab.doctor import dataset_metainfo
+        from backbones.openmmlab.data.metainfo import dataset_metainfo
 
         classes = dataset_metainfo(classes.val_dataloader.dataset, "mmdet")["classes"]
         torch.save(dict(state_dict={}, meta=dict(dataset_meta=dict(classes=classes))), trained)
@@ -665,7 +665,7 @@ class TestFineTuning:
 
         def build(path: Path, classes: int, **overrides):
             config = load_config(path, overrides)
-            from backbones.openmmlab.own_data import _set_class_count
+            from backbones.openmmlab.data.own_data import _set_class_count
 
             _set_class_count(config.model, classes)
             with DefaultScope.overwrite_default_scope(config.default_scope):
@@ -682,7 +682,7 @@ class TestFineTuning:
         ids=["detection", "segmentation"],
     )  # fmt: skip
     def test_exactly_the_class_layers_are_left(self, config, left, models):
-        from backbones.openmmlab.fine_tuning import load_all_but_classes
+        from backbones.openmmlab.training.fine_tuning import load_all_but_classes
 
         trained, model = models(config, 80), models(config, 3)
         initial = {k: v.clone() for k, v in model.state_dict().items()}
@@ -706,7 +706,7 @@ class TestFineTuning:
         torch.testing.assert_close(dict(twin.state_dict()), dict(trained.state_dict()))
 
     def test_agnostic_boxes_are_loaded(self, models):
-        from backbones.openmmlab.fine_tuning import class_layers
+        from backbones.openmmlab.training.fine_tuning import class_layers
 
         options = {f"model.roi_head.bbox_head.{i}.reg_class_agnostic": True for i in range(3)}
         layers = class_layers(models(DETECTION, 3, **options))
@@ -714,7 +714,7 @@ class TestFineTuning:
         assert len(layers) == 6
 
     def test_anything_else_is_an_error(self, models):
-        from backbones.openmmlab.fine_tuning import load_all_but_classes
+        from backbones.openmmlab.training.fine_tuning import load_all_but_classes
 
         trained, model = models(SEGMENTATION, 80), models(SEGMENTATION, 3)
         state = trained.state_dict()

@@ -18,10 +18,10 @@ from test_bad_input import assert_refused
 
 from backbones import InputError
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.drawing import draw_instances
-from backbones.openmmlab.instances import CroppedMask, Instances
+from backbones.openmmlab.prediction.drawing import draw_instances
+from backbones.openmmlab.prediction.instances import CroppedMask, Instances
+from backbones.openmmlab.prediction.tiles import Tile, TiledPredictor, merge_instances, spread
 from backbones.openmmlab.predictor import Predictor
-from backbones.openmmlab.tiles import Tile, TiledPredictor, merge_instances, spread
 
 CLASSES = ("round", "square")
 
@@ -325,7 +325,7 @@ class TestSeamsOfSegmentors:
 
 def test_large_pictures_are_drawn_small(monkeypatch):
     """Reduced by half, at the places where the halved image has them."""
-    import backbones.openmmlab.drawing as drawing
+    from backbones.openmmlab.prediction import drawing
 
     monkeypatch.setattr(drawing, "LARGEST_SIDE", 600)
     image = shapes_on(900, 1200, 200, 12, 5)

@@ -18,11 +18,11 @@ from running import REPOSITORY, SEGMENTATION, run_tool
 
 from backbones.checkpoint_files import check_archive, read_checkpoint
 from backbones.errors import InputError
-from backbones.openmmlab.checkpointing import last_whole_checkpoint
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.own_data import use_data
-from backbones.openmmlab.resume import EndlessBatches, PlacedBatchSampler, SeededReader
-from backbones.openmmlab.runner import Runner, fit_to_machine
+from backbones.openmmlab.data.own_data import use_data
+from backbones.openmmlab.training.checkpointing import last_whole_checkpoint
+from backbones.openmmlab.training.resume import EndlessBatches, PlacedBatchSampler, SeededReader
+from backbones.openmmlab.training.runner import Runner, fit_to_machine
 from backbones.whole_files import write_whole, written_whole
 
 spec = importlib.util.spec_from_file_location("campaign", REPOSITORY / "tools" / "campaign.py")
@@ -216,7 +216,7 @@ def test_skipping_reads_nothing_and_goes_on_alike(infinite, skipped):
 
 
 def test_every_kind_of_draw_has_its_own_stream():
-    from backbones.openmmlab.resume import SAMPLE, STEP, seed_draws
+    from backbones.openmmlab.training.resume import SAMPLE, STEP, seed_draws
 
     drawn = set()
     entropies = [

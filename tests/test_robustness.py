@@ -16,14 +16,14 @@ from running import DETECTION, REPOSITORY, SEGMENTATION, run_here, run_tool
 
 from backbones import InputError
 from backbones.openmmlab import detection, segmentation  # noqa: F401
-from backbones.openmmlab.boundary import (
+from backbones.openmmlab.config import load_config
+from backbones.openmmlab.evaluation.boundary import (
     BoundaryIoU,
     boundary,
     boundary_width,
     measure_boundaries,
 )
-from backbones.openmmlab.config import load_config
-from backbones.openmmlab.corruption import (
+from backbones.openmmlab.evaluation.corruption import (
     CORRUPTIONS,
     GROUPS,
     SEVERITIES,
@@ -31,8 +31,8 @@ from backbones.openmmlab.corruption import (
     insert_corruption,
     prepare,
 )
+from backbones.openmmlab.evaluation.robustness import Robustness, read_robustness, summary
 from backbones.openmmlab.report import render
-from backbones.openmmlab.robustness import Robustness, read_robustness, summary
 
 # What the corruptions are as formulas: arXiv:1903.12261, ImageNet-C/create_c/make_imagenet_c.py.
 CONTRAST = (0.4, 0.3, 0.2, 0.1, 0.05)
@@ -133,7 +133,7 @@ class TestCorruptions:
             raise metadata.PackageNotFoundError(name)
 
         assert prepare().startswith("imagecorruptions-imaug 1.")
-        monkeypatch.setattr("backbones.openmmlab.corruption.version", missing)
+        monkeypatch.setattr("backbones.openmmlab.evaluation.corruption.version", missing)
         with pytest.raises(InputError, match="pip install imagecorruptions-imaug"):
             prepare()
 

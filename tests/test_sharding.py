@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor
 from backbones.checkpoint_files import read_checkpoint
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
-from backbones.openmmlab import processes
-from backbones.openmmlab.sharding import (
+from backbones.openmmlab.training import processes
+from backbones.openmmlab.training.sharding import (
     check_strategy,
     divide_loaded_state,
     is_sharded,
@@ -197,8 +197,8 @@ OPTIONS = {
 def run(rank: int, root: Path, data: Path, runs: list[tuple]) -> None:
     """The real runner, several times in each of two processes: its imports take seconds."""
     from backbones.openmmlab.config import load_config
-    from backbones.openmmlab.own_data import use_data
-    from backbones.openmmlab.runner import Runner, fit_to_machine
+    from backbones.openmmlab.data.own_data import use_data
+    from backbones.openmmlab.training.runner import Runner, fit_to_machine
 
     for number, (name, strategy, resume, port) in enumerate(runs):
         join(rank, port)

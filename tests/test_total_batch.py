@@ -15,9 +15,9 @@ from torch import nn
 
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.own_data import use_data
-from backbones.openmmlab.runner import Runner, fit_to_machine
-from backbones.openmmlab.total_batch import (
+from backbones.openmmlab.data.own_data import use_data
+from backbones.openmmlab.training.runner import Runner, fit_to_machine
+from backbones.openmmlab.training.total_batch import (
     StepBatchSampler,
     batch_norm_note,
     step_by_parts,

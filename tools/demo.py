@@ -48,7 +48,7 @@ def main() -> None:
     with trusted() if args.trust_checkpoint else nullcontext():
         predictor = Predictor(config, args.checkpoint, device=args.device)
 
-    from backbones.openmmlab.demo_page import demo_page, serve
+    from backbones.openmmlab.prediction.demo_page import demo_page, serve
 
     title = f"{args.config.stem}, {Path(args.checkpoint).name}"
     page = demo_page(predictor, title, args.score)

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.command_line import run_config, run_parser
-from backbones.openmmlab.doctor import examine
-from backbones.openmmlab.findings import SEVERITIES, Finding, of_weight
+from backbones.openmmlab.data.findings import SEVERITIES, Finding, of_weight
+from backbones.openmmlab.doctor.examination import examine
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 

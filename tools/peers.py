@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from backbones import ConvNeXt
 from backbones.dialects import TARGETS, from_official
 from backbones.openmmlab.registration import register
-from backbones.openmmlab.runner import fit_to_machine
+from backbones.openmmlab.training.runner import fit_to_machine
 
 STOCK_CONFIGS = {
     "mmdet": "convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py",

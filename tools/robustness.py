@@ -22,15 +22,20 @@ from mmengine.registry import DATASETS
 
 from backbones.checkpoints import trusted
 from backbones.errors import InputError, reported_in_one_line
-from backbones.openmmlab.boundary import measure_boundaries
 from backbones.openmmlab.command_line import run_config, run_parser
 from backbones.openmmlab.config import leave_training_out
-from backbones.openmmlab.corruption import CORRUPTIONS, SEVERITIES, insert_corruption, prepare
-from backbones.openmmlab.doctor import check_data
+from backbones.openmmlab.doctor.examination import check_data
+from backbones.openmmlab.evaluation.boundary import measure_boundaries
+from backbones.openmmlab.evaluation.corruption import (
+    CORRUPTIONS,
+    SEVERITIES,
+    insert_corruption,
+    prepare,
+)
+from backbones.openmmlab.evaluation.robustness import FILE, Robustness, weights_digest
 from backbones.openmmlab.report import ReportHook
 from backbones.openmmlab.report.page import NAMES, main_metrics
-from backbones.openmmlab.robustness import FILE, Robustness, weights_digest
-from backbones.openmmlab.runner import Runner, fit_to_machine
+from backbones.openmmlab.training.runner import Runner, fit_to_machine
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from rich.table import Table
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.command_line import Overrides
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.own_data import use_data
+from backbones.openmmlab.data.own_data import use_data
 from backbones.openmmlab.schedule import Trace, iterations_per_epoch, trace
 
 FORMATS = (".png", ".svg", ".pdf")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from backbones.checkpoints import trusted
 from backbones.errors import reported_in_one_line
-from backbones.openmmlab.boundary import measure_boundaries
 from backbones.openmmlab.command_line import run_config, run_parser
 from backbones.openmmlab.config import leave_training_out, use_tta
-from backbones.openmmlab.doctor import check_data
-from backbones.openmmlab.runner import Runner, fit_to_machine
+from backbones.openmmlab.doctor.examination import check_data
+from backbones.openmmlab.evaluation.boundary import measure_boundaries
+from backbones.openmmlab.training.runner import Runner, fit_to_machine
 from backbones.whole_files import write_whole
 
 

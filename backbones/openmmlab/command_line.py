@@ -11,7 +11,7 @@ from backbones.checkpoints import trusted
 from backbones.errors import InputError
 
 from .config import load_config
-from .own_data import use_data
+from .data.own_data import use_data
 
 MOST_BRACKETS = 1000  # mmengine's parser takes time with their square
 

@@ -4,4 +4,4 @@ from .registration import register
 
 register("mmdet")
 
-from . import coco_ap, corruption, loading, mask_tta, roi_heads  # noqa: E402, F401
+from . import mask_tta, roi_heads  # noqa: E402, F401

@@ -17,9 +17,9 @@ from backbones.checkpoints import load_whole, read_checkpoint
 from backbones.errors import InputError
 
 from .config import inference_dtype, load_config
-from .doctor import dataset_metainfo
+from .data.metainfo import dataset_metainfo
 from .precision import infer_in
-from .runner import fit_to_machine
+from .training.runner import fit_to_machine
 
 TASKS = dict(mmdet="detection", mmseg="segmentation")  # by default_scope
 

@@ -25,9 +25,8 @@ from backbones.errors import InputError
 from backbones.whole_files import write_whole
 from backbones.zoo import Score, Weights
 
-from .doctor import dataset_metainfo
-from .fine_tuning import class_names
-from .runner import fit_to_machine
+from .data.metainfo import class_names, dataset_metainfo
+from .training.runner import fit_to_machine
 
 # What the hub calls a licence of ours; others are "other" with their name.
 HUB_LICENCES = {"MIT": "mit", "Apache-2.0": "apache-2.0", "CC-BY-NC-4.0": "cc-by-nc-4.0"}

@@ -16,7 +16,7 @@ from torch import nn
 from backbones.errors import InputError
 
 from .complexity import build_on_meta
-from .doctor import check_data
+from .doctor.examination import check_data
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from backbones.errors import InputError  # noqa: E402
 from backbones.ops.upsampled_conv import upsampled_conv2d  # noqa: E402
 from backbones.ops.winograd_conv import conv3x3  # noqa: E402
 
-from . import boundary, corruption, loading, pairs, sliding_window  # noqa: E402, F401
+from . import sliding_window  # noqa: E402, F401
 
 
 @MODELS.register_module()

@@ -1,5 +1,5 @@
 custom_imports = dict(
-    imports=["backbones.openmmlab.classification", "backbones.openmmlab.runner"],
+    imports=["backbones.openmmlab.classification", "backbones.openmmlab.training.runner"],
     allow_failed_imports=False,
 )
 default_scope = "mmengine"

@@ -1,5 +1,5 @@
 custom_imports = dict(
-    imports=["backbones.openmmlab.detection", "backbones.openmmlab.runner"],
+    imports=["backbones.openmmlab.detection", "backbones.openmmlab.training.runner"],
     allow_failed_imports=False,
 )
 default_scope = "mmdet"

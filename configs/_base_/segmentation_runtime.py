@@ -1,5 +1,5 @@
 custom_imports = dict(
-    imports=["backbones.openmmlab.segmentation", "backbones.openmmlab.runner"],
+    imports=["backbones.openmmlab.segmentation", "backbones.openmmlab.training.runner"],
     allow_failed_imports=False,
 )
 default_scope = "mmseg"

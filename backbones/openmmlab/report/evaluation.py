@@ -13,7 +13,8 @@ from mmengine.structures import BaseDataElement
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from backbones.openmmlab.drawing import class_colours, draw_instances, draw_label_map
+from backbones.openmmlab.data.metainfo import class_colours
+from backbones.openmmlab.prediction.drawing import draw_instances, draw_label_map
 
 SIZES = ("all", "small", "medium", "large")
 SCORE = 0.3  # least score of a detection that is counted as one: mmdet's confusion matrix's

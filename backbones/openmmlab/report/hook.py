@@ -20,8 +20,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
 from backbones.errors import InputError
-from backbones.openmmlab.progress import peak_memory
-from backbones.openmmlab.robustness import read_robustness
+from backbones.openmmlab.evaluation.robustness import read_robustness
+from backbones.openmmlab.training.progress import peak_memory
 from backbones.whole_files import write_whole
 
 from .evaluation import DetectionFigures, SegmentationFigures

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from backbones.openmmlab.corruption import CORRUPTIONS, GROUPS
+from backbones.openmmlab.evaluation.corruption import CORRUPTIONS, GROUPS
 
 from .charts import Series, line_chart, number
 

@@ -20,10 +20,8 @@ from PIL import Image
 from backbones.checkpoints import read_checkpoint
 from backbones.errors import InputError
 
+from .metainfo import class_colours, class_names, dataset_metainfo
 from .annotations import Annotations, find_annotations, read_annotations
-from .doctor import dataset_metainfo
-from .drawing import class_colours
-from .fine_tuning import class_names
 from .label_folders import (
     LabelRule,
     Pair,

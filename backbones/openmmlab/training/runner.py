@@ -24,18 +24,18 @@ from torch.utils.data import DataLoader
 from backbones.checkpoint_files import check_archive
 from backbones.checkpoints import load_whole, read_checkpoint
 from backbones.errors import InputError
+from backbones.openmmlab.config import inference_dtype
+from backbones.openmmlab.precision import infer_in
+from backbones.openmmlab.report import ReportHook
 from backbones.whole_files import write_whole, written_whole
 
 from .checkpointing import last_whole_checkpoint
 from .compilation import compile_parts
-from .config import inference_dtype
 from .fine_tuning import fine_tune
 from .interruption import InterruptHook, outlive_signals
 from .non_finite import NonFiniteHook, check_finite
-from .precision import infer_in
 from .processes import from_all, what_was_lost
 from .progress import ProgressHook
-from .report import ReportHook
 from .resume import DueValidationHook, RepeatableStepHook, TrainingState, check_resumable
 from .sharding import (
     WholeValidationHook,

@@ -10,6 +10,7 @@ from torch import nn
 
 from backbones.checkpoints import load_whole, read_checkpoint
 from backbones.errors import InputError
+from backbones.openmmlab.data.metainfo import class_names
 
 # Layers with a row for each class.
 PER_CLASS = re.compile(r"(?:^|\.)(?:fc_cls|fc_reg|conv_logits|conv_seg)$")
@@ -45,14 +46,6 @@ def class_layers(model: nn.Module) -> tuple[str, ...]:
             if not getattr(head, agnostic, False):
                 names.append(name)
     return tuple(names)
-
-
-def class_names(checkpoint: object) -> tuple[str, ...] | None:
-    """Names of the classes that mmengine saved with a checkpoint, in the order of its labels."""
-    meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
-    meta = meta.get("dataset_meta") if isinstance(meta, dict) else None
-    names = (meta.get("classes") or meta.get("CLASSES")) if isinstance(meta, dict) else None
-    return tuple(names) if names else None
 
 
 def load_all_but_classes(

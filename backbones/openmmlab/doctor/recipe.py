@@ -14,11 +14,17 @@ from torch import nn
 
 from backbones.checkpoints import load_pretrained
 from backbones.errors import InputError
+from backbones.openmmlab.complexity import build_on_meta
+from backbones.openmmlab.data.findings import Finding
+from backbones.openmmlab.training.total_batch import (
+    batch_norm_note,
+    norm_keys,
+    part_size,
+    process_count,
+    recipe_batch,
+)
 
-from .complexity import build_on_meta
-from .findings import Finding
 from .memory import GIB, OPTIMIZER_STATES
-from .total_batch import batch_norm_note, norm_keys, part_size, process_count, recipe_batch
 
 BACKBONES = ("backbone", "network")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from . import mmcv_ops
-from .findings import Finding
+from backbones.openmmlab import mmcv_ops
+from backbones.openmmlab.data.findings import Finding
 
 DISTRIBUTION = "convnext-dense-prediction"
-SETUP = Path(__file__).parents[2] / "setup.py"
+SETUP = Path(__file__).parents[3] / "setup.py"
 CONFLICTING = {"mmcv": "onedl-mmcv", "mmdet": "onedl-mmdetection", "mmengine": "onedl-mmengine",
                "mmsegmentation": "onedl-mmsegmentation", "mmcv-full": "onedl-mmcv"}  # fmt: skip
 

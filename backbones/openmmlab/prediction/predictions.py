@@ -13,6 +13,7 @@ import numpy as np
 from mmengine.structures import BaseDataElement
 from PIL import Image
 
+from backbones.openmmlab.predictor import Predictor
 from backbones.whole_files import write_whole, written_whole
 
 from .drawing import (
@@ -24,7 +25,6 @@ from .drawing import (
     drawn_size,
 )
 from .instances import Instances
-from .predictor import Predictor
 from .tiles import prediction
 from .videos import Video, written_video
 

@@ -1,27 +1,18 @@
 """Predictions as pictures: instances with tags, label maps with a legend, classes with scores."""
 
-import colorsys
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from backbones.openmmlab.data.metainfo import class_colours
+
 from .instances import CroppedMask
 
 SMALLEST_SIDE = 480  # pictures are enlarged to this, so that tags stay legible
 LARGEST_SIDE = 4096  # and reduced to this
 BAR = (60, 110, 200)
-
-
-def class_colours(count: int) -> np.ndarray:
-    """(count, 3) uint8 RGB colours, neighbours far apart in hue, none too dark or pale."""
-    golden = 0.61803398875
-    colours = [
-        colorsys.hls_to_rgb((0.58 + i * golden) % 1, (0.55, 0.45, 0.62)[i // 8 % 3], 0.75)
-        for i in range(count)
-    ]
-    return (np.array(colours) * 255).round().astype(np.uint8).reshape(count, 3)
 
 
 def draw_instances(

@@ -16,15 +16,16 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
 from backbones.errors import InputError
+from backbones.openmmlab.data.coco_annotations import CocoAnnotations
+from backbones.openmmlab.data.findings import Finding, by_severity, first_of
+from backbones.openmmlab.data.image_files import Header, check_images, check_left_out, read_headers
+from backbones.openmmlab.data.label_maps import LabelMaps
+from backbones.openmmlab.data.metainfo import dataset_class, dataset_metainfo
+from backbones.openmmlab.training.total_batch import part_size, use_total_batch
 
-from .coco_annotations import CocoAnnotations
-from .findings import Finding, by_severity, first_of
-from .image_files import Header, check_images, check_left_out, read_headers
-from .label_maps import LabelMaps
 from .memory import GIB, available_memory, predict_training
 from .recipe import check_disk, check_recipe, check_weights, training_crop
 from .stack import check_stack
-from .total_batch import part_size, use_total_batch
 
 WHERE_TO_GET = "tools/prepare_data.py makes or downloads it, --data ROOT names another folder"
 SPLITS = ("train", "val", "test")
@@ -59,7 +60,7 @@ def _check_split(config: Config, split: str) -> Sequence[str] | None:
     """Check a split's folders and files; its class names, None if the config says none."""
     dataset, key = config[f"{split}_dataloader"].dataset, f"{split}_dataloader.dataset"
     scope = config.get("default_scope")
-    built = _dataset_class(dataset, scope)
+    built = dataset_class(dataset, scope)
     if hasattr(built, "check_files"):
         built.check_files(dataset)
     classes = dataset_metainfo(dataset, scope).get("classes")
@@ -180,7 +181,7 @@ def _examine_folder(
 ) -> tuple[list[Finding], dict[Path, Header]]:
     """Findings about label maps beside images, or about folders of classes."""
     scope = config.get("default_scope", "mmengine")
-    folders = hasattr(_dataset_class(dataset, scope), "check_files")  # of classes, torchvision's
+    folders = hasattr(dataset_class(dataset, scope), "check_files")  # of classes, torchvision's
     with DefaultScope.overwrite_default_scope(scope):
         built = DATASETS.build({**deepcopy(dataset), **({} if folders else {"lazy_init": True})})
     if folders:
@@ -301,20 +302,6 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     if count == 0 or len(items) <= count:
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]
-
-
-def dataset_metainfo(dataset: dict, scope: str | None) -> dict:
-    """Class names in the order of their labels, and palette: the config's over the class's own."""
-    built = _dataset_class(dataset, scope)
-    if hasattr(built, "read_classes"):  # its folders are its classes
-        return dict(classes=built.read_classes(dataset))
-    return {**getattr(built, "METAINFO", {}), **dataset.get("metainfo", {})}
-
-
-def _dataset_class(dataset: dict, scope: str | None) -> type:
-    registry = DATASETS.children.get(scope, DATASETS)
-    built = dataset["type"]
-    return registry.get(built) if isinstance(built, str) else built
 
 
 def _check_files(dataset: dict, key: str, classes: tuple[str, ...]) -> None:

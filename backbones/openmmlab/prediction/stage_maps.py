@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .predictor import Predictor
+from backbones.openmmlab.predictor import Predictor
 
 
 class StageMap(NamedTuple):

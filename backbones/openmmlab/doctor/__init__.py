@@ -1,0 +1,1 @@
+"""A config against its data and this machine, before anything expensive starts."""

@@ -1,0 +1,1 @@
+"""mmengine's runner, made to lose nothing: exact resumption, faults, processes, progress."""
