@@ -153,10 +153,8 @@ class TestCheckpoint:
         config.model.neck.in_channels = [48, 96, 192, 384]
         DefaultScope.get_instance("another-architecture", scope_name="mmdet")
         torch.save(dict(state_dict=MODELS.build(config.model).state_dict()), tmp_path / "femto.pth")
-        for tool, rest in (("test.py", ()), ("predict.py", (shapes / "val2017",))):
+        for tool, *rest in (("test.py", "--data", shapes), ("predict.py", shapes / "val2017")):
             outcome = run_tool(tool, DETECTION, "femto.pth", *rest, cwd=tmp_path)
-            if tool == "test.py":
-                outcome = run_tool(tool, DETECTION, "femto.pth", "--data", shapes, cwd=tmp_path)
             assert_refused(
                 outcome, "femto.pth: does not fit CascadeRCNN", r"\(48, 3, 4, 4\), not \(40"
             )

@@ -244,6 +244,7 @@ def narrow_detector(tmp_path_factory) -> tuple[Path, Path]:
     return config, folder / "narrow.pth"
 
 
+@pytest.mark.slow
 def test_tool_exports_a_backbone_and_reports(narrow_detector, shapes, tmp_path):
     config, checkpoint = narrow_detector
     out = tmp_path / "new" / "backbone.onnx"

@@ -206,6 +206,7 @@ def worst(first: dict, second: dict) -> float:
     )
 
 
+@pytest.mark.slow
 def test_segmentor_takes_the_same_steps(shapes, tmp_path):
     """1 x 2 x 4 against 1 x 8 by iterations: rates, counts, checkpoints, and the gradients."""
     options = {

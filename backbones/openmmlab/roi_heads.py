@@ -4,6 +4,7 @@ Weights, losses and detections are those of the mmdet classes they derive from.
 """
 
 import torch
+from mmcv.cnn.bricks import wrappers
 from mmcv.ops import RoIAlign
 from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
@@ -20,6 +21,8 @@ from backbones.ops.roi_align import roi_align
 
 # Of 256 channels and 7x7 bins 12 MiB, which stay in cache from one convolution to the next.
 CHUNK = 256
+# mmcv's `Conv`, which mmdet's mask head builds, is PyTorch's but for empty inputs.
+PLAIN_CONVOLUTIONS = (nn.Conv2d, wrappers.Conv2d)
 PASTED = 2**30  # bytes of the images that masks are pasted into at once, on a GPU
 
 
@@ -109,7 +112,7 @@ class ClassMaskHead(FCNMaskHead):
                 x = self.relu(x)
         if self.class_agnostic:
             labels = torch.zeros_like(labels)
-        if type(self.conv_logits) is nn.Conv2d:
+        if type(self.conv_logits) in PLAIN_CONVOLUTIONS and self.conv_logits.kernel_size == (1, 1):
             # The row of the 1x1 convolution's weight that belongs to the class.
             weight = self.conv_logits.weight.flatten(1)[labels]  # (n, C)
             rows = x.permute(0, 2, 3, 1).flatten(1, 2)  # (n, h * w, C)
