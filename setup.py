@@ -49,7 +49,7 @@ setup(
             CONVERTER,
             CORRUPTIONS,
             DEMO,
-            "hypothesis==6.170.15",
+            "hypothesis>=6.168,<7",
             "playwright==1.65.2",
             "pytest==9.2.0",
             "pytest-xdist==3.8.0",

@@ -22,6 +22,8 @@ from backbones.ops.upsampled_conv import upsampled_conv2d  # noqa: E402
 from backbones.ops.winograd_conv import conv3x3  # noqa: E402
 
 from . import sliding_window  # noqa: E402, F401
+from .data import loading, pairs  # noqa: E402, F401
+from .evaluation import boundary, corruption  # noqa: E402, F401
 
 
 @MODELS.register_module()
