@@ -4,7 +4,12 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ORACLES = ["onedl-mmpretrain==1.3.6", "transformers==5.23.0", "pycocotools==2.0.11"]
+ORACLES = [
+    "onedl-mmpretrain==1.3.6",
+    "pycocotools==2.0.11",
+    "transformers==5.23.0; python_version >= '3.11'",
+    "transformers==5.20.2; python_version < '3.11'",
+]
 DEMO = "gradio>=6.31,<7"
 # imagecorruptions itself, of 2020, works neither with NumPy 2 nor with scikit-image 0.19.
 CORRUPTIONS = "imagecorruptions-imaug>=1.1.5,<1.2"
@@ -49,7 +54,7 @@ setup(
             CONVERTER,
             CORRUPTIONS,
             DEMO,
-            "hypothesis>=6.168,<7",
+            "hypothesis==6.168.5",
             "playwright==1.65.2",
             "pytest==9.2.0",
             "pytest-xdist==3.8.0",

@@ -3,7 +3,9 @@
 import os
 import pty
 import re
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,36 @@ def test_plain_lines_in_a_pipe_and_figures_in_tensorboard(shapes, tmp_path):
     scores = [float(x) for x in re.findall(r" mIoU: ([\d.]+)", outcome.out)]
     assert [event.value for event in events.Scalars("mIoU")] == pytest.approx(scores, abs=1e-4)
     assert "UPerHead" in str(events.Tensors("config/text_summary")[0]) or events.Tags()["tensors"]
+
+
+@pytest.mark.slow
+def test_figures_in_mlflow(shapes, tmp_path):
+    """In one database beside the work dirs; MLflow 3 refuses files, mmengine's default."""
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")  # which mlflow-skinny lacks
+    arguments = (SEGMENTATION, "--data", shapes, "--work-dir", "runs/one", "--track", "mlflow")
+    outcome = run_tool("train.py", *arguments, "--cfg-options", *FEW, cwd=tmp_path)
+    assert outcome.status == 0, outcome.err
+    logged = re.findall(r"Iter\(train\) \[(\d)/6\].*? loss: ([\d.]+)", outcome.out)
+    with closing(sqlite3.connect(tmp_path / "runs" / "mlflow.db")) as database:
+        kept = database.execute("select step, value from metrics where key = 'loss'").fetchall()
+        assert database.execute("select name from runs").fetchall() == [("one",)]
+    assert [step for step, _ in sorted(kept)] == [1, 2, 3, 4, 5, 6]
+    assert [value for _, value in sorted(kept)] == pytest.approx(
+        [float(loss) for _, loss in logged], abs=1e-4
+    )
+    assert list((tmp_path / "runs" / "mlflow").rglob("config.py"))
+
+
+@pytest.mark.slow
+def test_figures_in_wandb(shapes, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    arguments = (SEGMENTATION, "--data", shapes, "--work-dir", "run", "--track", "wandb")
+    outcome = run_tool("train.py", *arguments, "--cfg-options", *FEW, cwd=tmp_path)
+    assert outcome.status == 0, outcome.err
+    assert re.search(r"wandb: +iter 6\n", outcome.out + outcome.err)
+    assert list((tmp_path / "run").rglob("run-*.wandb"))
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "mlflow"])

@@ -1,5 +1,6 @@
 """Sending a run's figures to TensorBoard, Weights & Biases or MLflow, by mmengine's backends."""
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,5 +37,20 @@ def track(config: Config, trackers: Sequence[str]) -> None:
             settings["init_kwargs"] = dict(project="convnext-dense-prediction", name=name)
         elif tracker == "mlflow":
             settings.update(exp_name="convnext-dense-prediction", run_name=name)
+            settings.update(_mlflow_places(Path(config.work_dir).resolve().parent))
         present = config.visualizer.get("vis_backends") or []
         config.visualizer.vis_backends = [*present, settings]
+
+
+def _mlflow_places(folder: Path) -> dict[str, str]:
+    """The server that MLFLOW_TRACKING_URI names, or else one database for the runs of a folder.
+
+    mmengine's own default, files in the work dir, is refused by MLflow 3.
+    """
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    if server:
+        return dict(tracking_uri=server)
+    return dict(
+        tracking_uri=f"sqlite:///{folder / 'mlflow.db'}",
+        artifact_location=(folder / "mlflow").as_uri(),
+    )
