@@ -7,7 +7,8 @@ python tools/benchmark.py --only "UperNet.*inference" --rounds 9
 
 Contenders take turns, each round in another order; a ratio is the median over the rounds of one
 contender's time to the first one's in the same round. Before anything is timed every contender has
-to give the first one's output. Writes OUT.json, OUT.md and OUT.png.
+to give the first one's output. Writes OUT.json, OUT.md and OUT.png, in which works that were
+measured before on the same machine and versions stay until they are measured again.
 """
 
 import argparse
@@ -392,7 +393,22 @@ def resident(kind: str) -> int:
     return int(re.search(rf"{kind}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-def results_of(work: Work, contenders: list[Contender]) -> dict:
+def processor_seconds() -> tuple[float, float]:
+    """Seconds of processor time that went to all processes, and to this one, up to now."""
+    if sys.platform != "linux":
+        return float("nan"), 0.0
+    counted = [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    idle = counted[3] + counted[4]
+    return (sum(counted) - idle) / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+
+def others(before: tuple[float, float]) -> float:
+    """Share of the machine's busy time since then that went to other processes."""
+    everything, own = (now - then for now, then in zip(processor_seconds(), before, strict=True))
+    return max(0.0, 1 - own / everything)
+
+
+def results_of(work: Work, contenders: list[Contender], disturbed: float) -> dict:
     first = contenders[0]
     rows = []
     for contender in contenders:
@@ -411,7 +427,8 @@ def results_of(work: Work, contenders: list[Contender]) -> dict:
                 difference=contender.difference,
             )
         )
-    return dict(work=work.name, **asdict(work), rounds=len(first.seconds), contenders=rows)
+    rounds = len(first.seconds)
+    return dict(work=work.name, **asdict(work), rounds=rounds, others=disturbed, contenders=rows)
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
@@ -430,10 +447,17 @@ def machine(device: str) -> dict:
         device=torch.cuda.get_device_name() if device == "cuda" else name,
         threads=torch.get_num_threads(),
         instructions=torch.backends.cpu.get_cpu_capability(),
-        load=round(os.getloadavg()[0], 2),
         python=platform.python_version(),
         versions={p: version(p) for p in (*packages, "torchvision", "transformers")},
     )
+
+
+def earlier(path: Path, head: dict) -> list[dict]:
+    """Works of an earlier report on the same machine and versions; none where there is no such."""
+    if not path.exists():
+        return []
+    report = json.loads(path.read_text())
+    return report["works"] if report["machine"] == head else []
 
 
 def markdown(report: dict, losses: Path) -> str:
@@ -442,21 +466,22 @@ def markdown(report: dict, losses: Path) -> str:
     lines = [
         "# Performance, measured",
         "",
-        f"Made by `{report['command']}`: contenders take turns, and a ratio is the median over",
-        "the rounds of its time to the first contender's in the same round, with its quartiles.",
+        "Made by `tools/benchmark.py --out`, some works by themselves with `--only`: contenders take",
+        "turns, and a ratio is the median over the rounds of its time to the first contender's in the",
+        "same round, with its quartiles.",
         "Memory is what the work takes beyond the model's own. Difference is the largest one of",
         "the output from the first contender's: of maps of magnitude 1 to 10, or the share of",
         "pixels or boxes that differ.",
         "",
-        f"{head['device']}, {head['threads']} threads, {head['instructions']}, load at the start "
-        f"{head['load']}. Python {head['python']}, {versions}.",
+        f"{head['device']}, {head['threads']} threads, {head['instructions']}. "
+        f"Python {head['python']}, {versions}.",
     ]
     for result in report["works"]:
         lines += [
             "",
             f"## {result['work']}",
             "",
-            f"{result['rounds']} rounds.",
+            f"{result['rounds']} rounds; {result['others']:.0%} of the processor time was others'.",
             "",
             "| | ms | images/s | ratio | quartiles | peak MiB | difference |",
             "|---|---|---|---|---|---|---|",
@@ -576,8 +601,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
 
     console = Console()
-    command = " ".join(["python", "tools/benchmark.py", *sys.argv[1:]])
-    report = dict(command=command, machine=machine(device), works=[])
+    head = machine(device)
+    measured = {}
+    if args.out:
+        measured = {work["work"]: work for work in earlier(args.out.with_suffix(".json"), head)}
     for work in works:
         torch.compiler.reset()
         ways = ["eager", "fused"] if args.quick else ["eager", "channels-last", "fused"]
@@ -589,15 +616,18 @@ def main() -> None:
             contenders = list(whole_models(work, device))
         with console.status(work.name) as status:
             check(work, contenders)
+            before = processor_seconds()
             time_in_turns(
                 contenders,
                 rounds,
                 device == "cuda",
                 lambda i, work=work: status.update(f"{work.name}: round {i}"),
             )
-        report["works"].append(results_of(work, contenders))
-        show(report["works"][-1], console)
+        measured[work.name] = results_of(work, contenders, others(before))
+        show(measured[work.name], console)
         if args.out:
+            names = [w.name for w in WORKS if w.name in measured]
+            report = dict(machine=head, works=[measured[name] for name in names])
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
             losses = args.out.with_name("precision.json")  # by tools/precision.py
