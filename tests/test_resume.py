@@ -301,7 +301,9 @@ class TestFiles:
 @pytest.mark.slow
 def test_campaign(tmp_path):
     """Ten kills of whole processes at random moments, of both tasks, by one process and by two."""
-    done = run_tool("campaign.py", "--runs", 10, "--out", tmp_path / "out", cwd=tmp_path)
+    done = run_tool(
+        "campaign.py", "--runs", 10, "--jobs", 2, "--out", tmp_path / "out", cwd=tmp_path
+    )
     assert done.status == 0, done.out[-2000:] + done.err[-2000:]
     result = json.loads((tmp_path / "out" / "campaign.json").read_text())
     assert result["identical"] == result["runs"] == 10

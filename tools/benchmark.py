@@ -466,9 +466,9 @@ def markdown(report: dict, losses: Path) -> str:
     lines = [
         "# Performance, measured",
         "",
-        "Made by `tools/benchmark.py --out`, some works by themselves with `--only`: contenders take",
-        "turns, and a ratio is the median over the rounds of its time to the first contender's in the",
-        "same round, with its quartiles.",
+        "Made by `tools/benchmark.py --out`, some works by themselves with `--only`: contenders",
+        "take turns, and a ratio is the median over rounds of its time to the first contender's",
+        "in the same round, with its quartiles.",
         "Memory is what the work takes beyond the model's own. Difference is the largest one of",
         "the output from the first contender's: of maps of magnitude 1 to 10, or the share of",
         "pixels or boxes that differ.",

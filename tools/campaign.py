@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -261,10 +262,12 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/campaign"))
     args = parser.parse_args()
-    if args.runs < 1:
-        raise InputError(f"--runs {args.runs}: has to be 1 at least")
+    for name in ("runs", "jobs"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} {getattr(args, name)}: has to be 1 at least")
 
     out = args.out.resolve()
     if out.exists() and any(out.iterdir()):
@@ -277,19 +280,21 @@ def main() -> None:
         text = f"_base_ = {str(CONFIGS[task])!r}\n{COMMON}{small}del dims\n"
         write_whole(out / f"{task}.py", text)
 
-    draw = random.Random(args.seed)
-    references: dict[tuple[str, int], tuple[Path, float]] = {}
+    kinds = [(list(SMALL)[i % 2], 1 + i // 2 % 2) for i in range(args.runs)]
+    references = {kind: _reference(out, *kind) for kind in dict.fromkeys(kinds)}
     rows = []
-    for number in range(args.runs):
-        task, processes = list(SMALL)[number % 2], 1 + number // 2 % 2
-        if (task, processes) not in references:
-            references[task, processes] = _reference(out, task, processes)
-        folder, seconds = references[task, processes]
-        row = _killed_run(out, number, task, processes, folder, seconds, draw)
-        rows.append(row)
-        result = "identical" if not row["different"] else f"DIFFERENT: {row['different'][:3]}"
-        print(f"{number + 1:4} {task} by {processes}: {row['kills']}: {result}", flush=True)
-        write_whole(out / "campaign.json", json.dumps(_summary(rows), indent=2))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = [
+            pool.submit(_killed_run, out, i, *kind, *references[kind], random.Random(args.seed + i))
+            for i, kind in enumerate(kinds)
+        ]
+        for run in as_completed(runs):
+            row = run.result()
+            rows.append(row)
+            result = "identical" if not row["different"] else f"DIFFERENT: {row['different'][:3]}"
+            what = f"run {row['number']}, {row['task']} by {row['processes']}"
+            print(f"{len(rows):4} {what}: {row['kills']}: {result}", flush=True)
+            write_whole(out / "campaign.json", json.dumps(_summary(rows), indent=2))
 
     table = Table("config", "processes", "runs", "kills", "identical", title="killed and resumed")
     for entry in _summary(rows)["groups"]:
@@ -337,7 +342,7 @@ def _killed_run(
     if not different:
         for path in run.folder.glob("*.pth"):
             path.unlink()
-    return dict(task=task, processes=processes, kills=kills, different=different)
+    return dict(number=number, task=task, processes=processes, kills=kills, different=different)
 
 
 def _summary(rows: list[dict]) -> dict:
