@@ -114,6 +114,15 @@ def test_labels_are_those_of_mmseg(shape, original, test_cfg, keep_logits, align
     compare(theirs, ours, images(1, *shape), [meta(shape, original)])
 
 
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("stride", [20, 43, 64])
+def test_labels_by_rows_of_windows(stride, number):
+    """Row by row at the image's own size, with windows that overlap once, twice or not at all."""
+    theirs, ours = pair(SLIDE | dict(stride=(stride, stride)), keep_logits=False)
+    metas = [meta((150, 131), (150, 131)) for _ in range(number)]
+    compare(theirs, ours, images(number, 150, 131), metas)
+
+
 @pytest.mark.parametrize("windows_per_batch", [1, 2, 5, 100])
 def test_any_number_of_windows_at_once(windows_per_batch):
     theirs, ours = pair(SLIDE, windows_per_batch=windows_per_batch)
@@ -208,7 +217,10 @@ def test_measure_of_memory():
 @pytest.mark.parametrize("original", [(256, 384), (320, 480)], ids=["same size", "larger"])
 @torch.inference_mode()
 def test_peak_memory(original):
-    """1.3 maps of logits and what the network takes for one batch of windows; mmseg takes more."""
+    """1.3 maps of logits and what the network takes for one batch of windows; mmseg takes more.
+
+    At the image's own size the map is as high as a window.
+    """
     head = dict(num_classes=150)
     shape, windows = (256, 384), 4
     theirs, ours = pair(SLIDE, head=head, keep_logits=False, windows_per_batch=windows)
@@ -218,7 +230,8 @@ def test_peak_memory(original):
     logits = 150 * shape[0] * shape[1] * 8
     predict = lambda model: model.predict(image, samples(meta(shape, original)))  # noqa: E731
     found = peak_bytes(predict, ours)
-    assert logits < found <= 1.3 * logits + batch
+    held = logits * 64 // 256 if shape == original else logits
+    assert held < found <= 1.3 * held + batch
     assert peak_bytes(predict, theirs) > 1.8 * logits
 
     theirs.test_cfg = ours.test_cfg = ConfigDict(WHOLE)

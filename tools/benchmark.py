@@ -342,13 +342,15 @@ def check(work: Work, contenders: list[Contender]) -> None:
             )
 
 
-def time_in_turns(contenders: list[Contender], rounds: int, cuda: bool, progress: Callable) -> None:
-    """Time `rounds` turns of each, fewer of what takes long but at least three."""
+def time_in_turns(
+    contenders: list[Contender], rounds: int | None, cuda: bool, progress: Callable
+) -> None:
+    """Time `rounds` turns of each; None is 7, fewer of what takes long but at least three."""
     for contender in contenders:  # warm-up, and compilation
         contender.run()
         contender.peak_mib = peak_memory(contender.run, cuda)
     one_round = sum(seconds(contender.run, cuda) for contender in contenders)
-    rounds = max(3, min(rounds, int(SECONDS_PER_WORK / one_round)))
+    rounds = rounds or max(3, min(7, int(SECONDS_PER_WORK / one_round)))
     for i in range(rounds):
         turn = i % len(contenders)
         for contender in contenders[turn:] + contenders[:turn]:
@@ -570,7 +572,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few works, minutes on two cores")
     parser.add_argument("--only", default="", metavar="REGEX", help="works whose name matches")
     parser.add_argument("--list", action="store_true", help="name the works and end")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--rounds", type=int, help="7, or fewer where they take beyond a minute, unless given"
+    )
     parser.add_argument("--peers", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
     parser.add_argument(
         "--ways",
@@ -597,7 +601,7 @@ def main() -> None:
     if args.list:
         print("\n".join(w.name for w in works))
         return
-    rounds = min(args.rounds, 3) if args.quick else args.rounds
+    rounds = args.rounds or (3 if args.quick else None)
     warnings.simplefilter("ignore")
 
     console = Console()

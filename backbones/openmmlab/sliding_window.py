@@ -25,7 +25,8 @@ class SlidingWindowSegmentor(EncoderDecoder):
     Sliding windows run in batches and their logits are added up in one map. Labels are found by
     blocks of classes: a block is resized to the input and to the original image as mmseg does, and
     compared with the best class so far, so that logits of all classes never exist at those sizes
-    beyond the one map of sliding windows.
+    beyond the one map of sliding windows; where labels alone are wanted at the input's own size,
+    that map is as high as one row of windows.
 
     Args:
         windows_per_batch: sliding windows computed at once, over all images of the batch; None is 4
@@ -65,9 +66,15 @@ class SlidingWindowSegmentor(EncoderDecoder):
             metas = [meta] * len(inputs)
         else:
             metas = [sample.metainfo for sample in data_samples]
-        if self.test_cfg.get("mode", "whole") == "whole" and self._resizes_as_all_heads:
+        slides = self.test_cfg.get("mode", "whole") == "slide"
+        if not slides and self._resizes_as_all_heads:
             logits = self.decode_head(self.extract_feat(inputs))
             size = metas[0].get("pad_shape", metas[0]["img_shape"])[:2]
+        elif slides and not self.keep_logits and all(_is_as_it_was(meta, shape) for meta in metas):
+            results = data_samples or [SegDataSample() for _ in inputs]
+            for labels, result in zip(self._slide_labels(inputs, metas), results, strict=True):
+                result.set_data(dict(pred_sem_seg=PixelData(data=labels)))
+            return results
         else:
             logits = self.inference(inputs, metas)
             size = logits.shape[2:]
@@ -80,6 +87,32 @@ class SlidingWindowSegmentor(EncoderDecoder):
             InputError: the stride leaves pixels that no window covers.
         """
         images, _, height, width = inputs.shape
+        rows, columns, count = self._windows_over(height, width)
+        logits = inputs.new_zeros(images, self.out_channels, height, width)
+        windows = [(row, column) for row in rows for column in columns]
+        self._add_windows(logits, inputs, windows, batch_img_metas)
+        return logits.div_(count.to(logits))
+
+    def _slide_labels(self, inputs: Tensor, metas: list[dict]) -> Tensor:
+        """Labels (N, 1, H, W) of `slide_inference`'s logits, which exist for one row of windows."""
+        images, _, height, width = inputs.shape
+        rows, columns, count = self._windows_over(height, width)
+        windows = [(slice(0, rows[0].stop), column) for column in columns]
+        band = inputs.new_zeros(images, self.out_channels, rows[0].stop, width)
+        labels = []
+        for row, end in zip(rows, [*(row.start for row in rows[1:]), height], strict=True):
+            self._add_windows(band, inputs[:, :, row], windows, metas)
+            done = end - row.start  # rows that no window below reaches
+            finished = band[:, :, :done].div_(count[row.start : end].to(band))
+            found = self._label(finished, finished.shape[2:], None)
+            labels.append(torch.stack([one.pred_sem_seg.data for one in found]))
+            for classes in _class_blocks(band, band.shape[2:].numel()):
+                band[:, classes, :-done] = band[:, classes, done:].clone()
+            band[:, :, -done:] = 0
+        return torch.cat(labels, dim=2)
+
+    def _windows_over(self, height: int, width: int) -> tuple[list[slice], list[slice], Tensor]:
+        """Rows and columns of windows, and how many (H, W) are over each pixel."""
         crop_size, stride = self.test_cfg.crop_size, self.test_cfg.stride
         rows = _windows(height, crop_size[0], stride[0])
         columns = _windows(width, crop_size[1], stride[1])
@@ -89,27 +122,25 @@ class SlidingWindowSegmentor(EncoderDecoder):
                 f"test_cfg: windows of {tuple(crop_size)} at a stride of {tuple(stride)} leave "
                 f"pixels of a {height}x{width} image uncovered; make the stride smaller"
             )
-        windows = [(row, column) for row in rows for column in columns]
-        logits = inputs.new_zeros(images, self.out_channels, height, width)
-        at_once = max(1, (self.windows_per_batch or (4 if inputs.is_cuda else 1)) // images)
-        for start in range(0, len(windows), at_once):
-            self._add_windows(logits, inputs, windows[start : start + at_once], batch_img_metas)
-        return logits.div_(count.to(logits))
+        return rows, columns, count
 
     def _add_windows(
         self, logits: Tensor, inputs: Tensor, windows: list[tuple[slice, slice]], metas: list[dict]
     ) -> None:
-        """Compute windows together and add their logits, at the windows' size, to the map's."""
-        crops = torch.cat([inputs[:, :, row, column] for row, column in windows])
-        size = crops.shape[2:]
-        if self._resizes_as_all_heads:
-            results = self.decode_head(self.extract_feat(crops)).contiguous()
-        else:
-            results = self.encode_decode(crops, [{**metas[0], "img_shape": size}])
-        for result, (row, column) in zip(results.chunk(len(windows)), windows, strict=True):
-            for classes in _class_blocks(result, size.numel()):
-                block = self._resize(result[:, classes], size)
-                logits[:, classes, row, column] += block
+        """Compute windows in batches and add their logits, at the windows' size, to the map's."""
+        at_once = max(1, (self.windows_per_batch or (4 if inputs.is_cuda else 1)) // len(inputs))
+        for start in range(0, len(windows), at_once):
+            part = windows[start : start + at_once]
+            crops = torch.cat([inputs[:, :, row, column] for row, column in part])
+            size = crops.shape[2:]
+            if self._resizes_as_all_heads:
+                results = self.decode_head(self.extract_feat(crops)).contiguous()
+            else:
+                results = self.encode_decode(crops, [{**metas[0], "img_shape": size}])
+            for result, (row, column) in zip(results.chunk(len(part)), part, strict=True):
+                for classes in _class_blocks(result, size.numel()):
+                    block = self._resize(result[:, classes], size)
+                    logits[:, classes, row, column] += block
 
     def postprocess_result(
         self, seg_logits: Tensor, data_samples: list[SegDataSample] | None = None
@@ -123,7 +154,9 @@ class SlidingWindowSegmentor(EncoderDecoder):
         """As `postprocess_result`, for logits that are yet to be resized to the input's `size`."""
         metas = [None] * len(logits) if data_samples is None else data_samples
         results = data_samples or [SegDataSample() for _ in logits]
-        for image, sample, result in zip(logits.contiguous().split(1), metas, results, strict=True):
+        if logits.stride(3) != 1:  # channels-last; blocks are of planes
+            logits = logits.contiguous()
+        for image, sample, result in zip(logits.split(1), metas, results, strict=True):
             meta = None if sample is None else sample.metainfo
             best = labels = kept = None
             for classes, block in self._at_original_size(image, size, meta):
@@ -179,6 +212,12 @@ class SlidingWindowSegmentor(EncoderDecoder):
             head.predict is BaseDecodeHead.predict
             and head.predict_by_feat is BaseDecodeHead.predict_by_feat
         )
+
+
+def _is_as_it_was(meta: dict, shape: tuple[int, int]) -> bool:
+    """Whether an image was neither resized, padded nor flipped."""
+    padding = meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0)))
+    return tuple(meta["ori_shape"]) == tuple(shape) and not any(padding) and not meta.get("flip")
 
 
 def _windows(length: int, window: int, stride: int) -> list[slice]:

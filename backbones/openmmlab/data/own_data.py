@@ -20,7 +20,6 @@ from PIL import Image
 from backbones.checkpoints import read_checkpoint
 from backbones.errors import InputError
 
-from .metainfo import class_colours, class_names, dataset_metainfo
 from .annotations import Annotations, find_annotations, read_annotations
 from .label_folders import (
     LabelRule,
@@ -32,6 +31,7 @@ from .label_folders import (
     read_classes,
     read_pairs,
 )
+from .metainfo import class_colours, class_names, dataset_metainfo
 
 VALIDATION_SHARE = 0.2
 SEED = 0
