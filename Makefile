@@ -17,7 +17,7 @@ demo: setup
 	$(BIN)/python tools/walkthrough.py $(TASK)
 
 test: quick
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 bench: setup
 	$(BIN)/python tools/benchmark.py --out docs/performance
