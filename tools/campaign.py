@@ -159,7 +159,7 @@ class Run:
 
     def wait(self) -> int:
         """The worst exit status of the processes."""
-        statuses = [process.wait(timeout=600) for process in self._running]
+        statuses = [process.wait(timeout=3600) for process in self._running]
         self._running = []
         return max(statuses, key=abs)
 
