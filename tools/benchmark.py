@@ -462,6 +462,12 @@ def earlier(path: Path, head: dict) -> list[dict]:
     return report["works"] if report["machine"] == head else []
 
 
+def disturbance(share: float | None) -> str:
+    if share is None:  # of a report that is older than the figure
+        return "the machine had other work"
+    return f"{share:.0%} of the processor time was others'"
+
+
 def markdown(report: dict, losses: Path) -> str:
     head = report["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in head["versions"].items())
@@ -483,7 +489,7 @@ def markdown(report: dict, losses: Path) -> str:
             "",
             f"## {result['work']}",
             "",
-            f"{result['rounds']} rounds; {result['others']:.0%} of the processor time was others'.",
+            f"{result['rounds']} rounds; {disturbance(result['others'])}.",
             "",
             "| | ms | images/s | ratio | quartiles | peak MiB | difference |",
             "|---|---|---|---|---|---|---|",
