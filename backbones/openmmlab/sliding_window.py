@@ -47,6 +47,13 @@ class SlidingWindowSegmentor(EncoderDecoder):
         self.windows_per_batch = windows_per_batch
         self.keep_logits = keep_logits
 
+    def _auxiliary_head_forward_train(
+        self, inputs: tuple[Tensor, ...], data_samples: list[SegDataSample]
+    ) -> dict[str, Tensor]:
+        """The auxiliary losses, on planes: channels-last logits cost a slow copy at full size."""
+        planes = tuple(x.contiguous() for x in inputs)
+        return super()._auxiliary_head_forward_train(planes, data_samples)
+
     def predict(
         self, inputs: Tensor, data_samples: list[SegDataSample] | None = None
     ) -> list[SegDataSample]:
