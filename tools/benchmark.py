@@ -552,7 +552,7 @@ def plot(report: dict, path: Path) -> None:
             labels.append(row["name"])
         y += 1
     axes.set_yticks(ticks, labels, fontsize=7)
-    axes.invert_yaxis()
+    axes.set_ylim(y, -1)
     axes.axvline(1, color="black", linewidth=0.6)
     axes.set_xlabel("time, as a ratio to the first of its group (shorter is faster)", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
