@@ -99,7 +99,7 @@ class FactorizedUPerHead(UPerHead):
         return self._convolve(self.fpn_bottleneck, maps)
 
     def cls_seg(self, feat: Tensor) -> Tensor:
-        """Logits (N, classes, H, W) as planes: the losses want them so at sixteen times the size."""
+        """Logits (N, classes, H, W) as planes, as the losses want them once they are enlarged."""
         return super().cls_seg(feat).contiguous()
 
     def _convolve(self, module: ConvModule, maps: list[Tensor]) -> Tensor:
