@@ -146,12 +146,14 @@ class TestCheckpoint:
         assert_refused(outcome, "none.pth: no such checkpoint")
 
     def test_of_another_architecture(self, shapes, tmp_path):
+        from mmengine.registry import MODELS
+
         from backbones.openmmlab.config import load_config
-        from backbones.openmmlab.predictor import MODELS, DefaultScope
+        from backbones.openmmlab.registration import enter_scope
 
         config = load_config(DETECTION, {"model.backbone.arch": "femto"})
         config.model.neck.in_channels = [48, 96, 192, 384]
-        DefaultScope.get_instance("another-architecture", scope_name="mmdet")
+        enter_scope("mmdet")
         torch.save(dict(state_dict=MODELS.build(config.model).state_dict()), tmp_path / "femto.pth")
         for tool, *rest in (("test.py", "--data", shapes), ("predict.py", shapes / "val2017")):
             outcome = run_tool(tool, DETECTION, "femto.pth", *rest, cwd=tmp_path)

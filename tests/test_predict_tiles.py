@@ -571,3 +571,13 @@ def test_ten_thousand_pixels_a_side(task, demo_models, tmp_path):
         assert labels.shape == (side, side) and labels.max() < 8
         for part in (labels[:2000, :2000], labels[-2000:, -2000:]):
             assert len(np.unique(part)) > 1
+
+
+def test_predictors_of_both_tasks_one_after_another(demo_models):
+    """Each is built in its own library's scope, whichever came before and is gone."""
+    for task in ("segmentation", "detection", "segmentation", "detection"):
+        predictor = Predictor(*demo_models[task])
+        assert predictor.task == task and type(predictor.model).__module__.startswith(
+            ("backbones.openmmlab.sliding_window", "mmdet")
+        )
+        del predictor

@@ -219,7 +219,7 @@ def test_measure_of_memory():
 def test_peak_memory(original):
     """1.3 maps of logits and what the network takes for one batch of windows; mmseg takes more.
 
-    At the image's own size the map is as high as a window.
+    At the image's own size the map is as high as a window, a quarter of the image here.
     """
     head = dict(num_classes=150)
     shape, windows = (256, 384), 4
@@ -230,8 +230,10 @@ def test_peak_memory(original):
     logits = 150 * shape[0] * shape[1] * 8
     predict = lambda model: model.predict(image, samples(meta(shape, original)))  # noqa: E731
     found = peak_bytes(predict, ours)
-    held = logits * 64 // 256 if shape == original else logits
-    assert held < found <= 1.3 * held + batch
+    if shape == original:
+        assert logits / 4 < found <= 0.4 * logits + batch
+    else:
+        assert logits < found <= 1.3 * logits + batch
     assert peak_bytes(predict, theirs) > 1.8 * logits
 
     theirs.test_cfg = ours.test_cfg = ConfigDict(WHOLE)

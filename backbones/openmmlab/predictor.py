@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.device import get_device
-from mmengine.registry import FUNCTIONS, MODELS, DefaultScope
+from mmengine.registry import FUNCTIONS, MODELS
 from mmengine.structures import BaseDataElement
 
 from backbones.checkpoints import load_whole, read_checkpoint
@@ -19,6 +19,7 @@ from backbones.errors import InputError
 from .config import inference_dtype, load_config
 from .data.metainfo import dataset_metainfo
 from .precision import infer_in
+from .registration import enter_scope
 from .training.runner import fit_to_machine
 
 TASKS = dict(mmdet="detection", mmseg="segmentation")  # by default_scope
@@ -50,7 +51,7 @@ class Predictor:
         fit_to_machine(self.config)
         scope = self.config.get("default_scope", "mmengine")
         self.task = TASKS.get(scope, "classification")
-        DefaultScope.get_instance(f"predictor-{scope}-{id(self)}", scope_name=scope)
+        enter_scope(scope)
         if self.config.get("test_dataloader") is None:
             raise InputError(f"{self.config.filename}: has no test_dataloader to predict as in")
         dataset = self.config.test_dataloader.dataset

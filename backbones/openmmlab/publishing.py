@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import EvalResult, ModelCardData
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from torch import nn
 
 from backbones import zoo
@@ -26,6 +26,7 @@ from backbones.whole_files import write_whole
 from backbones.zoo import Score, Weights
 
 from .data.metainfo import class_names, dataset_metainfo
+from .registration import enter_scope
 from .training.runner import fit_to_machine
 
 # What the hub calls a licence of ours; others are "other" with their name.
@@ -127,7 +128,7 @@ def _model(
     fitted = deepcopy(config)
     fit_to_machine(fitted)
     scope = config.get("default_scope", "mmengine")
-    DefaultScope.get_instance(f"publish-{scope}", scope_name=scope)
+    enter_scope(scope)
     known = class_names(content)
     classes = _classes(config)
     if known and classes and known != classes:
