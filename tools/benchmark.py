@@ -40,6 +40,7 @@ from backbones import ConvNeXt
 from backbones.checkpoints import load_whole
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
+from backbones.whole_files import write_whole
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OUR_CONFIGS = {
@@ -648,9 +649,9 @@ def main() -> None:
             names = [w.name for w in WORKS if w.name in measured]
             report = dict(machine=head, works=[measured[name] for name in names])
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+            write_whole(args.out.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
             losses = args.out.with_name("precision.json")  # by tools/precision.py
-            args.out.with_suffix(".md").write_text(markdown(report, losses))
+            write_whole(args.out.with_suffix(".md"), markdown(report, losses))
             plot(report, args.out.with_suffix(".png"))
 
 

@@ -101,7 +101,7 @@ def main() -> None:
     if is_main_process():
         for name in main_metrics(results.record["clean"]):
             row = results.record["summary"][name]
-            shown = {k: "unknown" if v is None else f"{v:.4g}" for k, v in row.items()}
+            shown = {key: _shown(value) for key, value in row.items()}
             print(
                 f"{NAMES.get(name, name)}: clean {shown['clean']}, under corruption (mPC) "
                 f"{shown['mPC']}, share of clean (rPC) {shown['rPC']}"

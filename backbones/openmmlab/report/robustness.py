@@ -25,8 +25,7 @@ def robustness_section(record: Mapping, names: Mapping[str, str], main: Sequence
     if not clean or not corrupted:
         return ""
     severities = sorted({int(s) for row in corrupted.values() for s in row})
-    order = [name for name in (*CORRUPTIONS, *corrupted) if name in corrupted]
-    order = list(dict.fromkeys(order))
+    order = [name for name in dict.fromkeys((*CORRUPTIONS, *corrupted)) if name in corrupted]
     subject = record.get("subject") or {}
     parts = [_note(subject, len(order), severities)]
     rows = []
