@@ -59,6 +59,7 @@ setup(
             "pytest==9.2.0",
             "pytest-xdist==3.8.0",
             "ruff==0.17.5",
+            "tensorboard==2.21.0",
         ],
     },
 )

@@ -16,6 +16,7 @@ from backbones.openmmlab.command_line import run_config, run_parser
 from backbones.openmmlab.config import leave_training_out, use_tta
 from backbones.openmmlab.doctor.examination import check_data
 from backbones.openmmlab.evaluation.boundary import measure_boundaries
+from backbones.openmmlab.training.processes import process_group_left
 from backbones.openmmlab.training.runner import Runner, fit_to_machine
 from backbones.whole_files import write_whole
 
@@ -55,5 +56,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_in_one_line():
+    with reported_in_one_line(), process_group_left():
         main()

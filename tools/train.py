@@ -18,6 +18,7 @@ from backbones.errors import reported_in_one_line
 from backbones.openmmlab.command_line import run_config, run_parser
 from backbones.openmmlab.doctor.examination import check_data, examine_quickly
 from backbones.openmmlab.training.fine_tuning import start_from
+from backbones.openmmlab.training.processes import process_group_left
 from backbones.openmmlab.training.runner import Runner, fit_to_machine
 from backbones.openmmlab.training.sharding import STRATEGIES, check_strategy
 from backbones.openmmlab.training.total_batch import LR_SCALES, batch_norm_note, use_total_batch
@@ -92,5 +93,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_in_one_line("continue with --resume"):
+    with reported_in_one_line("continue with --resume"), process_group_left():
         main()

@@ -1,11 +1,14 @@
 """What the processes of one run tell each other, on the CPU whatever the gradients travel by."""
 
+import gc
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import distributed
 
-from backbones.errors import InputError
+from backbones.errors import InputError, StoppedForNow
 
 _group: distributed.ProcessGroup | None = None
 
@@ -26,6 +29,22 @@ def from_all(value: object) -> list:
     values = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value, group=_cpu_group())
     return values
+
+
+@contextmanager
+def process_group_left() -> Iterator[None]:
+    """Around a tool's work: end the threads that carry messages while Python still runs.
+
+    One that lets go of a Python object while the interpreter ends aborts the process (SIGABRT), and
+    torchrun takes the run that was done for failed. After an error nothing is waited for: another
+    process may be gone.
+    """
+    try:
+        yield
+    except StoppedForNow:
+        _leave()
+        raise
+    _leave()
 
 
 def what_was_lost(error: Exception) -> InputError | None:
@@ -64,6 +83,14 @@ def _by(text: str) -> str:
         return " (SIGKILL), as the kernel's out-of-memory killer does"
     signal = re.search(r"by signal: ([\w ]+)", text)
     return f" ({signal[1].strip()})" if signal else ""
+
+
+def _leave() -> None:
+    global _group
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+        _group = None
+        gc.collect()  # a trained model's wrapper, in cycles with its runner, holds the group too
 
 
 def _several() -> bool:
