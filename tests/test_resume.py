@@ -301,10 +301,11 @@ class TestFiles:
 @pytest.mark.slow
 def test_campaign(tmp_path):
     """Ten kills of whole processes at random moments, of both tasks, by one process and by two."""
-    done = run_tool(
-        "campaign.py", "--runs", 10, "--jobs", 2, "--out", tmp_path / "out", cwd=tmp_path
-    )
-    assert done.status == 0, done.out[-2000:] + done.err[-2000:]
+    arguments = ("campaign.py", "--jobs", 2, "--out", tmp_path / "out", "--runs")
+    for options in ((8,), (10, "--resume")):
+        done = run_tool(*arguments, *options, cwd=tmp_path)
+        assert done.status == 0, done.out[-2000:] + done.err[-2000:]
+    assert "  10 run" in done.out and "   8 run" not in done.out
     result = json.loads((tmp_path / "out" / "campaign.json").read_text())
     assert result["identical"] == result["runs"] == 10
     assert sum(result["moments"].values()) >= 8
@@ -320,3 +321,5 @@ def test_campaign_refuses_a_folder_in_use(tmp_path):
     (tmp_path / "x").touch()
     done = run_tool("campaign.py", "--runs", 1, "--out", tmp_path, cwd=tmp_path)
     assert done.status == 2 and "not empty" in done.last_line
+    done = run_tool("campaign.py", "--runs", 1, "--out", tmp_path, "--resume", cwd=tmp_path)
+    assert done.status == 2 and "campaign.json does not exist" in done.last_line

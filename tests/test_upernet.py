@@ -13,6 +13,7 @@ from backbones import InputError
 from backbones.openmmlab.complexity import count, multiply_adds
 from backbones.openmmlab.config import load_config
 from backbones.ops import upsampled_conv
+from backbones.ops.interpolation import interpolation_sources
 from backbones.ops.upsampled_conv import upsampled_conv2d, upsampled_conv2d_reference
 
 # Sizes of the four maps: even, odd, elongated, down to one pixel, and coarser maps larger than the
@@ -211,7 +212,7 @@ def test_every_ratio_of_sizes(align_corners):
     for high in (1, 2, 7, 32, 50, 99):
         for low in range(1, high + 1):
             taps = upsampled_conv._taps(low, high, align_corners, torch.empty(0).double())
-            sources = upsampled_conv._sources(low, high, align_corners)
+            sources = interpolation_sources(low, high, align_corners)
             assert all(a <= b for a, b in pairwise(sources))
             touched = taps != 0
             for start in range(0, low, 5):

@@ -3,6 +3,7 @@
 
 python tools/campaign.py --runs 100
 python tools/campaign.py --runs 10 --out work_dirs/campaign --seed 1
+python tools/campaign.py --runs 100 --resume    # the runs that an interrupted campaign lacks
 
 Every run is a small one of a demo config, on CPU, alternately a detector by epochs and a segmentor
 by iterations, each by one process and by two. A third of the kills come at any moment, a third
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +24,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +169,8 @@ class Run:
     def kill(self) -> None:
         """SIGKILL to every process and data worker."""
         for process in self._running:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # one of two may have ended just now
+                os.killpg(process.pid, signal.SIGKILL)
         self.wait()
 
     def reach(self, moment: str, draw: random.Random, seconds: float) -> bool:
@@ -264,37 +268,35 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/campaign"))
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the runs that are in the folder's campaign.json"
+    )
     args = parser.parse_args()
     for name in ("runs", "jobs"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} {getattr(args, name)}: has to be 1 at least")
 
     out = args.out.resolve()
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: not empty; give another folder with --out, or delete it")
-    out.mkdir(parents=True, exist_ok=True)
-    prepare = [sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "demo"]
-    prepare += ["--root", str(out), "--train", "16", "--val", "4", "--size", "64"]
-    subprocess.run(prepare, check=True)
-    for task, small in SMALL.items():
-        text = f"_base_ = {str(CONFIGS[task])!r}\n{COMMON}{small}del dims\n"
-        write_whole(out / f"{task}.py", text)
-
     kinds = [(list(SMALL)[i % 2], 1 + i // 2 % 2) for i in range(args.runs)]
-    references = {kind: _reference(out, *kind) for kind in dict.fromkeys(kinds)}
-    rows = []
+    if args.resume:
+        references, rows = _begun(out, args.seed, kinds)
+    else:
+        references, rows = _begin(out, kinds), []
+    done = {row["number"] for row in rows}
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = [
-            pool.submit(_killed_run, out, i, *kind, *references[kind], random.Random(args.seed + i))
-            for i, kind in enumerate(kinds)
-        ]
+        runs = []
+        for i, kind in enumerate(kinds):
+            if i not in done:
+                draw = random.Random(args.seed + i)
+                runs.append(pool.submit(_killed_run, out, i, *kind, references[kind], draw))
         for run in as_completed(runs):
             row = run.result()
             rows.append(row)
             result = "identical" if not row["different"] else f"DIFFERENT: {row['different'][:3]}"
             what = f"run {row['number']}, {row['task']} by {row['processes']}"
             print(f"{len(rows):4} {what}: {row['kills']}: {result}", flush=True)
-            write_whole(out / "campaign.json", json.dumps(_summary(rows), indent=2))
+            summary = dict(_summary(rows), seed=args.seed, seconds=list(references.items()))
+            write_whole(out / "campaign.json", json.dumps(summary, indent=2))
 
     table = Table("config", "processes", "runs", "kills", "identical", title="killed and resumed")
     for entry in _summary(rows)["groups"]:
@@ -305,14 +307,49 @@ def main() -> None:
         sys.exit(1)
 
 
-def _reference(out: Path, task: str, processes: int) -> tuple[Path, float]:
-    """The work dir of a run that is never killed, and the seconds it takes."""
-    run = Run(out / f"{task}.py", out / "demo", out / f"{task}_{processes}_whole", processes)
-    begin = time.monotonic()
-    run.start()
-    if run.wait():
-        raise InputError(f"the run that nothing kills failed: see {run.log}")
-    return run.folder, time.monotonic() - begin
+def _begin(out: Path, kinds: list[tuple[str, int]]) -> dict[tuple[str, int], float]:
+    """Make data and configs, train each kind of run without a kill; the seconds that it takes."""
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: not empty; give another folder with --out, --resume or delete it")
+    out.mkdir(parents=True, exist_ok=True)
+    prepare = [sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "demo"]
+    prepare += ["--root", str(out), "--train", "16", "--val", "4", "--size", "64"]
+    subprocess.run(prepare, check=True)
+    for task, small in SMALL.items():
+        text = f"_base_ = {str(CONFIGS[task])!r}\n{COMMON}{small}del dims\n"
+        write_whole(out / f"{task}.py", text)
+    seconds = {}
+    for task, processes in dict.fromkeys(kinds):
+        run = Run(out / f"{task}.py", out / "demo", _whole(out, task, processes), processes)
+        begin = time.monotonic()
+        run.start()
+        if run.wait():
+            raise InputError(f"the run that nothing kills failed: see {run.log}")
+        seconds[task, processes] = time.monotonic() - begin
+    return seconds
+
+
+def _begun(
+    out: Path, seed: int, kinds: list[tuple[str, int]]
+) -> tuple[dict[tuple[str, int], float], list[dict]]:
+    """What `_begin` gave to an interrupted campaign, and its runs; unfinished ones are deleted."""
+    if not (out / "campaign.json").is_file():
+        raise InputError(f"--resume: {out / 'campaign.json'} does not exist; leave --resume out")
+    summary = json.loads((out / "campaign.json").read_text())
+    if summary["seed"] != seed:
+        raise InputError(f"--resume: {out} was begun with --seed {summary['seed']}, not {seed}")
+    seconds = {tuple(kind): length for kind, length in summary["seconds"]}
+    if not seconds.keys() >= set(kinds):
+        raise InputError(f"--resume: {out} was begun with fewer kinds of runs; begin another")
+    done = {f"run_{row['number']:03}" for row in summary["rows"]}
+    for path in out.glob("run_*"):
+        if path.name.partition(".")[0] not in done:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return seconds, summary["rows"]
+
+
+def _whole(out: Path, task: str, processes: int) -> Path:
+    return out / f"{task}_{processes}_whole"
 
 
 def _killed_run(
@@ -320,7 +357,6 @@ def _killed_run(
     number: int,
     task: str,
     processes: int,
-    reference: Path,
     seconds: float,
     draw: random.Random,
 ) -> dict:
@@ -338,7 +374,8 @@ def _killed_run(
     if len(kills) == wanted:
         run.start("--resume")
     status = run.wait()
-    different = [f"exit status {status}"] if status else differences(reference, run.folder)
+    whole = _whole(out, task, processes)
+    different = [f"exit status {status}"] if status else differences(whole, run.folder)
     if not different:
         for path in run.folder.glob("*.pth"):
             path.unlink()

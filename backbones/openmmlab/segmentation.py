@@ -98,10 +98,6 @@ class FactorizedUPerHead(UPerHead):
             maps.insert(0, self._convolve(self.fpn_convs[i], [x]))
         return self._convolve(self.fpn_bottleneck, maps)
 
-    def cls_seg(self, feat: Tensor) -> Tensor:
-        """Logits (N, classes, H, W) as planes, as the losses want them once they are enlarged."""
-        return super().cls_seg(feat).contiguous()
-
     def _convolve(self, module: ConvModule, maps: list[Tensor]) -> Tensor:
         """The module's convolution of maps resized to the first, norm and activation."""
         conv, norm = module.conv, module.norm if module.with_norm else None

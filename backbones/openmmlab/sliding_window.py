@@ -1,6 +1,6 @@
-"""Segmentation at inference: sliding windows in batches, labels without large maps of logits."""
+"""Segmentation: sliding windows in batches, labels and losses without large maps of logits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from mmengine.registry import MODELS
@@ -9,9 +9,12 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
 from mmseg.models.utils import resize
 from mmseg.structures import SegDataSample
-from torch import Tensor
+from mmseg.utils import add_prefix
+from torch import Tensor, nn
 
 from backbones.errors import InputError
+
+from .decode_loss import decode_loss, enlarges_by_blocks
 
 # Logits of a block of classes at the larger of its two sizes: what a cache holds, or a GPU likes.
 CPU_BLOCK = 2**21
@@ -20,13 +23,14 @@ GPU_BLOCK = 2**26
 
 @MODELS.register_module()
 class SlidingWindowSegmentor(EncoderDecoder):
-    """mmseg's EncoderDecoder with less memory and time at inference; the same label maps.
+    """mmseg's EncoderDecoder with less memory and time; the same label maps and losses.
 
     Sliding windows run in batches and their logits are added up in one map. Labels are found by
     blocks of classes: a block is resized to the input and to the original image as mmseg does, and
     compared with the best class so far, so that logits of all classes never exist at those sizes
     beyond the one map of sliding windows; where labels alone are wanted at the input's own size,
-    that map is as high as one row of windows.
+    that map is as high as one row of windows. On a CPU losses too are taken by blocks
+    (`decode_loss`).
 
     Args:
         windows_per_batch: sliding windows computed at once, over all images of the batch; None is 4
@@ -47,12 +51,32 @@ class SlidingWindowSegmentor(EncoderDecoder):
         self.windows_per_batch = windows_per_batch
         self.keep_logits = keep_logits
 
+    def takes_loss_by_blocks(self, head: nn.Module, inputs: Sequence[Tensor]) -> bool:
+        """Whether the head's loss on these maps is computed without logits at full size."""
+        return inputs[0].device.type == "cpu" and enlarges_by_blocks(head)
+
+    def _decode_head_forward_train(
+        self, inputs: tuple[Tensor, ...], data_samples: list[SegDataSample]
+    ) -> dict[str, Tensor]:
+        return add_prefix(self._head_loss(self.decode_head, inputs, data_samples), "decode")
+
     def _auxiliary_head_forward_train(
         self, inputs: tuple[Tensor, ...], data_samples: list[SegDataSample]
     ) -> dict[str, Tensor]:
-        """The auxiliary losses, on planes: channels-last logits cost a slow copy at full size."""
-        planes = tuple(x.contiguous() for x in inputs)
-        return super()._auxiliary_head_forward_train(planes, data_samples)
+        heads = self.auxiliary_head
+        if not isinstance(heads, nn.ModuleList):
+            return add_prefix(self._head_loss(heads, inputs, data_samples), "aux")
+        losses = {}
+        for i, head in enumerate(heads):
+            losses |= add_prefix(self._head_loss(head, inputs, data_samples), f"aux_{i}")
+        return losses
+
+    def _head_loss(
+        self, head: nn.Module, inputs: tuple[Tensor, ...], data_samples: list[SegDataSample]
+    ) -> dict[str, Tensor]:
+        if self.takes_loss_by_blocks(head, inputs):
+            return decode_loss(head, inputs, data_samples)
+        return head.loss(inputs, data_samples, self.train_cfg)
 
     def predict(
         self, inputs: Tensor, data_samples: list[SegDataSample] | None = None

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .interpolation import interpolation_matrix, interpolation_sources
 from .winograd_conv import conv3x3
 
 # Low pixels in a tile's rows and output columns in it: what a cache holds; on a GPU, few launches.
@@ -93,17 +94,9 @@ def _resize(x: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
 
 def _taps(low: int, high: int, align_corners: bool, like: Tensor) -> Tensor:
     """(high, 3, low): what each output position takes, by tap, from the positions of a line."""
-    eye = torch.eye(low, dtype=torch.float64, device=like.device)[None]
-    upsample = F.interpolate(eye, size=high, mode="linear", align_corners=align_corners)[0]
+    upsample = interpolation_matrix(low, high, align_corners).T
     shifted = F.pad(upsample, (1, 1)).unfold(1, high, 1)  # (low, 3, high)
-    return shifted.permute(2, 1, 0).to(like.dtype)
-
-
-def _sources(low: int, high: int, align_corners: bool) -> list[int]:
-    """The first of the two low positions that each output position lies between."""
-    if align_corners:
-        return [i * (low - 1) // max(high - 1, 1) for i in range(high)]
-    return [max(((2 * i + 1) * low - high) // (2 * high), 0) for i in range(high)]
+    return shifted.permute(2, 1, 0).to(like)
 
 
 def _reached(sources: list[int], start: int, stop: int) -> slice:
@@ -130,7 +123,7 @@ def _bands(x: Tensor, size: torch.Size, align_corners: bool) -> tuple[list, list
     tile_rows = max(tile_pixels // low_width, 8)  # fewer would make narrow products
 
     taps = _taps(low_height, height, align_corners, x)  # (H, 3, h)
-    sources = _sources(low_height, height, align_corners)
+    sources = interpolation_sources(low_height, height, align_corners)
     rows = []
     for start in range(0, low_height, tile_rows):
         low = slice(start, min(start + tile_rows, low_height))
@@ -138,7 +131,7 @@ def _bands(x: Tensor, size: torch.Size, align_corners: bool) -> tuple[list, list
         rows.append((out, low, taps[out, :, low].flatten(1)))
 
     taps = _taps(low_width, width, align_corners, x).transpose(1, 2)  # (W, w, 3)
-    sources = _sources(low_width, width, align_corners)
+    sources = interpolation_sources(low_width, width, align_corners)
     columns = []
     for start in range(0, width, tile_columns):
         out = slice(start, min(start + tile_columns, width))

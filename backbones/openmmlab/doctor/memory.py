@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from backbones.openmmlab.complexity import build_on_meta
+from backbones.ops.upsampled_cross_entropy import upsampled_cross_entropy
 
 # State tensors that each optimizer keeps for a parameter.
 OPTIMIZER_STATES = {"Adam": 2, "AdamW": 2, "NAdam": 2, "RAdam": 2, "SGD": 1, "RMSprop": 1}
@@ -35,10 +36,10 @@ HEAP_BLOCK = 32 * 2**20
 # settles in it, the hole that stays behind does not fit the next block of its own size. (A step's
 # allocations replayed by best fit leave no holes; with an object in every tenth of these ends they
 # leave as many as are measured.) It depends on the order of all allocations, so it is calibrated:
-# 0.3 to 0.45 for the demo detector, 0.7 for the demo segmentor, 0.2 for Cascade-T and 0.5 for
-# UperNet-T were measured. With all blocks mapped (MALLOC_MMAP_THRESHOLD_=65536) the demos take 0.07
-# and 0.13 more than the tensors alone.
-HOLES = 0.5
+# 0.3 to 0.45 for the demo detector, 0.7 to 0.95 for the demo segmentor, 0.2 for Cascade-T and 0.8
+# for UperNet-T were measured. With all blocks mapped (MALLOC_MMAP_THRESHOLD_=65536) the demos take
+# 0.07 and 0.13 more than the tensors alone.
+HOLES = 0.65
 # oneDNN copies what a convolution reads and writes on a CPU into blocks of channels.
 CONVOLUTIONS = (
     torch.ops.aten.convolution.default,
@@ -184,9 +185,13 @@ def _loss(model: BaseModel, batch: Tensor, config: Config) -> Tensor:
 def _segmentor_loss(model: BaseModel, batch: Tensor) -> Tensor:
     maps = model.extract_feat(batch)
     labels = torch.zeros(len(batch), *batch.shape[2:], dtype=torch.long, device=batch.device)
+    by_blocks = getattr(model, "takes_loss_by_blocks", lambda head, maps: False)
     losses = []
     for head in (model.decode_head, getattr(model, "auxiliary_head", None)):
-        if head is not None:
+        if head is not None and by_blocks(head, maps):
+            # Image after image in the same memory, so that one is enough.
+            losses.append(upsampled_cross_entropy(head(maps)[:1], labels[:1])[0])
+        elif head is not None:
             logits = interpolate(head(maps), batch.shape[2:], mode="bilinear")
             # mmseg takes the mean after the losses of the pixels.
             losses.append(cross_entropy(logits, labels, reduction="none").mean())
