@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path, PosixPath
 from pickle import UnpicklingError
+from threading import Lock
 from urllib.error import URLError
 from urllib.parse import urlparse
 
@@ -35,6 +36,8 @@ HUB_FILES = (
 )
 
 _trusting: ContextVar[bool] = ContextVar("trusting", default=False)
+# What PyTorch may load is set for the whole process: another thread's end would take it back.
+_reading = Lock()
 
 
 def read_checkpoint(
@@ -263,7 +266,7 @@ def _read(path: Path, source: str, trust: bool) -> Mapping:
             reason = _first_line(error)
             raise InputError(f"{source}: cut off or not a safetensors file ({reason})") from None
     try:
-        with _harmless_globals(), warnings.catch_warnings():
+        with _reading, _harmless_globals(), warnings.catch_warnings():
             # A refusal is one line, without torch's musings on the pickle's protocol before it.
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=not trust)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -285,6 +286,13 @@ class TestReading:
         (tmp_path / "executed").rmdir()
         self.refused(path, "refused")
         assert not (tmp_path / "executed").exists()
+
+    def test_threads_read_at_once(self, tmp_path):
+        """PyTorch keeps what it may load for the whole process."""
+        torch.save(dict(log=HistoryBuffer([1.0, 2.0], [1, 1])), tmp_path / "history.pth")
+        with ThreadPoolExecutor(8) as threads:
+            reads = list(threads.map(read_checkpoint, [tmp_path / "history.pth"] * 200))
+        assert [read["log"].mean() for read in reads] == [1.5] * 200
 
     def test_getattr_reaches_nothing_but_statistics(self, tmp_path):
         """mmengine's log history needs getattr; its globals would open every door."""
