@@ -131,7 +131,10 @@ class Block(nn.Module):
 
         A hook, a parametrization or another class in a layer's place would be passed over.
         """
-        if not x.is_cpu or not x.numel() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if not x.is_cpu or not x.numel():
+            return False
+        exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+        if exporting or torch.jit.is_tracing():  # for a reader that knows PyTorch's operators only
             return False
         layers = (self.dwconv, self.norm, self.pwconv1, self.pwconv2)
         kinds = (nn.Conv2d, nn.LayerNorm, nn.Linear, nn.Linear)
@@ -143,10 +146,10 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:  # (N, H, W, C)
-        if torch.compiler.is_compiling():
-            return x + self.masked_branch(x)
         if not torch.is_grad_enabled() and self.goes_by_rows(x) and not self.dropping:
             return self.branch_by_rows(x, residual=x)
+        if torch.compiler.is_compiling():
+            return x + self.masked_branch(x)
         kept = self.draw_kept(len(x))
         inputs = x if kept is None else x[kept.to(x.device, non_blocking=True)]
         branch = self.branch_by_rows if self.goes_by_rows(inputs) else self.branch

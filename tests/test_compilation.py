@@ -154,3 +154,42 @@ def test_backbone_is_one_graph(drop_path_rate):
     network.train()
     sum(m.sum() for m in compiled(x)).backward()
     assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("grn", [False, True], ids=["V1", "V2"])
+@pytest.mark.parametrize("fused", [False, True], ids=["", "fused"])
+def test_inference_on_a_cpu_keeps_blocks_by_rows(dtype, grn, fused):
+    """Inductor would write each block's hidden map out whole."""
+    arch = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
+    scale = 0.0 if grn else 1.0
+    network = randomise(ConvNeXt(arch, use_grn=grn, layer_scale_init_value=scale)).eval()
+    if fused:
+        network = network.fuse(dtype or torch.float32)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(network, backend=backend, fullgraph=True, dynamic=True)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not None and not fused):
+        for size in ((64, 96), (96, 64), (160, 128)):
+            x = torch.randn(2, 3, *size)
+            for ours, eager in zip(compiled(x), network(x), strict=True):
+                assert ours.dtype == eager.dtype
+                torch.testing.assert_close(ours, eager)
+    assert len(graphs) <= 2
+    called = [node.target for node in graphs[-1].graph.nodes if node.op == "call_function"]
+    assert called.count(torch.ops.convnext.norm_mlp.default) == sum(arch["depths"])
+    assert torch.nn.functional.gelu not in called
+
+
+def test_operator_by_rows_is_described_rightly():
+    """What torch.compile believes of its result: shape, dtype, nothing written in place."""
+    x, residual = torch.randn(2, 5, 4, 8, dtype=torch.bfloat16), torch.randn(2, 5, 4, 8)
+    norm = (torch.rand(8), torch.rand(8))
+    linears = [torch.randn(size).bfloat16() for size in ((32, 8), (32,), (8, 32), (8,))]
+    for scale, beside in ((None, None), (torch.rand(8), residual)):
+        arguments = (x, *norm, *linears, None, None, scale, 1e-6, beside)
+        torch.library.opcheck(torch.ops.convnext.norm_mlp.default, arguments)

@@ -48,7 +48,8 @@ def norm_mlp(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         y = _NormMLP.apply(*tensors, norm_eps)
         return y if residual is None else residual + y
-    return _inference(*tensors, norm_eps, residual)
+    inference = _inference_in_a_graph if torch.compiler.is_compiling() else _inference
+    return inference(*tensors, norm_eps, residual)
 
 
 def norm_mlp_reference(
@@ -126,12 +127,9 @@ def _inference(
     residual: Tensor | None,
 ) -> Tensor:
     c, shape = x.shape[-1], x.shape
-    dtype = x.dtype if scale is None else torch.promote_types(x.dtype, scale.dtype)
-    if residual is not None:
-        dtype = torch.promote_types(dtype, residual.dtype)
-        residual = residual.reshape(-1, c)
-    out = torch.empty(x.numel() // c, c, dtype=dtype)
-    rows_of = x.view(-1, c)
+    residual = None if residual is None else residual.reshape(-1, c)
+    out = torch.empty(x.numel() // c, c, dtype=_inference_dtype(x, scale, residual))
+    rows_of = x.reshape(-1, c)
     for rows, samples in _steps(x, len(weight1), gamma is not None):
         h = F.layer_norm(rows_of[rows], (c,), norm_weight, norm_bias, norm_eps)
         h = torch.ops.aten.gelu_(_linear(h, weight1, bias1))
@@ -149,6 +147,23 @@ def _inference(
         else:
             torch.addcmul(residual[rows], h, scale, out=out[rows])
     return out.view(shape)
+
+
+def _inference_dtype(x: Tensor, scale: Tensor | None, residual: Tensor | None) -> torch.dtype:
+    dtype = x.dtype if scale is None else torch.promote_types(x.dtype, scale.dtype)
+    return dtype if residual is None else torch.promote_types(dtype, residual.dtype)
+
+
+# torch.compile takes it as it is: of the plain definition it would write the hidden map out whole.
+_inference_in_a_graph = torch.library.custom_op(
+    "convnext::norm_mlp", _inference, mutates_args=(), device_types="cpu"
+)
+
+
+@_inference_in_a_graph.register_fake
+def _(x: Tensor, *arguments: Any) -> Tensor:
+    scale, residual = arguments[8], arguments[10]
+    return x.new_empty(x.shape, dtype=_inference_dtype(x, scale, residual))
 
 
 class _NormMLP(torch.autograd.Function):
