@@ -99,7 +99,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
             metas = [sample.metainfo for sample in data_samples]
         slides = self.test_cfg.get("mode", "whole") == "slide"
         if not slides and self._resizes_as_all_heads:
-            logits = self.decode_head(self.extract_feat(inputs))
+            logits = self.decode_head(self.extract_feat(inputs)).contiguous()
             size = metas[0].get("pad_shape", metas[0]["img_shape"])[:2]
         elif slides and not self.keep_logits and all(_is_as_it_was(meta, shape) for meta in metas):
             results = data_samples or [SegDataSample() for _ in inputs]
