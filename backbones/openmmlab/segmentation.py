@@ -90,12 +90,12 @@ class FactorizedUPerHead(UPerHead):
         x = self.psp_forward(inputs)
         maps = [x]
         for i in reversed(range(len(inputs) - 1)):
-            lateral = self._convolve(self.lateral_convs[i], [inputs[i]])
+            size = inputs[i].shape[2:]
+            x = resize(x, size, mode="bilinear", align_corners=self.align_corners)
             # Added in place to the upsampled map, which no gradient needs.
-            x = resize(
-                x, lateral.shape[2:], mode="bilinear", align_corners=self.align_corners
-            ).add_(lateral)
+            x.add_(self._convolve(self.lateral_convs[i], [inputs[i]]))
             maps.insert(0, self._convolve(self.fpn_convs[i], [x]))
+        del x  # as large as the fusion's result, which is where the peak is
         return self._convolve(self.fpn_bottleneck, maps)
 
     def _convolve(self, module: ConvModule, maps: list[Tensor]) -> Tensor:
