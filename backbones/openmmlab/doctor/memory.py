@@ -35,11 +35,12 @@ HEAP_BLOCK = 32 * 2**20
 # PyTorch asks for aligned blocks. glibc 2.36 cuts what is over from both ends; where a small object
 # settles in it, the hole that stays behind does not fit the next block of its own size. (A step's
 # allocations replayed by best fit leave no holes; with an object in every tenth of these ends they
-# leave as many as are measured.) It depends on the order of all allocations, so it is calibrated:
-# 0.3 to 0.45 for the demo detector, 0.7 to 0.95 for the demo segmentor, 0.2 for Cascade-T and 0.8
-# for UperNet-T were measured. With all blocks mapped (MALLOC_MMAP_THRESHOLD_=65536) the demos take
-# 0.07 and 0.13 more than the tensors alone.
-HOLES = 0.65
+# leave as many as are measured.) It depends on the order of all allocations, so it is calibrated by
+# the head: 0.38 and 0.15 were measured for the demo detector and Cascade-T, 0.7 to 0.95 and 0.8 to
+# 1.0 for the demo segmentor and UperNet-T. With all blocks mapped (MALLOC_MMAP_THRESHOLD_=65536) the
+# demos take 0.07 and 0.13 more than the tensors alone.
+HOLES = {"roi_head": 0.3, "decode_head": 0.85}
+HOLES_ELSEWHERE = 0.5
 # oneDNN copies what a convolution reads and writes on a CPU into blocks of channels.
 CONVOLUTIONS = (
     torch.ops.aten.convolution.default,
@@ -102,12 +103,14 @@ def predict_training(
         accumulates = any(
             hook.get("type") == "AccumulationHook" for hook in config.get("custom_hooks") or []
         )
+        of_heads = [share for name, share in HOLES.items() if hasattr(model, name)]
+        holes = of_heads[0] if of_heads else HOLES_ELSEWHERE
         return TrainingMemory(
             parameters=sum(map(_bytes, [*model.parameters(), *model.buffers()])),
             optimizer=states * gradients,
             # A part of a step finds the gradients of those before.
             step=live.peak + gradients * accumulates,
-            holes=int(HOLES * live.heap_peak) if device == "cpu" else 0,
+            holes=int(holes * live.heap_peak) if device == "cpu" else 0,
         )
 
 
