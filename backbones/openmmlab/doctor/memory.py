@@ -37,8 +37,8 @@ HEAP_BLOCK = 32 * 2**20
 # allocations replayed by best fit leave no holes; with an object in every tenth of these ends they
 # leave as many as are measured.) It depends on the order of all allocations, so it is calibrated by
 # the head: 0.38 and 0.15 were measured for the demo detector and Cascade-T, 0.7 to 0.95 and 0.8 to
-# 1.0 for the demo segmentor and UperNet-T. With all blocks mapped (MALLOC_MMAP_THRESHOLD_=65536) the
-# demos take 0.07 and 0.13 more than the tensors alone.
+# 1.0 for the demo segmentor and UperNet-T. With all blocks mapped (MALLOC_MMAP_THRESHOLD_=65536)
+# the demos take 0.07 and 0.13 more than the tensors alone.
 HOLES = {"roi_head": 0.3, "decode_head": 0.85}
 HOLES_ELSEWHERE = 0.5
 # oneDNN copies what a convolution reads and writes on a CPU into blocks of channels.
