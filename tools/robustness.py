@@ -35,6 +35,7 @@ from backbones.openmmlab.evaluation.corruption import (
 from backbones.openmmlab.evaluation.robustness import FILE, Robustness, weights_digest
 from backbones.openmmlab.report import ReportHook
 from backbones.openmmlab.report.page import NAMES, main_metrics
+from backbones.openmmlab.training.processes import process_group_left
 from backbones.openmmlab.training.runner import Runner, fit_to_machine
 
 
@@ -167,5 +168,5 @@ def _shown(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    with reported_in_one_line("run it again to go on"):
+    with reported_in_one_line("run it again to go on"), process_group_left():
         main()

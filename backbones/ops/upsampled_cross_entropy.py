@@ -69,9 +69,9 @@ def upsampled_cross_entropy_reference(
     return loss, (enlarged.argmax(dim=1) == labels).sum()
 
 
-def _row_blocks(low: int, high: int, rows: int, align_corners: bool) -> list[tuple]:
+def _row_blocks(low: int, high: int, rows: int, align_corners: bool, like: Tensor) -> list[tuple]:
     """(output rows, low lines they lie between, coefficients (rows, lines)) of blocks of rows."""
-    matrix = interpolation_matrix(low, high, align_corners)
+    matrix = interpolation_matrix(low, high, align_corners).to(like)
     sources = interpolation_sources(low, high, align_corners)
     blocks = []
     for start in range(0, high, rows):
@@ -92,7 +92,8 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         ignore_index: int,
         align_corners: bool,
     ) -> tuple[Tensor, Tensor]:
-        images, classes, low_height, low_width = logits.shape
+        wants_grad = ctx.needs_input_grad[0]
+        images, classes, low_height, _ = logits.shape
         height, width = labels.shape[1:]
         dtype = torch.promote_types(logits.dtype, torch.float32)
         low = logits.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -101,13 +102,10 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         weights = None if class_weight is None else class_weight.to(dtype)
 
         rows = max(BLOCK // (width * classes), 1)
-        blocks = [
-            (out, lines, taps.to(low))
-            for out, lines, taps in _row_blocks(low_height, height, rows, align_corners)
-        ]
+        blocks = _row_blocks(low_height, height, rows, align_corners, low)
         buffer = low.new_empty(min(rows, height), width * classes)
         losses, counts = [], []
-        if ctx.needs_input_grad[0]:
+        if wants_grad:
             grad = torch.empty_like(low)
             # Of the lines that are enlarged in width alone; channels-last.
             grad_lines = low.new_empty(1, low_height, width, classes).permute(0, 3, 1, 2)
@@ -116,7 +114,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
             image = low[i : i + 1]
             lines = F.interpolate(image, size, mode="bilinear", align_corners=align_corners)
             lines = _rows(lines)  # (h, W * K)
-            if ctx.needs_input_grad[0]:
+            if wants_grad:
                 grad_lines.zero_()
             for out, between, taps in blocks:
                 block = torch.mm(taps, lines[between], out=buffer[: len(taps)])
@@ -131,15 +129,15 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
                 )
                 losses.append((loss * scale).sum(dtype=torch.float64))
                 counts.append((found == 0).logical_and_(~skip).sum())
-                if ctx.needs_input_grad[0]:
+                if wants_grad:
                     block *= scale / total
                     block.scatter_add_(1, label, -scale)
                     _rows(grad_lines)[between].addmm_(taps.T, block.view(len(taps), -1))
-            if ctx.needs_input_grad[0]:
+            if wants_grad:
                 grad[i : i + 1] = torch.ops.aten.upsample_bilinear2d_backward(
                     grad_lines, size, image.shape, align_corners
                 )
-        if ctx.needs_input_grad[0]:
+        if wants_grad:
             ctx.save_for_backward(grad.to(logits.dtype))
         count = torch.stack(counts).sum()
         ctx.mark_non_differentiable(count)

@@ -103,8 +103,8 @@ def predict_training(
         accumulates = any(
             hook.get("type") == "AccumulationHook" for hook in config.get("custom_hooks") or []
         )
-        of_heads = [share for name, share in HOLES.items() if hasattr(model, name)]
-        holes = of_heads[0] if of_heads else HOLES_ELSEWHERE
+        shares = (share for name, share in HOLES.items() if hasattr(model, name))
+        holes = next(shares, HOLES_ELSEWHERE)
         return TrainingMemory(
             parameters=sum(map(_bytes, [*model.parameters(), *model.buffers()])),
             optimizer=states * gradients,
