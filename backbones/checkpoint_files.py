@@ -94,6 +94,17 @@ def write_checkpoint(
         raise InputError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
 
 
+def check_path(source: str | os.PathLike) -> None:
+    """Refuse, before anything is built, a path that leads to no file; URLs and hub names pass.
+
+    Raises:
+        InputError: there is no such file, or it is a folder.
+    """
+    source = os.fspath(source)
+    if source.partition(":")[0] not in ("http", "https", "timm", "hf-hub"):
+        _check_is_file(Path(source).expanduser(), source)
+
+
 @contextmanager
 def trusted() -> Iterator[None]:
     """Inside, every checkpoint may run code while it loads, `init_cfg`'s too: the user said so."""
@@ -191,12 +202,16 @@ def _download_from_hub(source: str, name: str) -> Path:
     return Path(path)
 
 
-def _check_file(path: Path, source: str) -> None:
-    """Refuse what is no checkpoint at a glance."""
+def _check_is_file(path: Path, source: str) -> None:
     if path.is_dir():
         raise InputError(f"{source}: is a folder; give the checkpoint file in it")
     if not path.is_file():
         raise InputError(f"{source}: no such checkpoint file")
+
+
+def _check_file(path: Path, source: str) -> None:
+    """Refuse what is no checkpoint at a glance."""
+    _check_is_file(path, source)
     with path.open("rb") as file:
         head = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not head:

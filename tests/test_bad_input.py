@@ -114,7 +114,14 @@ class TestData:
         outcome = run_here("train.py", DETECTION, "--data", shapes, "--cfg-options", option)
         assert_refused(outcome, r"model.roi_head.bbox_head.1.num_classes: 5 classes, but .* has 4")
 
-    @pytest.mark.parametrize("fault", ["missing", "empty", "text"])
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            pytest.param("missing", marks=pytest.mark.slow),
+            pytest.param("empty", marks=pytest.mark.slow),
+            "text",
+        ],
+    )
     def test_image(self, faulty, tmp_path, fault):
         path = faulty / "train2017" / "000000000003.jpg"
         path.unlink()
@@ -125,7 +132,9 @@ class TestData:
         )
         assert_refused(outcome, "000000000003.jpg", "cannot be read|empty, cut off or not an image")
 
-    @pytest.mark.parametrize("split", ["training", "validation"])
+    @pytest.mark.parametrize(
+        "split", ["training", pytest.param("validation", marks=pytest.mark.slow)]
+    )
     def test_label_beyond_the_classes(self, faulty, tmp_path, split):
         import numpy as np
         from PIL import Image
@@ -142,10 +151,13 @@ class TestData:
 class TestCheckpoint:
     def test_missing(self, shapes, tmp_path):
         options = ("--data", shapes, "--work-dir", tmp_path)
-        outcome = run_tool("test.py", DETECTION, "none.pth", *options, cwd=tmp_path)
-        assert_refused(outcome, "none.pth: no such checkpoint")
+        assert_refused(
+            run_here("test.py", DETECTION, "none.pth", *options), "none.pth: no such checkpoint"
+        )
+        outcome = run_here("train.py", DETECTION, "--init-from", tmp_path, *options)
+        assert_refused(outcome, f"{tmp_path}: is a folder; give the checkpoint file in it")
 
-    def test_of_another_architecture(self, shapes, tmp_path):
+    def test_of_another_architecture(self, shapes, tmp_path, monkeypatch):
         from mmengine.registry import MODELS
 
         from backbones.openmmlab.config import load_config
@@ -155,8 +167,11 @@ class TestCheckpoint:
         config.model.neck.in_channels = [48, 96, 192, 384]
         enter_scope("mmdet")
         torch.save(dict(state_dict=MODELS.build(config.model).state_dict()), tmp_path / "femto.pth")
-        for tool, *rest in (("test.py", "--data", shapes), ("predict.py", shapes / "val2017")):
-            outcome = run_tool(tool, DETECTION, "femto.pth", *rest, cwd=tmp_path)
+        monkeypatch.chdir(tmp_path)
+        for outcome in (
+            run_tool("test.py", DETECTION, "femto.pth", "--data", shapes, cwd=tmp_path),
+            run_here("predict.py", DETECTION, "femto.pth", shapes / "val2017"),
+        ):
             assert_refused(
                 outcome, "femto.pth: does not fit CascadeRCNN", r"\(48, 3, 4, 4\), not \(40"
             )
@@ -175,7 +190,7 @@ class TestCheckpoint:
         assert_refused(outcome, "femto.pth", r"dims \(48, .*the model has .*dims \(40")
 
     def test_tta_of_a_detector(self, shapes):
-        outcome = run_here("test.py", DETECTION, "x.pth", "--data", shapes, "--tta", "paper")
+        outcome = run_here("test.py", DETECTION, __file__, "--data", shapes, "--tta", "paper")
         assert_refused(outcome, "--tta paper", "it has flip, multi_scale")
 
 

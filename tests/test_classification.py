@@ -326,7 +326,7 @@ class TestMistakes:
         )
 
     def test_nothing_to_evaluate_on(self, tmp_path):
-        outcome = run_here("test.py", FOLDER / "convnext_t_in22k.py", "x.pth")
+        outcome = run_here("test.py", FOLDER / "convnext_t_in22k.py", __file__)
         assert_refused(outcome, "has no test_dataloader")
 
     @pytest.mark.parametrize(

@@ -1,20 +1,17 @@
 """Multiply-adds of every backbone, of other people's models, and the tool that prints them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY
 from mmengine.config import Config
+from running import run_here, run_tool
 
 from backbones import ARCHITECTURES, ConvNeXt, ConvNeXtClassifier, InputError
 from backbones.openmmlab.complexity import build_on_meta, count, multiply_adds
 
-TOOL = REPOSITORY / "tools" / "complexity.py"
 CASCADE = REPOSITORY / "configs" / "detection" / "cascade_convnext_t.py"
 MASK_RCNN = REPOSITORY / "configs" / "detection" / "mask_rcnn_convnext_t.py"
 UPERNET = REPOSITORY / "configs" / "segmentation" / "upernet_convnext_t.py"
@@ -165,28 +162,17 @@ def test_what_cannot_be_counted_says_so():
         count(config)
 
 
-def run_tool(*arguments: str | Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run(
-        [sys.executable, TOOL, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-    )
-
-
-def test_tool_prints_json_and_nothing_else():
-    done = run_tool(UPERNET, "--json", "--size", "512", "512")
-    assert done.returncode == 0, done.stderr
+def test_tool_prints_json_and_nothing_else(tmp_path):
+    done = run_tool("complexity.py", UPERNET, "--json", "--size", 512, 512, cwd=tmp_path)
+    assert done.status == 0, done.err
     expected = count(Config.fromfile(UPERNET), size=(512, 512))
-    assert json.loads(done.stdout) == {"params": expected.params, "macs": expected.macs}
+    assert json.loads(done.out) == {"params": expected.params, "macs": expected.macs}
 
 
 def test_tool_prints_a_table():
-    done = run_tool(CASCADE)
-    assert done.returncode == 0, done.stderr
-    first, *rows = done.stdout.splitlines()
+    done = run_here("complexity.py", CASCADE)
+    assert done.status == 0, done.err
+    first, *rows = done.out.splitlines()
     assert first == f"{CASCADE}, one 1280x800 image"
     cells = {row.split()[0]: row.split()[1:] for row in rows[1:]}
     assert cells["backbone"] == ["27,821,472", "32.4%", "90.91", "G", "12.3%"]
@@ -204,9 +190,9 @@ def test_tool_prints_a_table():
     ids=["missing config", "size", "unknown key", "impossible widths"],
 )
 def test_tool_reports_mistakes_in_one_line(arguments, words):
-    done = run_tool(*arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and words in errors[0], done.stderr
-    assert "Traceback" not in done.stderr
+    done = run_here("complexity.py", *arguments)
+    assert done.status == 2
+    assert done.out == ""
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and words in errors[0], done.err
+    assert "Traceback" not in done.err

@@ -2,9 +2,11 @@
 
 import ast
 import math
+import pickle
 import re
 import socket
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -717,3 +719,24 @@ def test_each_key_is_refused_when_misspelled(name):
         rename(config, parents, misspelled, key)
     assert not accepted
     validate(config)
+
+
+def test_text_is_mmengines_and_laid_out_once(monkeypatch):
+    """After a change deep in it too, in a copy too."""
+    from yapf.yapflib import yapf_api
+
+    path = FOLDER / "segmentation" / "upernet_convnext_atto_demo.py"
+    config, theirs = load_config(path), Config.fromfile(path)
+    theirs.model.decode_head.in_channels = config.model.decode_head.in_channels
+    theirs.model.auxiliary_head.in_channels = config.model.auxiliary_head.in_channels
+    runs, lay_out = [], yapf_api.FormatCode
+    monkeypatch.setattr(
+        yapf_api, "FormatCode", lambda *a, **kw: runs.append(a) or lay_out(*a, **kw)
+    )
+    first = config.pretty_text
+    assert deepcopy(config).pretty_text == config.pretty_text == first and len(runs) == 1
+    assert first == theirs.pretty_text
+    for one in (config, theirs):
+        one.model.backbone.drop_path_rate = 0.25
+    assert config.pretty_text == theirs.pretty_text != first
+    assert pickle.loads(pickle.dumps(config)).pretty_text == config.pretty_text

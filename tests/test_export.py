@@ -268,6 +268,7 @@ def test_tool_exports_a_backbone_and_reports(narrow_detector, shapes, tmp_path):
     assert again.status == 2 and "exists already; --force" in again.last_line
 
 
+@pytest.mark.slow
 def test_tool_leaves_nothing_beyond_the_tolerance(narrow_detector, shapes, tmp_path):
     config, checkpoint = narrow_detector
     out = tmp_path / "out" / "backbone.pt2"

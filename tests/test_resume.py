@@ -117,7 +117,7 @@ def whole(shapes, tmp_path_factory) -> Path:
             marks=pytest.mark.slow,
         ),
         pytest.param({}, WORKERS, dict(validation=3), marks=pytest.mark.slow),
-        ({}, {}, dict(validation=6)),
+        pytest.param({}, {}, dict(validation=6), marks=pytest.mark.slow),
     ],
     ids=["step", "workers", "validation", "last-validation"],
 )

@@ -115,6 +115,7 @@ def test_train_resume_evaluate_predict(config, options, step, image_folder, shap
         assert labels.shape == (96, 96) and labels.max() < 8
 
 
+@pytest.mark.slow
 def test_nothing_to_resume_is_said(shapes, tmp_path):
     options = (*QUICK, *VALIDATION, "train_cfg.max_iters=1", "train_dataloader.batch_size=2")
     arguments = (SEGMENTATION, "--data", shapes, "--resume", "--cfg-options", *options)

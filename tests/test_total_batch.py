@@ -234,6 +234,7 @@ def test_segmentor_takes_the_same_steps(shapes, tmp_path):
     assert max(float(g.abs().max()) for g in whole.gradients[0].values()) > 1e-3
 
 
+@pytest.mark.slow
 def test_detector_takes_the_same_steps(shapes, tmp_path):
     """1 x 2 x 3 against 1 x 6 by epochs of 8 images: a step of three parts and one of one."""
     options = {"train_cfg.max_epochs": 3, "default_hooks.checkpoint.interval": 3}

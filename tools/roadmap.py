@@ -69,6 +69,8 @@ def main() -> None:
     steps = [step for step in STEPS if args.steps is None or step in args.steps]
     if args.plot and args.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise InputError(f"--plot {args.plot}: the file's name has to end in .png, .pdf or .svg")
+    if args.plot and not args.plot.absolute().parent.is_dir():
+        raise InputError(f"--plot {args.plot}: cannot be written, there is no such folder")
     measured = {}
     if args.train:
         # Standard output is for the rows alone.

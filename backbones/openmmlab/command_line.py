@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
-from backbones.checkpoints import trusted
+from backbones.checkpoint_files import check_path, trusted
 from backbones.errors import InputError
 
 from .config import load_config
@@ -63,6 +63,9 @@ def run_config(args: argparse.Namespace) -> Config:
     """The config that the parsed arguments ask for, checked key by key."""
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     config = load_config(args.config, args.cfg_options)
+    for name in ("checkpoint", "init_from"):
+        if given := vars(args).get(name):
+            check_path(given)
     config.work_dir = str(args.work_dir or Path("work_dirs") / args.config.stem)
     config.launcher = args.launcher
     if args.data:

@@ -106,6 +106,27 @@ BUILDER_KEYS = {
 }
 
 
+class RunConfig(Config):
+    """A config whose text is laid out once: that takes a second, and each checkpoint holds it."""
+
+    @classmethod
+    def of(cls, config: Config) -> "RunConfig":
+        """The same keys, not copied."""
+        made = cls.__new__(cls)
+        made.__setstate__(config.__getstate__())
+        return made
+
+    @property
+    def pretty_text(self) -> str:
+        """The config as Python; laid out anew where a value has changed."""
+        state = repr(self._cfg_dict)
+        known, text = self.__dict__.get("_laid_out", (None, ""))
+        if state != known:
+            text = super().pretty_text
+            object.__setattr__(self, "_laid_out", (state, text))
+        return text
+
+
 def load_config(path: str | os.PathLike, overrides: dict[str, Any] | None = None) -> Config:
     """Read a config with its bases, apply `--cfg-options`, check every key and fill in widths.
 
@@ -122,7 +143,7 @@ def load_config(path: str | os.PathLike, overrides: dict[str, Any] | None = None
     if not path.is_file():
         raise InputError(f"{path}: no such config file{_suggest_file(path)}")
     try:
-        config = Config.fromfile(path)
+        config = RunConfig.of(Config.fromfile(path))
     except Exception as error:  # a config is code: it may fail in any way
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else ""
         raise InputError(f"{path}: {type(error).__name__}: {reason}") from error
