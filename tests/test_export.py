@@ -109,8 +109,11 @@ def test_detector_graph_is_mmdets_prediction(base, tmp_path):
         assert dets.shape == (1, labels.shape[1], 5) and masks.shape[:2] == labels.shape
         assert float(dets[0, :, 2].max()) <= width and masks.std() > 0.01
         differences = agreement.differences(reference, outputs, batch)
-        assert set(differences) == {"boxes", "scores", "masks", "detections"}
+        assert set(differences) == {"boxes", "scores", "masks"}
         assert max(differences.values()) < 1e-3, differences
+        assert agreement.unpaired(reference, outputs, batch) == (dets.shape[1], 0)
+        moved = [dets + dets.new_tensor([0, 0, 3, 0, 0]), *outputs[1:]]
+        assert agreement.unpaired(reference, moved, batch)[1] > 0.9 * dets.shape[1]
 
 
 def test_segmentor_graph_is_mmsegs_inference(tmp_path):
@@ -230,6 +233,10 @@ def test_agreement_says_what_is_beyond_the_tolerance():
     assert agreement.images == 2 and agreement.problem(1e-3) == ""
     assert agreement.problem(4e-4) == "mIoU is 49.95, the model's 50"
     assert agreement.problem(1e-4).startswith("boxes differ by 0.0003")
+    agreement.add({}, detections=60, unpaired=0)
+    agreement.add({}, detections=40, unpaired=1)
+    assert agreement.problem(4e-3) == "" and "1 of 100" in "\n".join(agreement.lines())
+    assert agreement.problem(1.9e-3) == "1 of 100 detections differ"
     agreement.add(dict(boxes=float("nan")))
     agreement.finite = False
     assert "not a number" in agreement.problem(1.0)

@@ -19,10 +19,12 @@ LOADING = (
 def trained(tmp_path_factory) -> tuple:
     """Arguments of a tool that runs a detector trained for minutes on drawn shapes."""
     root = tmp_path_factory.mktemp("trained")
-    sizes = ("--root", root, "--train", 64, "--val", 16, "--size", 128)
+    # Of the size that the config tests at, or scales would be compared with one never trained on.
+    sizes = ("--root", root, "--train", 64, "--val", 40, "--size", 160)
     assert run_here("prepare_data.py", "demo", *sizes).status == 0
     common = ("--data", root / "demo", "--work-dir", root / "run")
     options = (
+        "randomness.seed=0",
         "train_cfg.max_epochs=12",
         "train_dataloader.num_workers=0",
         "train_dataloader.persistent_workers=False",
@@ -47,10 +49,12 @@ def test_augmentation_and_bfloat16_lose_nothing(trained, tmp_path):
     loaders = ("--cfg-options", *LOADING)
     single = metrics(trained, tmp_path, *loaders)
     assert single["coco/segm_mAP"] > 0.1
-    for protocol in ("flip", "multi_scale"):
+    # Scales gain 0.02 to 0.05 in models trained for one minute or seven, from four seeds; a flip
+    # gains 0.01 after seven and is within 0.01 of nothing after one.
+    for protocol, noise in (("flip", 0.02), ("multi_scale", 0)):
         merged = metrics(trained, tmp_path, "--tta", protocol, *loaders)
-        assert merged["coco/segm_mAP"] >= single["coco/segm_mAP"] - 0.01
-        assert merged["coco/bbox_mAP"] >= single["coco/bbox_mAP"] - 0.01
+        for key in ("coco/segm_mAP", "coco/bbox_mAP"):
+            assert merged[key] >= single[key] - noise
     rough = metrics(trained, tmp_path, *loaders, "inference_dtype=bfloat16")
     for key in ("coco/bbox_mAP", "coco/segm_mAP"):
         assert rough[key] == pytest.approx(single[key], abs=0.02)

@@ -21,7 +21,10 @@ from .files import Run
 
 # Scores that are held against each other, in [0, 1] or, mmseg's, in per cent.
 SCORES = {"coco/bbox_mAP": 1.0, "coco/segm_mAP": 1.0, "mIoU": 100.0}
-NEAR = 0.005  # of the image's longer side: corners of one object's boxes
+NEAR = 0.005  # of the image's longer side: corners of one detection's boxes
+# Times the tolerance: share of detections that may differ. Rounding decides between nearly equal
+# scores, and what suppression then keeps instead changes a whole cluster, but no AP.
+CLUSTERS = 5
 Outputs = Sequence[Tensor]
 
 
@@ -33,19 +36,25 @@ class Agreement:
         images: how many were compared.
         differences: the largest difference by what was compared, each relative to its range: maps
             and logits to the largest magnitude, boxes to the image's longer side, scores and masks
-            to 1, labels as the share of pixels, missing and added detections as their share.
+            to 1, labels as the share of pixels.
+        detections: how many the model or the file found, whichever found more.
+        unpaired: how many of them only one of the two found.
         scores: of the model and of the file, by metric, on these images alone.
         finite: whether no output was infinite or not a number.
     """
 
     images: int = 0
     differences: dict[str, float] = field(default_factory=dict)
+    detections: int = 0
+    unpaired: int = 0
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
     finite: bool = True
 
-    def add(self, differences: dict[str, float]) -> None:
+    def add(self, differences: dict[str, float], detections: int = 0, unpaired: int = 0) -> None:
         """Take over one image's differences."""
         self.images += 1
+        self.detections += detections
+        self.unpaired += unpaired
         for name, value in differences.items():
             self.differences[name] = max(value, self.differences.get(name, 0.0))
 
@@ -56,6 +65,8 @@ class Agreement:
         for name, value in self.differences.items():
             if not value <= tolerance:
                 return f"{name} differ by {value:.2g}"
+        if self.unpaired > CLUSTERS * tolerance * self.detections:
+            return f"{self.unpaired} of {self.detections} detections differ"
         for name, (model, file) in self.scores.items():
             if abs(model - file) > tolerance * SCORES[name]:
                 return f"{name} is {file:.4g}, the model's {model:.4g}"
@@ -66,6 +77,8 @@ class Agreement:
         yield f"compared on {self.images} images of the data set:"
         for name, value in self.differences.items():
             yield f"  largest difference of {name}: {value:.3g}"
+        if self.detections:
+            yield f"  detections of one and not the other: {self.unpaired} of {self.detections}"
         for name, (model, file) in self.scores.items():
             yield f"  {name}: model {model:.4f}, file {file:.4f}, change {file - model:+.4f}"
 
@@ -74,6 +87,8 @@ class Agreement:
         return dict(
             images=self.images,
             largest_differences=self.differences,
+            detections=self.detections,
+            unpaired=self.unpaired,
             scores={k: dict(model=m, file=f, change=f - m) for k, (m, f) in self.scores.items()},
         )
 
@@ -147,25 +162,24 @@ class DetectorAgreement:
         return outputs
 
     def differences(self, reference: Outputs, outputs: Outputs, batch: dict) -> dict[str, float]:
-        """Of detections that belong together, and the share of those that have no counterpart."""
-        longer = max(batch["inputs"][0].shape[-2:])
-        one, other = (
-            [x[0].double() for x in (found[0][..., :4] / longer, found[0][..., 4], *found[1:])]
-            for found in (reference, outputs)
-        )
-        pairs = _pairs(one, other)
+        """Of detections of one class and nearly one place."""
+        one, other, pairs = _paired(reference, outputs, batch)
         found = {}
         for name, index in (("boxes", 0), ("scores", 1), ("masks", 3)):
             if index < len(one):
                 apart = (one[index][pairs[:, 0]] - other[index][pairs[:, 1]]).abs()
                 found[name] = float(apart.max()) if apart.numel() else 0.0
+        return found
+
+    def unpaired(self, reference: Outputs, outputs: Outputs, batch: dict) -> tuple[int, int]:
+        """How many detections there are and how many have no counterpart, of the side with more."""
+        one, other, pairs = _paired(reference, outputs, batch)
         unpaired = 0
         for side, scores in enumerate((one[1], other[1])):
             left = torch.ones(len(scores), dtype=torch.bool)
             left[pairs[:, side]] = False
             unpaired = max(unpaired, int((left & (scores > self._margin(scores))).sum()))
-        found["detections"] = unpaired / max(len(one[1]), len(other[1]), 1)
-        return found
+        return max(len(one[1]), len(other[1])), unpaired
 
     def _margin(self, scores: Tensor) -> float:
         """Scores down to here may be in one list and not in the other by rounding alone."""
@@ -269,7 +283,10 @@ def compare(
         outputs = [torch.from_numpy(np.asarray(x)) for x in run(raw)]
         agreement.finite &= all(bool(x.isfinite().all()) for x in outputs)
         reference = comparison.reference(batch)
-        agreement.add(comparison.differences(reference, outputs, batch))
+        counts = (0, 0)
+        if hasattr(comparison, "unpaired"):
+            counts = comparison.unpaired(reference, outputs, batch)
+        agreement.add(comparison.differences(reference, outputs, batch), *counts)
         if hasattr(comparison, "sample"):
             model_samples.append(comparison.sample(reference, batch))
             file_samples.append(comparison.sample(outputs, batch))
@@ -304,20 +321,20 @@ def _relative(reference: Tensor, other: Tensor) -> float:
     return float(apart / reference.abs().max().clamp(min=1e-12))
 
 
-def _pairs(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """(n, 2) indices of detections of one label and nearly one place, each used once.
+def _paired(reference: Outputs, outputs: Outputs, batch: dict) -> tuple[list, list, Tensor]:
+    """Both sides' boxes relative to the image, scores, labels and masks; (n, 2) indices of pairs.
 
-    Args:
-        one, other: boxes (n, 4) relative to the image, scores (n,), labels (n,) and what more.
+    A pair is of one label and, within `NEAR`, of one place; each detection is in one at most.
     """
-    from torchvision.ops import box_iou
-
+    longer = max(batch["inputs"][0].shape[-2:])
+    one, other = (
+        [x[0].double() for x in (found[0][..., :4] / longer, found[0][..., 4], *found[1:])]
+        for found in (reference, outputs)
+    )
     if not len(one[0]) or not len(other[0]):
-        return torch.zeros(0, 2, dtype=torch.long)
+        return one, other, torch.zeros(0, 2, dtype=torch.long)
     apart = torch.cdist(one[0], other[0], p=float("inf"))
-    # A box without area overlaps nothing, itself included.
-    belong = (box_iou(one[0], other[0]) > 0.5) | (apart < NEAR)
-    belong &= one[2][:, None] == other[2]
+    belong = (apart < NEAR) & (one[2][:, None] == other[2])
     apart = apart + (one[1][:, None] - other[1]).abs()
     apart[~belong] = float("inf")
     pairs = []
@@ -326,4 +343,4 @@ def _pairs(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
         if row[best].isfinite():
             pairs.append((i, best))
             apart[:, best] = float("inf")
-    return torch.tensor(pairs, dtype=torch.long).view(-1, 2)
+    return one, other, torch.tensor(pairs, dtype=torch.long).view(-1, 2)
