@@ -67,11 +67,11 @@ def test_augmentation_and_bfloat16_lose_nothing(trained, tmp_path):
 def test_exported_detector_keeps_its_ap(target, fp16, trained, tmp_path):
     out = tmp_path / ("detector.onnx" if target == "onnx" else "detector.pt2")
     done = run_here(
-        "export.py", *trained, "--to", target, "--out", out, "--images", 4, *["--fp16"] * fp16
+        "export.py", *trained, "--to", target, "--out", out, "--images", 16, *["--fp16"] * fp16
     )
     assert done.status == 0, done.err
     report = json.loads(out.with_suffix(".json").read_text())
-    assert report["images"] == 4 and report["outputs"] == ["dets", "labels", "masks"]
+    assert report["images"] == 16 and report["outputs"] == ["dets", "labels", "masks"]
     for kind in ("bbox", "segm"):
         score = report["scores"][f"coco/{kind}_mAP"]
         assert score["model"] > 0.05 and abs(score["change"]) <= (0.02 if fp16 else 1e-3)
