@@ -3,7 +3,7 @@
 #   make demo TASK=segmentation   the same for a segmentor
 #   make demo TASK=classification   the same for a classifier, whose weights start a detector
 #   make test                     all tests; make quick leaves the slow ones out
-#   make bench                    speed beside other libraries', about an hour; docs/performance.*
+#   make bench                    speed beside other libraries', over an hour; docs/performance.*
 #   make lint                     formatting and style
 #   make campaign                 kill 100 runs at random moments, resume, compare bit for bit
 

@@ -102,6 +102,7 @@ WORKS = (
     Work("UperNet", "train", (2, 512, 512)),
     Work("UperNet", "inference", (1, 512, 512), "bf16"),
     Work("UperNet", "inference", (1, 512, 2048), "bf16"),
+    Work("UperNet", "inference", (1, 1024, 2048), "bf16", window=True),
     Work("UperNet", "train", (2, 512, 512), "bf16"),
     Work("Cascade Mask R-CNN", "inference", (1, 480, 640), quick=True),
     Work("Cascade Mask R-CNN", "train", (1, 480, 640)),
