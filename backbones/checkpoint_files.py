@@ -34,6 +34,8 @@ HUB_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+# What stands before the first colon of a source that is no path.
+REMOTE = ("http", "https", "timm", "hf-hub")
 
 _trusting: ContextVar[bool] = ContextVar("trusting", default=False)
 # What PyTorch may load is set for the whole process: another thread's end would take it back.
@@ -101,7 +103,7 @@ def check_path(source: str | os.PathLike) -> None:
         InputError: there is no such file, or it is a folder.
     """
     source = os.fspath(source)
-    if source.partition(":")[0] not in ("http", "https", "timm", "hf-hub"):
+    if source.partition(":")[0] not in REMOTE:
         _check_is_file(Path(source).expanduser(), source)
 
 

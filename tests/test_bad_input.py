@@ -150,12 +150,13 @@ class TestData:
 
 class TestCheckpoint:
     def test_missing(self, shapes, tmp_path):
-        options = ("--data", shapes, "--work-dir", tmp_path)
+        options = ("--data", shapes, "--work-dir", tmp_path / "run")
         assert_refused(
             run_here("test.py", DETECTION, "none.pth", *options), "none.pth: no such checkpoint"
         )
         outcome = run_here("train.py", DETECTION, "--init-from", tmp_path, *options)
         assert_refused(outcome, f"{tmp_path}: is a folder; give the checkpoint file in it")
+        assert not (tmp_path / "run").exists()  # before anything is built
 
     def test_of_another_architecture(self, shapes, tmp_path, monkeypatch):
         from mmengine.registry import MODELS

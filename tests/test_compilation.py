@@ -158,8 +158,21 @@ def test_backbone_is_one_graph(drop_path_rate):
 
 @pytest.mark.parametrize(
     "dtype, grn, fused",
-    [(None, False, False), (torch.bfloat16, True, False), (torch.bfloat16, False, True)],
-    ids=["V1", "V2 in bfloat16", "V1 fused in bfloat16"],
+    [
+        (None, False, False),
+        (torch.bfloat16, True, False),
+        (torch.bfloat16, False, True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (torch.bfloat16, False, False),
+                (None, True, False),
+                (None, False, True),
+                (None, True, True),
+                (torch.bfloat16, True, True),
+            )
+        ),
+    ],
 )
 def test_inference_on_a_cpu_keeps_blocks_by_rows(dtype, grn, fused):
     """Inductor would write each block's hidden map out whole."""

@@ -159,16 +159,13 @@ def test_masks_are_the_mean_over_views(detector):
         assert expected.any() and (expected != instances.masks).float().mean() < 1e-4
 
 
-def test_no_proposals(detector):
-    detector.rpn_head.test_cfg.min_bbox_size = 1e6
-    images, samples = batch(torch.float64)
-    found = augmented(detector, view(images, samples), view(images, samples, 0.5, "vertical"))
-    for instances, sample in zip(found, samples, strict=True):
-        assert instances.masks.shape == (0, *sample.ori_shape) and len(instances.bboxes) == 0
-
-
-def test_no_detections(detector):
-    detector.roi_head.test_cfg.score_thr = 1.0
+@pytest.mark.parametrize(
+    "part, setting",
+    [("rpn_head", dict(min_bbox_size=1e6)), ("roi_head", dict(score_thr=1.0))],
+    ids=["proposals", "detections"],
+)
+def test_none_at_all(detector, part, setting):
+    getattr(detector, part).test_cfg.update(setting)
     images, samples = batch(torch.float64)
     found = augmented(detector, view(images, samples), view(images, samples, 0.5, "vertical"))
     for instances, sample in zip(found, samples, strict=True):

@@ -29,6 +29,7 @@ from backbones.checkpoints import read_checkpoint, state_dict
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.complexity import multiply_adds
 from backbones.roadmap import REGIMES, STEPS, SWIN, ModernizedResNetClassifier
+from backbones.whole_files import written_whole
 
 TOOLS = Path(__file__).parent
 CONFIGS = TOOLS.parent / "configs" / "classification"
@@ -69,8 +70,6 @@ def main() -> None:
     steps = [step for step in STEPS if args.steps is None or step in args.steps]
     if args.plot and args.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise InputError(f"--plot {args.plot}: the file's name has to end in .png, .pdf or .svg")
-    if args.plot and not args.plot.absolute().parent.is_dir():
-        raise InputError(f"--plot {args.plot}: cannot be written, there is no such folder")
     measured = {}
     if args.train:
         # Standard output is for the rows alone.
@@ -183,10 +182,8 @@ def plot(path: Path) -> None:
         axes.tick_params(length=0)
     cost.grid(axis="x", color="#e6e8ea", linewidth=0.8)
     cost.set_axisbelow(True)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    with written_whole(path) as part:
+        figure.savefig(part, format=path.suffix[1:].lower(), dpi=150)
 
 
 def train(args: argparse.Namespace, steps: list[str]) -> dict[str, float]:

@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +24,17 @@ from .files import Run
 SCORES = {"coco/bbox_mAP": 1.0, "coco/segm_mAP": 1.0, "mIoU": 100.0}
 NEAR = 0.005  # of the image's longer side: corners of one detection's boxes
 # Times the tolerance: share of detections that may differ. Rounding decides between nearly equal
-# scores, and what suppression then keeps instead changes a whole cluster, but no AP.
+# scores, and what suppression then keeps instead changes a whole cluster; AP is held by itself.
 CLUSTERS = 5
 Outputs = Sequence[Tensor]
+
+
+class Differences(NamedTuple):
+    """Of one image's outputs; see `Agreement`."""
+
+    largest: dict[str, float]
+    detections: int = 0
+    unpaired: int = 0
 
 
 @dataclass
@@ -50,12 +59,12 @@ class Agreement:
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
     finite: bool = True
 
-    def add(self, differences: dict[str, float], detections: int = 0, unpaired: int = 0) -> None:
-        """Take over one image's differences."""
+    def add(self, largest: dict[str, float], detections: int = 0, unpaired: int = 0) -> None:
+        """Take over one image's `Differences`."""
         self.images += 1
         self.detections += detections
         self.unpaired += unpaired
-        for name, value in differences.items():
+        for name, value in largest.items():
             self.differences[name] = max(value, self.differences.get(name, 0.0))
 
     def problem(self, tolerance: float) -> str:
@@ -161,25 +170,25 @@ class DetectorAgreement:
             outputs.append(found.bboxes.new_zeros(1, 0, 28, 28))
         return outputs
 
-    def differences(self, reference: Outputs, outputs: Outputs, batch: dict) -> dict[str, float]:
-        """Of detections of one class and nearly one place."""
-        one, other, pairs = _paired(reference, outputs, batch)
+    def differences(self, reference: Outputs, outputs: Outputs, batch: dict) -> Differences:
+        """Of detections of one class and nearly one place; the others of the side with more."""
+        longer = max(batch["inputs"][0].shape[-2:])
+        one, other = (
+            [x[0].double() for x in (found[0][..., :4] / longer, found[0][..., 4], *found[1:])]
+            for found in (reference, outputs)
+        )
+        pairs = _pairs(one, other)
         found = {}
         for name, index in (("boxes", 0), ("scores", 1), ("masks", 3)):
             if index < len(one):
                 apart = (one[index][pairs[:, 0]] - other[index][pairs[:, 1]]).abs()
                 found[name] = float(apart.max()) if apart.numel() else 0.0
-        return found
-
-    def unpaired(self, reference: Outputs, outputs: Outputs, batch: dict) -> tuple[int, int]:
-        """How many detections there are and how many have no counterpart, of the side with more."""
-        one, other, pairs = _paired(reference, outputs, batch)
         unpaired = 0
         for side, scores in enumerate((one[1], other[1])):
             left = torch.ones(len(scores), dtype=torch.bool)
             left[pairs[:, side]] = False
             unpaired = max(unpaired, int((left & (scores > self._margin(scores))).sum()))
-        return max(len(one[1]), len(other[1])), unpaired
+        return Differences(found, max(len(one[1]), len(other[1])), unpaired)
 
     def _margin(self, scores: Tensor) -> float:
         """Scores down to here may be in one list and not in the other by rounding alone."""
@@ -219,12 +228,12 @@ class SegmentorAgreement:
             return [(logits.sigmoid() > self.model.decode_head.threshold).long()]
         return [logits.argmax(1, keepdim=True)]
 
-    def differences(self, reference: Outputs, outputs: Outputs, batch: dict) -> dict[str, float]:
+    def differences(self, reference: Outputs, outputs: Outputs, batch: dict) -> Differences:
         """Of logits relative to their largest magnitude; of labels the share of pixels."""
         (one,), (other,) = reference, outputs
         if self.logits:
-            return {"logits": _relative(one, other)}
-        return {"labels": float((one != other).double().mean())}
+            return Differences({"logits": _relative(one, other)})
+        return Differences({"labels": float((one != other).double().mean())})
 
     def sample(self, outputs: Outputs, batch: dict) -> BaseDataElement:
         """The data sample that the evaluator takes; a label map is resized by nearest labels."""
@@ -246,10 +255,10 @@ class BackboneAgreement:
         """The model's own feature maps."""
         return self.model.backbone(self.model.data_preprocessor(batch, False)["inputs"])
 
-    def differences(self, reference: Outputs, outputs: Outputs, batch: dict) -> dict[str, float]:
+    def differences(self, reference: Outputs, outputs: Outputs, batch: dict) -> Differences:
         """Of each map, relative to its largest magnitude."""
         pairs = zip(self.model.backbone.out_indices, reference, outputs, strict=True)
-        return {f"map{i}": _relative(one, other) for i, one, other in pairs}
+        return Differences({f"map{i}": _relative(one, other) for i, one, other in pairs})
 
 
 class FileBackbone(nn.Module):
@@ -283,10 +292,7 @@ def compare(
         outputs = [torch.from_numpy(np.asarray(x)) for x in run(raw)]
         agreement.finite &= all(bool(x.isfinite().all()) for x in outputs)
         reference = comparison.reference(batch)
-        counts = (0, 0)
-        if hasattr(comparison, "unpaired"):
-            counts = comparison.unpaired(reference, outputs, batch)
-        agreement.add(comparison.differences(reference, outputs, batch), *counts)
+        agreement.add(*comparison.differences(reference, outputs, batch))
         if hasattr(comparison, "sample"):
             model_samples.append(comparison.sample(reference, batch))
             file_samples.append(comparison.sample(outputs, batch))
@@ -321,18 +327,14 @@ def _relative(reference: Tensor, other: Tensor) -> float:
     return float(apart / reference.abs().max().clamp(min=1e-12))
 
 
-def _paired(reference: Outputs, outputs: Outputs, batch: dict) -> tuple[list, list, Tensor]:
-    """Both sides' boxes relative to the image, scores, labels and masks; (n, 2) indices of pairs.
+def _pairs(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """(n, 2) indices of detections of one label and, within `NEAR`, one place, each used once.
 
-    A pair is of one label and, within `NEAR`, of one place; each detection is in one at most.
+    Args:
+        one, other: boxes (n, 4) relative to the image, scores (n,), labels (n,) and what more.
     """
-    longer = max(batch["inputs"][0].shape[-2:])
-    one, other = (
-        [x[0].double() for x in (found[0][..., :4] / longer, found[0][..., 4], *found[1:])]
-        for found in (reference, outputs)
-    )
     if not len(one[0]) or not len(other[0]):
-        return one, other, torch.zeros(0, 2, dtype=torch.long)
+        return torch.zeros(0, 2, dtype=torch.long)
     apart = torch.cdist(one[0], other[0], p=float("inf"))
     belong = (apart < NEAR) & (one[2][:, None] == other[2])
     apart = apart + (one[1][:, None] - other[1]).abs()
@@ -343,4 +345,4 @@ def _paired(reference: Outputs, outputs: Outputs, batch: dict) -> tuple[list, li
         if row[best].isfinite():
             pairs.append((i, best))
             apart[:, best] = float("inf")
-    return one, other, torch.tensor(pairs, dtype=torch.long).view(-1, 2)
+    return torch.tensor(pairs, dtype=torch.long).view(-1, 2)
