@@ -1,19 +1,24 @@
 """What a run does when the machine or the data fails it, through the training tool itself."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import time
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import pytest
 import torch
 from running import DETECTION, REPOSITORY, SEGMENTATION, command, run_here, run_tool
+from torch.utils.data import DataLoader, Dataset
 
 from backbones.checkpoint_files import read_checkpoint
+from backbones.openmmlab.training.data_workers import worker_deaths_told
+from backbones.openmmlab.training.processes import what_was_lost
 
 COMMON = """
 _base_ = {base!r}
@@ -88,14 +93,14 @@ def ended(done, *words: str, status: int = 2) -> None:
 
 
 class Started:
-    """Training in processes of its own, for what is done to it from outside."""
+    """A tool in processes of its own, for what is done to it from outside."""
 
-    def __init__(self, arguments: tuple, cwd: Path, processes: int = 1):
+    def __init__(self, arguments: tuple, cwd: Path, processes: int = 1, tool: str = "train.py"):
         self.log = cwd / f"log{len(list(cwd.glob('log*')))}"
         self.processes = []
         for rank in range(processes):
             env = dict(os.environ, OMP_NUM_THREADS="1")
-            argv = command("train.py", *arguments)
+            argv = command(tool, *arguments)
             if processes > 1:
                 env |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
                 env |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT="29747")
@@ -122,7 +127,7 @@ class Started:
 
 
 def last_lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if "continue with --resume" in line]
+    return [line for line in text.splitlines() if "training continues with --resume" in line]
 
 
 @pytest.mark.slow
@@ -212,6 +217,62 @@ def test_killed_process_ends_the_others_within_a_minute(shapes, tmp_path):
     assert f"resumed epoch: 0, iter: {done}" in again.log.read_text()
 
 
+class DyingSlowly(Dataset):
+    """Its data worker first shuts the door through which tensors leave it, then is killed."""
+
+    def __init__(self):
+        self.shut = multiprocessing.Event()
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index == 1:
+            time.sleep(0.2)  # the first item is on its way
+            resource_sharer.stop(timeout=10)
+            self.shut.set()
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(8)
+
+
+def test_connections_of_a_data_worker_that_close_before_its_death():
+    images = DyingSlowly()
+    with pytest.raises(RuntimeError) as caught, worker_deaths_told():
+        batches = iter(DataLoader(images, num_workers=1))
+        assert images.shut.wait(10)
+        next(batches)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert "was killed (SIGKILL)" in str(what_was_lost(caught.value))
+
+
+def test_death_of_a_data_worker_interrupts_nothing_but_waiting_for_data():
+    batches = iter(DataLoader(torch.zeros(1000, 8), num_workers=2))
+    time.sleep(0.2)  # it has read ahead
+    steps = 0
+    with pytest.raises(RuntimeError) as caught, worker_deaths_told():
+        os.kill(batches._workers[0].pid, signal.SIGKILL)
+        while steps < 5:
+            time.sleep(0.1)
+            steps += 1
+        for _ in batches:
+            pass
+    assert steps == 5
+    assert "was killed (SIGKILL)" in str(what_was_lost(caught.value))
+
+
+def test_data_worker_that_dies_with_a_lock_holds_up_nobody():
+    batches = iter(DataLoader(torch.zeros(1000, 8), num_workers=1))
+    time.sleep(0.2)
+    lock = batches._workers_done_event._cond
+    with lock, pytest.raises(RuntimeError) as caught, worker_deaths_told():
+        os.kill(batches._workers[0].pid, signal.SIGKILL)
+        time.sleep(0.3)
+        for _ in batches:
+            pass
+    assert "was killed (SIGKILL)" in str(what_was_lost(caught.value))
+
+
 @pytest.mark.slow
 def test_killed_data_worker_is_named_as_such(shapes, tmp_path):
     config = write_config(tmp_path, "segmentation", "train_cfg['max_iters'] = 500")
@@ -225,6 +286,24 @@ def test_killed_data_worker_is_named_as_such(shapes, tmp_path):
     line = last_lines(text)[-1]
     assert re.search(r"data worker \d+ was killed \(SIGKILL\), as the .*out-of-memory killer", line)
     assert "num_workers" in line
+
+
+@pytest.mark.slow
+def test_killed_data_worker_of_an_evaluation_is_named_too(shapes, tmp_path):
+    config = write_config(tmp_path, "segmentation", "train_cfg['max_iters'] = 2")
+    arguments = (config, "--data", shapes, "--work-dir", "run")
+    trained = run_tool("train.py", *arguments, cwd=tmp_path)
+    assert trained.status == 0, trained.err[-2000:]
+    options = ("--cfg-options", "test_dataloader.num_workers=2")
+    arguments = (config, tmp_path / "run" / "iter_2.pth", *arguments[1:], *options)
+    run = Started(arguments, tmp_path, tool="test.py")
+    while len(run.workers()) < 2:
+        assert run.processes[0].poll() is None, run.log.read_text()[-3000:]
+    os.kill(run.workers()[0], signal.SIGKILL)
+    assert run.statuses() == [2]
+    text = run.log.read_text()
+    assert "Traceback" not in text, text[-3000:]
+    assert re.search(r"data worker \d+ was killed \(SIGKILL\)", last_lines(text)[-1])
 
 
 @pytest.mark.slow
@@ -347,12 +426,12 @@ def test_bad_weights_are_never_saved(shapes, tmp_path, monkeypatch):
 
 
 def test_what_is_lost_is_told_from_other_errors():
-    from backbones.openmmlab.training.processes import what_was_lost
-
     killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
     assert "data worker 7 was killed (SIGKILL)" in str(what_was_lost(killed))
     several = RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly")
     assert "data worker 7, 8 was killed (SIGKILL)" in str(what_was_lost(several))
+    several.__context__ = RuntimeError("DataLoader worker (pid 8) is killed by signal: Hangup. ")
+    assert "data worker 8 was killed (Hangup)" in str(what_was_lost(several))
     shared = RuntimeError(
         "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible"
     )

@@ -1,8 +1,6 @@
 """Stopping a run from outside: Ctrl-C, and the signals with which schedulers warn."""
 
-import os
 import signal
-import threading
 from pathlib import Path
 
 from mmengine.hooks import EMAHook, Hook
@@ -73,23 +71,3 @@ class InterruptHook(Hook):
             point_to(path, runner.work_dir)
             line = f"stopped by {asked} at iteration {done}, saved {path}"
         raise KeyboardInterrupt(line) if asked == "SIGINT" else StoppedForNow(line)
-
-
-def outlive_signals() -> None:
-    """For a data worker: leave signals sent to the whole group to the process that trains.
-
-    A worker that SIGTERM ended would end the run before it has saved. The process that trains
-    ends its workers by SIGTERM too; that one is told by its sender.
-    """
-    if not hasattr(signal, "sigwaitinfo"):  # macOS
-        return
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def wait(parent: int) -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, args=(os.getppid(),), daemon=True).start()

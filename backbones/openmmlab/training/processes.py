@@ -50,30 +50,30 @@ def process_group_left() -> Iterator[None]:
 def what_was_lost(error: Exception) -> InputError | None:
     """One line for a run that lost a data worker or one of its processes; None for other errors.
 
-    PyTorch says that a data worker died from a signal handler, in the middle of anything, and what
-    was interrupted may make an error of its own of it.
+    PyTorch says what a data worker died of from a signal handler, and what was interrupted may make
+    an error of its own of it, which knows less.
     """
     text, worker, cause = str(error), None, error
-    while cause is not None and worker is None:
+    while cause is not None:
         pattern = r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*)"
-        worker = re.search(pattern, str(cause), re.DOTALL)
+        worker = re.search(pattern, str(cause), re.DOTALL) or worker
         cause = cause.__context__
     if worker and "Bus error" in worker[2]:
         return InputError(
             f"data worker {worker[1]} ran out of shared memory: enlarge /dev/shm (docker run "
-            "--shm-size) or lower num_workers; continue with --resume"
+            "--shm-size) or lower num_workers; training continues with --resume"
         )
     if worker:
         return InputError(
-            f"data worker {worker[1]} was killed{_by(worker[2])}: lower "
-            "train_dataloader.num_workers or the batch size, or give the run more memory; "
-            "continue with --resume"
+            f"data worker {worker[1]} was killed{_by(worker[2])}: lower the data loader's "
+            "num_workers or batch_size, or give the run more memory; training continues with "
+            "--resume"
         )
     lost = "onnection closed by peer|onnection reset by peer|Broken pipe|remote process exited"
     if _several() and (re.search(lost, text) or isinstance(error, distributed.DistNetworkError)):
         return InputError(
             f"process {distributed.get_rank()} lost another process of the run, killed or ended by "
-            "an error of its own, which is above or in its log; continue with --resume"
+            "an error of its own, which is above or in its log; training continues with --resume"
         )
     return None
 

@@ -2,7 +2,6 @@
 
 import os
 import resource
-import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -31,8 +30,9 @@ from backbones.whole_files import write_whole, written_whole
 
 from .checkpointing import last_whole_checkpoint
 from .compilation import compile_parts
+from .data_workers import outlive_signals, worker_deaths_told
 from .fine_tuning import fine_tune
-from .interruption import InterruptHook, outlive_signals
+from .interruption import InterruptHook
 from .non_finite import NonFiniteHook, check_finite
 from .processes import from_all, what_was_lost
 from .progress import ProgressHook
@@ -158,22 +158,24 @@ class Runner(MMEngineRunner):
         if is_main_process():
             for part in Path(self.work_dir).glob(".*.part"):  # of a run that was killed
                 part.unlink()
-        try:
-            with self._concluded():
-                return super().train()
-        except Exception as error:
-            lost = what_was_lost(error)
-            if lost is None:
-                raise
-            raise lost from error
+        with self._concluded():
+            return super().train()
 
     def val(self) -> dict:
-        """Evaluate on the validation set."""
+        """Evaluate on the validation set.
+
+        Raises:
+            InputError: as `train`.
+        """
         with self._concluded():
             return super().val()
 
     def test(self) -> dict:
-        """Evaluate on the test set."""
+        """Evaluate on the test set.
+
+        Raises:
+            InputError: as `train`.
+        """
         with self._concluded():
             return super().test()
 
@@ -182,14 +184,15 @@ class Runner(MMEngineRunner):
         """Leave the terminal and the report in order, however the run ends."""
         hooks = [hook for hook in self.hooks if isinstance(hook, ProgressHook | ReportHook)]
         try:
-            yield
-        except BaseException:
-            # PyTorch's handler raises again for every process that ends after a dead data worker.
-            with suppress(ValueError):  # only the main thread has handlers
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            with worker_deaths_told():
+                yield
+        except BaseException as error:
             for hook in hooks:
                 with suppress(Exception):  # what ended the run is what has to be said
                     hook.close(self)
+            lost = isinstance(error, Exception) and what_was_lost(error)
+            if lost:
+                raise lost from error
             raise
         for hook in hooks:
             hook.close(self)
