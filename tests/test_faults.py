@@ -231,7 +231,7 @@ class DyingSlowly(Dataset):
             time.sleep(0.2)  # the first item is on its way
             resource_sharer.stop(timeout=10)
             self.shut.set()
-            time.sleep(0.3)
+            time.sleep(0.8)
             os.kill(os.getpid(), signal.SIGKILL)
         return torch.zeros(8)
 
@@ -242,7 +242,6 @@ def test_connections_of_a_data_worker_that_close_before_its_death():
         batches = iter(DataLoader(images, num_workers=1))
         assert images.shut.wait(10)
         next(batches)
-    assert isinstance(caught.value.__cause__, OSError)
     assert "was killed (SIGKILL)" in str(what_was_lost(caught.value))
 
 
