@@ -3,6 +3,7 @@
 import io
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -30,6 +31,12 @@ class Outcome:
 
 def command(tool: str, *arguments: object) -> list[str]:
     return [sys.executable, str(REPOSITORY / "tools" / tool), *map(str, arguments)]
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
 
 
 def run_tool(tool: str, *arguments: object, cwd: Path, **environment: str) -> Outcome:

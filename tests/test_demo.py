@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from running import DETECTION, command, run_here
+from running import DETECTION, command, free_port, run_here
 from test_bad_input import assert_refused
 from test_predict_tiles import noise, options
 
@@ -90,12 +90,6 @@ def served(cwd: Path, *arguments: object):
     finally:
         process.terminate()
         process.wait(timeout=60)
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import DETECTION, REPOSITORY, SEGMENTATION, command, run_here, run_tool
+from running import DETECTION, REPOSITORY, SEGMENTATION, command, free_port, run_here, run_tool
 from torch.utils.data import DataLoader, Dataset
 
 from backbones.checkpoint_files import read_checkpoint
@@ -97,13 +97,13 @@ class Started:
 
     def __init__(self, arguments: tuple, cwd: Path, processes: int = 1, tool: str = "train.py"):
         self.log = cwd / f"log{len(list(cwd.glob('log*')))}"
-        self.processes = []
+        self.processes, port = [], str(free_port())
         for rank in range(processes):
             env = dict(os.environ, OMP_NUM_THREADS="1")
             argv = command(tool, *arguments)
             if processes > 1:
                 env |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
-                env |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT="29747")
+                env |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
                 argv += ["--launcher", "pytorch"]
             with self.log.open("a") as log:
                 self.processes.append(
@@ -127,7 +127,7 @@ class Started:
 
 
 def last_lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if "training continues with --resume" in line]
+    return [line for line in text.splitlines() if re.search("continues? with --resume", line)]
 
 
 @pytest.mark.slow

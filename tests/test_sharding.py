@@ -4,7 +4,6 @@ import copy
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
-from running import REPOSITORY, SEGMENTATION, command, run_here
+from running import REPOSITORY, SEGMENTATION, command, free_port, run_here
 from torch import distributed, multiprocessing, nn
 from torch.distributed.tensor import DTensor
 
@@ -31,12 +30,6 @@ from backbones.openmmlab.training.sharding import (
 
 WORLD = 2
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 31))
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 def join(rank: int, port: int) -> None:

@@ -40,7 +40,7 @@ from backbones import ConvNeXt
 from backbones.checkpoints import load_whole
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
-from backbones.whole_files import write_whole
+from backbones.whole_files import write_whole, written_whole
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OUR_CONFIGS = {
@@ -560,7 +560,8 @@ def plot(report: dict, path: Path) -> None:
     axes.set_xlabel("time, as a ratio to the first of its group (shorter is faster)", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    with written_whole(path) as part:
+        figure.savefig(part, format="png", dpi=150)
 
 
 def show(result: dict, console: Console) -> None:

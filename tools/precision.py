@@ -26,6 +26,7 @@ from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.doctor.examination import check_data
 from backbones.openmmlab.training.runner import Runner, fit_to_machine
+from backbones.whole_files import write_whole, written_whole
 
 LAST = 20  # steps whose mean loss is compared
 COLORS = dict(float32="#444444", bfloat16="#2a78b5", float16="#c8553d")
@@ -90,7 +91,8 @@ def plot(results: dict, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    with written_whole(path) as part:
+        figure.savefig(part, format="png", dpi=150)
 
 
 def main() -> None:
@@ -128,7 +130,7 @@ def main() -> None:
         table.add_row(name, precision, f"{mean:.4f}", f"{deviation:.4f}")
     console.print(table)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text(json.dumps(results) + "\n")
+    write_whole(args.out.with_suffix(".json"), json.dumps(results) + "\n")
     plot(results, args.out.with_suffix(".png"))
 
 

@@ -6,7 +6,6 @@ python tools/schedule.py configs/classification/convnext_t_in1k.py --epoch-lengt
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import matplotlib
@@ -19,6 +18,7 @@ from backbones.openmmlab.command_line import Overrides
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.data.own_data import use_data
 from backbones.openmmlab.schedule import Trace, iterations_per_epoch, trace
+from backbones.whole_files import written_whole
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -100,10 +100,8 @@ def write_csv(values: Trace, path: Path) -> None:
     shown = columns(values)
     rows = np.stack([np.arange(len(values.lr)), *shown.values()], axis=1)
     header = ",".join(name.replace(", ", "_").replace(" ", "_") for name in shown)
-    part = path.with_name(f".{path.name}")
-    with part.open("w") as file:
-        np.savetxt(file, rows, "%.10g", ",", header=f"iteration,{header}", comments="")
-    os.replace(part, path)
+    with written_whole(path) as part:
+        np.savetxt(part, rows, "%.10g", ",", header=f"iteration,{header}", comments="")
 
 
 def plot(values: Trace, path: Path, title: str) -> None:
@@ -125,9 +123,8 @@ def plot(values: Trace, path: Path, title: str) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_title(title)
     axes[-1].set_xlabel("iteration")
-    part = path.with_name(f".{path.name}")
-    figure.savefig(part, format=path.suffix[1:])
-    os.replace(part, path)
+    with written_whole(path) as part:
+        figure.savefig(part, format=path.suffix[1:])
     pyplot.close(figure)
 
 
