@@ -61,19 +61,19 @@ def what_was_lost(error: Exception) -> InputError | None:
     if worker and "Bus error" in worker[2]:
         return InputError(
             f"data worker {worker[1]} ran out of shared memory: enlarge /dev/shm (docker run "
-            "--shm-size) or lower num_workers; training continues with --resume"
+            "--shm-size) or lower num_workers; if training, continue with --resume"
         )
     if worker:
         return InputError(
             f"data worker {worker[1]} was killed{_by(worker[2])}: lower the data loader's "
-            "num_workers or batch_size, or give the run more memory; training continues with "
-            "--resume"
+            "num_workers or batch_size, or give the run more memory; if training, "
+            "continue with --resume"
         )
     lost = "onnection closed by peer|onnection reset by peer|Broken pipe|remote process exited"
     if _several() and (re.search(lost, text) or isinstance(error, distributed.DistNetworkError)):
         return InputError(
             f"process {distributed.get_rank()} lost another process of the run, killed or ended by "
-            "an error of its own, which is above or in its log; training continues with --resume"
+            "an error of its own, which is above or in its log; if training, continue with --resume"
         )
     return None
 
