@@ -187,7 +187,7 @@ class Block(nn.Module):
         """Indices of the samples whose branch is computed, on the CPU; None for all of them.
 
         A dropped sample's branch would be multiplied by zero and get no gradient, so it is not
-        computed. The draw is made on the CPU: finding the non-zero entries of a CUDA mask would
+        computed. The draw is made on the CPU: issue the non-zero entries of a CUDA mask would
         wait for the GPU in every block.
         """
         if not self.dropping:

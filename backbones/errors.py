@@ -7,6 +7,33 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENOSPC
+from typing import Literal
+
+# What went wrong, for programs and tests: texts may be reworded, codes stay.
+Code = Literal[
+    "bad-annotations",  # an annotation file contradicts itself or cannot be used
+    "bad-argument",  # a command-line or function argument is out of range or goes with no other
+    "bad-config",  # a config file cannot be executed, or its parts contradict each other
+    "bad-image",  # an image or label map is missing, cut off or not an image
+    "bad-labels",  # a label map holds values that the classes do not explain
+    "bad-value",  # a config key has a value of the wrong kind or out of range
+    "broken-file",  # a file is cut off, changed, or not of the format that its name says
+    "checkpoint-mismatch",  # the weights are not those of this network
+    "class-mismatch",  # classes or their number differ between data, heads and checkpoint
+    "download-failed",  # the network, a server or a proxy gave no file, or another one
+    "lost-process",  # a DataLoader worker or another rank ended before its time
+    "missing-package",  # an optional dependency is not installed
+    "no-data",  # nothing is left to train on or to evaluate
+    "no-space",  # the disk is full
+    "not-finite",  # a loss, gradient or weight is NaN or infinite
+    "not-found",  # a file or folder does not exist
+    "unknown-key",  # a config key that nothing reads
+    "unknown-layout",  # a checkpoint of no known layout
+    "unknown-name",  # a class, preset or weights of this name do not exist
+    "unsafe-checkpoint",  # loading the file would run code
+    "unsupported",  # the combination is not implemented, or this machine cannot run it
+    "write-failed",  # a file cannot be written
+]
 
 
 class InputError(ValueError):
@@ -14,14 +41,29 @@ class InputError(ValueError):
 
     Its text is one line that names the file, key or class and says what to do. The tools print it
     and exit with status 2, without a traceback; in Python it is an ordinary `ValueError`.
+
+    Attributes:
+        code: what kind of mistake it is; stays the same when the text is reworded.
+        where: the file, config key, argument or class that is wrong, as the text names it; None
+            where the text alone tells.
     """
+
+    code: Code = "bad-argument"
+
+    def __init__(self, text: str = "", *, code: Code | None = None, where: object = None):
+        super().__init__(text)
+        if code is not None:
+            self.code = code
+        self.where = None if where is None else str(where)
 
 
 class UnreadableImage(InputError):
     """An image or label map is missing, empty, cut off or not one; the text names it."""
 
+    code = "bad-image"
 
-class StoppedForNow(Exception):
+
+class Preempted(Exception):
     """A scheduler asked the run to stop; it has saved what it needs to go on.
 
     The tools exit with status 75, EX_TEMPFAIL of sysexits.h: try again later. 143, as a shell gives
@@ -31,10 +73,11 @@ class StoppedForNow(Exception):
 
 @contextmanager
 def reported_in_one_line(resume_hint: str = "") -> Iterator[None]:
-    """Around a tool's main: a user's mistake, Ctrl-C or a full disk ends it in one line on stderr.
+    """End a tool's main in one line on stderr after a user's mistake, Ctrl-C or a full disk.
 
-    Exit status 2 for a mistake, 130 for Ctrl-C, as a shell gives it, 75 for `StoppedForNow`. Of
-    several processes that stop alike, the first one says so.
+    The line of a mistake ends in its code, in brackets. The exit status is 2 for a mistake, 130 for
+    Ctrl-C, as a shell gives it, and 75 for `Preempted`. Of several ranks that stop alike, the first
+    one prints.
 
     Args:
         resume_hint: what to do after Ctrl-C.
@@ -45,16 +88,17 @@ def reported_in_one_line(resume_hint: str = "") -> Iterator[None]:
     except InputError as error:
         # A data worker's error arrives with the worker's traceback before its text.
         line = str(error).strip().splitlines()[-1]
-        _exit(re.sub(rf"^{InputError.__module__}\.\w+: ", "", line), 2)
+        line = re.sub(rf"^{InputError.__module__}\.\w+: ", "", line)
+        _exit(f"{line} [{error.code}]", 2)
     except KeyboardInterrupt as error:
         _exit("; ".join(filter(None, [str(error) or "interrupted", resume_hint])), 130)
-    except StoppedForNow as error:
+    except Preempted as error:
         _exit("; ".join(filter(None, [str(error), resume_hint])), 75)
     except OSError as error:
         if error.errno != ENOSPC:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _exit(f"{where}no space left on the device", 2)
+        _exit(f"{where}no space left on the device [no-space]", 2)
 
 
 def _exit(line: str, status: int) -> None:

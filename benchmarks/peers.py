@@ -12,8 +12,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from backbones import ConvNeXt
+from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.registration import register
-from backbones.openmmlab.training.runner import fit_to_machine
 from backbones.weights.dialects import TARGETS, from_official
 
 STOCK_CONFIGS = {

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config.command_line import run_config, run_parser
-from backbones.openmmlab.data.findings import SEVERITIES, Finding, of_weight
+from backbones.openmmlab.data.issues import SEVERITIES, Issue, of_weight
 from backbones.openmmlab.doctor.examination import examine
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -24,7 +24,7 @@ STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 def main() -> None:
     parser = run_parser(__doc__)
-    parser.add_argument("--json", action="store_true", help="the findings alone, as a JSON list")
+    parser.add_argument("--json", action="store_true", help="the issues alone, as a JSON list")
     parser.add_argument(
         "--images",
         type=int,
@@ -35,22 +35,22 @@ def main() -> None:
     args = parser.parse_args()
     if args.images < 0:
         raise InputError(f"--images {args.images}: give 0 or a positive number")
-    # Libraries print while they are imported; standard output is for the findings alone.
+    # Libraries print while they are imported; standard output is for the issues alone.
     with redirect_stdout(sys.stderr):
-        findings = examine(run_config(args), args.images)
+        issues = examine(run_config(args), args.images)
     if args.json:
-        print(json.dumps([finding.as_dict() for finding in findings], indent=1))
+        print(json.dumps([issue.as_dict() for issue in issues], indent=1))
     else:
-        print_findings(str(args.config), findings)
-    sys.exit(int(of_weight(findings)))
+        print_findings(str(args.config), issues)
+    sys.exit(int(of_weight(issues)))
 
 
-def print_findings(name: str, findings: list[Finding]) -> None:
+def print_findings(name: str, issues: list[Issue]) -> None:
     console = Console(soft_wrap=True, highlight=False)
-    for finding in findings:
-        line = Text(f"{finding.severity:<9}", STYLES[finding.severity])
-        console.print(line + Text(str(finding), "default"))
-    counts = [sum(f.severity == severity for f in findings) for severity in SEVERITIES]
+    for issue in issues:
+        line = Text(f"{issue.severity:<9}", STYLES[issue.severity])
+        console.print(line + Text(str(issue), "default"))
+    counts = [sum(f.severity == severity for f in issues) for severity in SEVERITIES]
     shown = ", ".join(
         f"{count} {severity}{'s' * (count != 1)}"
         for count, severity in zip(counts, SEVERITIES, strict=True)

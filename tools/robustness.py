@@ -23,6 +23,7 @@ from mmengine.registry import DATASETS
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import leave_training_out
 from backbones.openmmlab.config.command_line import run_config, run_parser
+from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.doctor.examination import check_data
 from backbones.openmmlab.evaluation.corruption import (
     CORRUPTIONS,
@@ -35,7 +36,7 @@ from backbones.openmmlab.report import ReportHook
 from backbones.openmmlab.report.page import NAMES, main_metrics
 from backbones.openmmlab.segmentation.boundary import measure_boundaries
 from backbones.openmmlab.training.processes import process_group_left
-from backbones.openmmlab.training.runner import Runner, fit_to_machine
+from backbones.openmmlab.training.runner import Runner
 from backbones.weights.checkpoints import trusted
 
 

@@ -15,12 +15,13 @@ from mmengine.logging import print_log
 
 from backbones.errors import reported_in_one_line
 from backbones.openmmlab.config.command_line import run_config, run_parser
+from backbones.openmmlab.config.global_batch import LR_SCALES, batch_norm_note, set_global_batch
+from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.doctor.examination import check_data, examine_quickly
 from backbones.openmmlab.training.fine_tuning import start_from
 from backbones.openmmlab.training.processes import process_group_left
-from backbones.openmmlab.training.runner import Runner, fit_to_machine
+from backbones.openmmlab.training.runner import Runner
 from backbones.openmmlab.training.sharding import STRATEGIES, check_strategy
-from backbones.openmmlab.training.total_batch import LR_SCALES, batch_norm_note, use_total_batch
 from backbones.openmmlab.training.tracking import TRACKERS, track
 from backbones.weights.checkpoints import trusted
 
@@ -80,13 +81,13 @@ def main() -> None:
     if args.skip_bad_images:
         hooks = config.get("custom_hooks") or []
         config.custom_hooks = [*hooks, dict(type="SkipBadImagesHook")]
-    print_log(use_total_batch(config, args.total_batch, args.scale_lr), "current")
+    print_log(set_global_batch(config, args.total_batch, args.scale_lr), "current")
     if note := batch_norm_note(config):
         print_log(note, "current")
     check_data(config, ("train", "val"))
-    for finding in examine_quickly(config) if os.environ.get("RANK", "0") == "0" else ():
-        if finding.severity != "note":
-            print_log(f"{finding.severity}: {finding}", "current")
+    for issue in examine_quickly(config) if os.environ.get("RANK", "0") == "0" else ():
+        if issue.severity != "note":
+            print_log(f"{issue.severity}: {issue}", "current")
     fit_to_machine(config)
     with trusted() if args.trust_checkpoint else nullcontext():
         Runner.from_cfg(config).train()

@@ -1,5 +1,10 @@
 custom_imports = dict(
-    imports=["backbones.openmmlab.detection", "backbones.openmmlab.training.runner"],
+    imports=[
+        "backbones.openmmlab.detection",
+        "backbones.openmmlab.report",
+        "backbones.openmmlab.training.progress",
+        "backbones.openmmlab.training.runner",
+    ],
     allow_failed_imports=False,
 )
 default_scope = "mmdet"

@@ -29,8 +29,8 @@ from backbones.openmmlab.config import load_config
 from backbones.openmmlab.config.command_line import Overrides
 from backbones.openmmlab.data.annotations import _read_coco, image_size
 from backbones.openmmlab.data.coco_annotations import CocoAnnotations
-from backbones.openmmlab.data.findings import Finding
 from backbones.openmmlab.data.image_files import read_headers
+from backbones.openmmlab.data.issues import Issue
 from backbones.openmmlab.data.label_folders import ClassList, label_rule
 from backbones.openmmlab.data.label_maps import LabelMaps
 from backbones.openmmlab.data.loading import LoadImage
@@ -170,7 +170,7 @@ def applied(content: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
     return content
 
 
-def findings_of(path: Path) -> list[Finding]:
+def findings_of(path: Path) -> list[Issue]:
     return list(CocoAnnotations(path, hostile.CLASSES).check(with_mask=True))
 
 
@@ -185,7 +185,7 @@ class TestAnnotations:
             except InputError as error:
                 assert "annotations.json" in str(error) and "\n" not in str(error)
                 return
-        assert any(finding.severity != "note" for finding in found)
+        assert any(issue.severity != "note" for issue in found)
 
     def test_sound_one_is_taken(self, tmp_path):
         path = tmp_path / "annotations.json"
@@ -273,7 +273,7 @@ class TestImages:
         change()
 
 
-def check_label_map(path: Path, size: tuple[int, int]) -> list[Finding]:
+def check_label_map(path: Path, size: tuple[int, int]) -> list[Issue]:
     image = path.parent / "image.png"
     Image.new("RGB", size).save(image)
     headers, _ = read_headers([image])

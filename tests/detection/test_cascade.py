@@ -12,8 +12,8 @@ from support.running import REPOSITORY
 from backbones import InputError
 from backbones.openmmlab import detection  # noqa: F401  before anything of mmdet
 from backbones.openmmlab.config import inference_dtype, load_config
+from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.precision import infer_in
-from backbones.openmmlab.training.runner import fit_to_machine
 from backbones.ops.roi_align import roi_align
 
 METHODS = ("mask_rcnn", "cascade")

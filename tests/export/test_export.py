@@ -17,6 +17,7 @@ from torch import nn
 from backbones import ConvNeXt, InputError
 from backbones.convnext import GRN
 from backbones.openmmlab.config import load_config
+from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.export.agreement import (
     Agreement,
     DetectorAgreement,
@@ -30,7 +31,6 @@ from backbones.openmmlab.export.graphs import (
     enlarge_activations,
     halve,
 )
-from backbones.openmmlab.training.runner import fit_to_machine
 
 MASK_RCNN = REPOSITORY / "configs" / "detection" / "mask_rcnn_convnext_t_1x.py"
 NARROW = dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))

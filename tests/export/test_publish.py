@@ -27,7 +27,7 @@ def trained(tmp_path_factory) -> tuple[Path, Path]:
     """A narrow segmentor's config and a checkpoint as mmengine leaves it, with an average."""
     from mmengine.registry import MODELS, DefaultScope
 
-    from backbones.openmmlab.training.runner import fit_to_machine
+    from backbones.openmmlab.config.machine import fit_to_machine
 
     folder = tmp_path_factory.mktemp("run")
     path = folder / "narrow.py"

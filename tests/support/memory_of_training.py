@@ -19,9 +19,10 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
 from backbones.openmmlab.config import load_config
+from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.data.own_data import use_data
 from backbones.openmmlab.doctor.memory import predict_training
-from backbones.openmmlab.training.runner import Runner, fit_to_machine
+from backbones.openmmlab.training.runner import Runner
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

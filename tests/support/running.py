@@ -29,6 +29,12 @@ class Outcome:
     def last_line(self) -> str:
         return self.err.strip().splitlines()[-1] if self.err.strip() else ""
 
+    @property
+    def code(self) -> str | None:
+        """The code of the mistake that ended the tool (`backbones.errors.Code`)."""
+        found = re.fullmatch(r"error: .* \[([a-z-]+)\]", self.last_line)
+        return found and found[1]
+
 
 def command(program: str, *arguments: object) -> list[str]:
     """The command line of a program in tools/ or benchmarks/."""
@@ -73,6 +79,18 @@ def run_here(tool: str, *arguments: object) -> Outcome:
         except SystemExit as end:
             status = end.code or 0
     return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def assert_error(outcome: Outcome, code: str, *names: object) -> None:
+    """Check that a tool ended in one line with this code, which names each of these literally.
+
+    Names are files, keys, classes, options and numbers: what stays when a text is reworded.
+    """
+    assert outcome.status == 2, outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.code == code, outcome.last_line
+    for name in names:
+        assert str(name) in outcome.last_line, outcome.last_line
 
 
 def assert_refused(outcome: Outcome, *words: str) -> None:

@@ -15,8 +15,8 @@ from support.running import DETECTION, REPOSITORY, SEGMENTATION, run_here
 
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.data.findings import Finding, by_severity, of_weight
 from backbones.openmmlab.data.image_files import read_header
+from backbones.openmmlab.data.issues import Issue, by_severity, of_weight
 from backbones.openmmlab.data.own_data import change_place
 from backbones.openmmlab.doctor import stack
 from backbones.openmmlab.doctor.examination import (
@@ -39,22 +39,22 @@ def faulty(shapes, tmp_path) -> Path:
     return Path(shutil.copytree(shapes, tmp_path / "data"))
 
 
-def examined(path: Path, data: Path, **overrides) -> list[Finding]:
+def examined(path: Path, data: Path, **overrides) -> list[Issue]:
     """Of weight only, or there would be the notes on this machine."""
     config = load_config(path, {key.replace("__", "."): v for key, v in overrides.items()})
     change_place(config, data)
     config.work_dir, config.launcher = "work_dirs", "none"
-    return [finding for finding in examine(config) if finding.severity != "note"]
+    return [issue for issue in examine(config) if issue.severity != "note"]
 
 
-def assert_named(findings: list[Finding], severity: str, *words: str) -> None:
-    """One finding of this severity has all the words; with what to do."""
+def assert_named(issues: list[Issue], severity: str, *words: str) -> None:
+    """One issue of this severity has all the words; with what to do."""
     hits = [
-        finding
-        for finding in findings
-        if finding.severity == severity and all(re.search(w, str(finding)) for w in words)
+        issue
+        for issue in issues
+        if issue.severity == severity and all(re.search(w, str(issue)) for w in words)
     ]
-    assert len(hits) == 1, "\n".join(map(str, findings))
+    assert len(hits) == 1, "\n".join(map(str, issues))
     assert "\n" not in str(hits[0])
 
 
@@ -66,7 +66,7 @@ def test_clean_data_has_no_finding_of_weight(path, shapes):
 class TestAnnotations:
     NAME = "annotations/instances_train2017.json"
 
-    def plant(self, root: Path, change) -> list[Finding]:
+    def plant(self, root: Path, change) -> list[Issue]:
         path = root / self.NAME
         content = json.loads(path.read_text())
         change(content)
@@ -100,9 +100,9 @@ class TestAnnotations:
         def change(content):
             content["images"].append({**content["images"][0], "file_name": "000000000002.jpg"})
 
-        findings = self.plant(faulty, change)
-        assert_named(findings, "error", "image id 1: several have this id")
-        assert_named(findings, "warning", "000000000002.jpg: listed more than once")
+        issues = self.plant(faulty, change)
+        assert_named(issues, "error", "image id 1: several have this id")
+        assert_named(issues, "warning", "000000000002.jpg: listed more than once")
 
     def test_sizes_are_not_the_files(self, faulty):
         def change(content):
@@ -140,7 +140,7 @@ class TestAnnotations:
 
 
 class TestImages:
-    def change(self, root: Path, image: Image.Image, **options) -> list[Finding]:
+    def change(self, root: Path, image: Image.Image, **options) -> list[Issue]:
         """Every second image replaced: JPEG's name with a PNG's content is read by content."""
         for path in sorted((root / "train2017").iterdir())[::2]:
             image.save(path, **options)
@@ -163,8 +163,8 @@ class TestImages:
     )
     def test_channels_and_depth(self, faulty, mode, words):
         kind = "JPEG" if mode == "CMYK" else "PNG"
-        findings = self.change(faulty, Image.new(mode, (96, 96)), format=kind)
-        assert_named(findings, "warning", "000000000001.jpg", *words)
+        issues = self.change(faulty, Image.new(mode, (96, 96)), format=kind)
+        assert_named(issues, "warning", "000000000001.jpg", *words)
 
     def test_grey_is_a_note(self, faulty):
         Image.new("L", (96, 96)).save(faulty / "train2017" / "000000000001.jpg")
@@ -197,17 +197,15 @@ class TestImages:
 
     def test_far_from_the_recipes_scale(self, shapes):
         scale = {"train_dataloader__dataset__pipeline__2__scale": (1280, 1280)}
-        findings = examined(SEGMENTATION, shapes, **scale)
-        assert_named(
-            findings, "warning", "train_.*pipeline", "enlarges the median image 13.3 times"
-        )
+        issues = examined(SEGMENTATION, shapes, **scale)
+        assert_named(issues, "warning", "train_.*pipeline", "enlarges the median image 13.3 times")
         scale = {"train_dataloader__dataset__pipeline__2__scale": (20, 20)}
         words = ("reduces the median image 4.8 times", "small objects")
         assert_named(examined(SEGMENTATION, shapes, **scale), "warning", *words)
 
 
 class TestLabelMaps:
-    def plant(self, root: Path, change, split: str = "training", **overrides) -> list[Finding]:
+    def plant(self, root: Path, change, split: str = "training", **overrides) -> list[Issue]:
         for path in sorted((root / "annotations" / split).iterdir()):
             Image.fromarray(change(np.array(Image.open(path)))).save(path)
         return examined(SEGMENTATION, root, **overrides)
@@ -236,12 +234,12 @@ class TestLabelMaps:
 
     def test_reduce_zero_label_that_does_not_suit(self, faulty):
         # Labels 0 to 7 for 8 classes are read as if 0 were the unlabelled.
-        findings = self.plant(faulty, lambda labels: labels - 1)
+        issues = self.plant(faulty, lambda labels: labels - 1)
         words = (
             r"train_.*reduce_zero_label: True, but .* labels 0 to 7 for 8",
             "circle .* ignored",
         )
-        assert_named(findings, "error", *words)
+        assert_named(issues, "error", *words)
 
     def test_no_reduce_zero_label_where_it_is_needed(self, shapes):
         off = {
@@ -252,35 +250,35 @@ class TestLabelMaps:
                 f"pipeline__{1 + (split != 'train')}__reduce_zero_label",
             )
         }
-        findings = examined(SEGMENTATION, shapes, **off)
+        issues = examined(SEGMENTATION, shapes, **off)
         words = ("label 8 is none of 8 classes", "reduce_zero_label=True")
-        assert_named(findings, "error", "ADE_train", *words)
-        assert_named(findings, "error", "ADE_val", *words)
+        assert_named(issues, "error", "ADE_train", *words)
+        assert_named(issues, "error", "ADE_val", *words)
 
     def test_two_that_contradict(self, shapes):
         key = "train_dataloader__dataset__pipeline__1__reduce_zero_label"
-        findings = examined(SEGMENTATION, shapes, **{key: False})
+        issues = examined(SEGMENTATION, shapes, **{key: False})
         words = ("pipeline.1.reduce_zero_label: False, but the data set's is True",)
-        assert_named(findings, "error", *words)
+        assert_named(issues, "error", *words)
 
     def test_of_another_size(self, faulty):
-        findings = self.plant(faulty, lambda labels: labels[:, :48])
-        assert_named(findings, "error", "label map is 48x96, its image 96x96", "8 of 8")
+        issues = self.plant(faulty, lambda labels: labels[:, :48])
+        assert_named(issues, "error", "label map is 48x96, its image 96x96", "8 of 8")
 
     def test_colours(self, faulty):
-        findings = self.plant(faulty, lambda labels: np.stack([labels] * 3, axis=-1))
-        assert_named(findings, "error", "ADE_train_00000001.png", "colours, not labels")
+        issues = self.plant(faulty, lambda labels: np.stack([labels] * 3, axis=-1))
+        assert_named(issues, "error", "ADE_train_00000001.png", "colours, not labels")
 
     def test_sixteen_bits(self, faulty):
-        findings = self.plant(faulty, lambda labels: labels.astype(np.uint16) + 300)
-        assert_named(findings, "error", "label above 255", "8 bits")
+        issues = self.plant(faulty, lambda labels: labels.astype(np.uint16) + 300)
+        assert_named(issues, "error", "label above 255", "8 bits")
 
     def test_missing_and_broken(self, faulty):
         (faulty / "annotations" / "training" / "ADE_train_00000002.png").unlink()
         (faulty / "annotations" / "training" / "ADE_train_00000005.png").write_bytes(b"")
-        findings = examined(SEGMENTATION, faulty)
-        assert_named(findings, "error", "ADE_train_00000002.png: no such label map", "1 of 8")
-        assert_named(findings, "error", "ADE_train_00000005.png: label map is empty")
+        issues = examined(SEGMENTATION, faulty)
+        assert_named(issues, "error", "ADE_train_00000002.png: no such label map", "1 of 8")
+        assert_named(issues, "error", "ADE_train_00000005.png: label map is empty")
 
     def test_no_image_at_all(self, faulty):
         for path in (faulty / "images" / "training").iterdir():
@@ -299,8 +297,8 @@ class TestClassFolders:
         assert examined(CLASSES, shapes) == []
 
     def test_class_count_of_the_head(self, shapes):
-        findings = examined(CLASSES, shapes, model__num_classes=7)
-        assert sum("model.num_classes: 7 classes, but" in str(f) for f in findings) == 2
+        issues = examined(CLASSES, shapes, model__num_classes=7)
+        assert sum("model.num_classes: 7 classes, but" in str(f) for f in issues) == 2
 
     @pytest.mark.parametrize("content", [b"", b"text", None], ids=["empty", "text", "cut off"])
     def test_unreadable_image(self, faulty, folder, content):
@@ -329,9 +327,9 @@ class TestClassFolders:
         star = faulty / self.CLASS.format("val")
         hexagon = star.with_name("hexagon")
         star.rename(hexagon) if count == 4 else shutil.copytree(star, hexagon)
-        findings = examined(CLASSES, faulty, **found)
+        issues = examined(CLASSES, faulty, **found)
         words = ["val_dataloader.dataset: has hexagon, which train_.*lacks", "same classes"]
-        assert_named(findings, "error", *words, *["lacks its star"][: count == 4])
+        assert_named(issues, "error", *words, *["lacks its star"][: count == 4])
         config = load_config(CLASSES, {k.replace("__", "."): v for k, v in found.items()})
         change_place(config, faulty)
         with pytest.raises(InputError, match=words[0]):
@@ -343,10 +341,10 @@ class TestClassFolders:
         Image.new("RGB", (64, 64)).save(folder.parent / "c.png")
         (folder / "d.txt").write_text("made on a Tuesday")
         (folder / ".DS_Store").write_text("")
-        findings = examined(CLASSES, faulty)
-        assert len(findings) == 2
-        assert_named(findings, "warning", "star/a.gif: .*kind that is not read", "1 more .*b.heic")
-        assert_named(findings, "warning", "train/c.png: outside the folders of the classes")
+        issues = examined(CLASSES, faulty)
+        assert len(issues) == 2
+        assert_named(issues, "warning", "star/a.gif: .*kind that is not read", "1 more .*b.heic")
+        assert_named(issues, "warning", "train/c.png: outside the folders of the classes")
         config = load_config(CLASSES)
         change_place(config, faulty)
         assert_named(examine(config), "note", "star/d.txt: not an image")
@@ -358,12 +356,12 @@ class TestConfig:
             "model__roi_head__bbox_head__1__num_classes": 5,
             "model__roi_head__mask_head__num_classes": 80,
         }
-        findings = examined(DETECTION, shapes, **overrides)
+        issues = examined(DETECTION, shapes, **overrides)
         for key, count in (("bbox_head.1", 5), ("mask_head", 80)):
             words = (f"model.roi_head.{key}.num_classes: {count} classes, but", "has 4")
-            assert len([f for f in findings if re.search(words[0], str(f))]) == 2  # train, val
-        findings = examined(SEGMENTATION, shapes, model__auxiliary_head__num_classes=19)
-        assert sum("auxiliary_head.num_classes: 19" in str(f) for f in findings) == 2
+            assert len([f for f in issues if re.search(words[0], str(f))]) == 2  # train, val
+        issues = examined(SEGMENTATION, shapes, model__auxiliary_head__num_classes=19)
+        assert sum("auxiliary_head.num_classes: 19" in str(f) for f in issues) == 2
 
     def test_windows(self, shapes):
         test = {"model__test_cfg__stride": (200, 200)}
@@ -373,10 +371,8 @@ class TestConfig:
         assert_named(examined(SEGMENTATION, shapes, **test), "warning", *words)
 
     def test_batch_norm_of_one_value(self, shapes):
-        findings = examined(SEGMENTATION, shapes, train_dataloader__batch_size=1)
-        assert_named(
-            findings, "error", "decode_head.norm_cfg", "one value a channel", "batch_size=2"
-        )
+        issues = examined(SEGMENTATION, shapes, train_dataloader__batch_size=1)
+        assert_named(issues, "error", "decode_head.norm_cfg", "one value a channel", "batch_size=2")
 
     def test_batch_against_the_recipe(self):
         def quickly(**options):
@@ -427,11 +423,11 @@ class TestConfig:
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         config = load_config(CONFIGS / "segmentation" / "upernet_convnext_t.py")
         config.launcher = "none"
-        findings = examine(config)
-        assert_named(findings, "note", "convnext_tiny_1k_224.pth: not here yet", "downloaded to")
+        issues = examine(config)
+        assert_named(issues, "note", "convnext_tiny_1k_224.pth: not here yet", "downloaded to")
         for split in ("train", "val"):
             words = (f"{split}_dataloader.dataset", "no such data folder", "prepare_data.py")
-            assert_named(findings, "error", *words)
+            assert_named(issues, "error", *words)
 
 
 def test_versions(monkeypatch):
@@ -443,24 +439,20 @@ def test_versions(monkeypatch):
         return installed[name]
 
     monkeypatch.setattr(stack, "version", version)
-    findings = list(stack.check_stack())
-    assert_named(findings, "warning", "torch: 2.4.0 is installed", "==2.11.0", "pip install")
-    assert_named(
-        findings, "warning", "mmcv: 2.1.0 is installed beside onedl-mmcv", "uninstall mmcv"
-    )
-    assert_named(
-        findings, "error", "safetensors: not installed", "pip install 'safetensors>=0.4.3'"
-    )
-    assert not [f for f in findings if f.where == "onedl-mmcv"]
+    issues = list(stack.check_stack())
+    assert_named(issues, "warning", "torch: 2.4.0 is installed", "==2.11.0", "pip install")
+    assert_named(issues, "warning", "mmcv: 2.1.0 is installed beside onedl-mmcv", "uninstall mmcv")
+    assert_named(issues, "error", "safetensors: not installed", "pip install 'safetensors>=0.4.3'")
+    assert not [f for f in issues if f.where == "onedl-mmcv"]
 
 
 class TestTool:
     def test_status_and_json(self, shapes, faulty):
         clean = run_here("doctor.py", DETECTION, "--data", shapes, "--json")
         assert clean.status == 0, clean.out
-        findings = json.loads(clean.out)
-        assert {f["severity"] for f in findings} == {"note"}
-        assert all(set(f) == {"severity", "where", "text", "advice"} for f in findings)
+        issues = json.loads(clean.out)
+        assert {f["severity"] for f in issues} == {"note"}
+        assert all(set(f) == {"severity", "where", "text", "advice"} for f in issues)
         (faulty / "train2017" / "000000000004.jpg").unlink()
         bad = run_here("doctor.py", DETECTION, "--data", faulty)
         assert bad.status == 1
@@ -488,7 +480,7 @@ def test_only_the_quick_part_stops_before_training(faulty):
 def test_pieces():
     assert spread(range(10), 0) == spread(range(10), 99) == list(range(10))
     assert spread(range(10), 4) == [0, 2, 5, 7]
-    one, two = Finding("note", "a", "b"), Finding("error", "c", "d", "e")
+    one, two = Issue("note", "a", "b"), Issue("error", "c", "d", "e")
     assert by_severity([one, two, one]) == [two, one] and str(two) == "c: d; e"
     config = load_config(CONFIGS / "detection" / "cascade_convnext_t.py")
     assert (1333, 480) in pipeline_scales(config.train_dataloader.dataset.pipeline)

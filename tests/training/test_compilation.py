@@ -13,8 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from backbones import ConvNeXt
 from backbones.openmmlab.config import load_config
+from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.training.compilation import compile_parts
-from backbones.openmmlab.training.runner import fit_to_machine
 
 STEPS = 20
 

@@ -448,9 +448,9 @@ def test_what_is_lost_is_told_from_other_errors():
 
 
 def test_exit_statuses():
-    from backbones.errors import StoppedForNow, reported_in_one_line
+    from backbones.errors import Preempted, reported_in_one_line
 
-    for error, status in ((StoppedForNow("x"), 75), (KeyboardInterrupt("x"), 130)):
+    for error, status in ((Preempted("x"), 75), (KeyboardInterrupt("x"), 130)):
         with pytest.raises(SystemExit) as end, reported_in_one_line("go on"):
             raise error
         assert end.value.code == status

@@ -18,10 +18,11 @@ from support.running import SEGMENTATION, run_tool
 from backbones.atomic_write import atomic_path, write_atomically
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
+from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.data.own_data import use_data
 from backbones.openmmlab.training.checkpointing import last_whole_checkpoint
 from backbones.openmmlab.training.resume import EndlessBatches, PlacedBatchSampler, SeededReader
-from backbones.openmmlab.training.runner import Runner, fit_to_machine
+from backbones.openmmlab.training.runner import Runner
 from backbones.weights.reading import check_archive, read_checkpoint
 from benchmarks import kills
 

@@ -190,8 +190,9 @@ OPTIONS = {
 def run(rank: int, root: Path, data: Path, runs: list[tuple]) -> None:
     """The real runner, several times in each of two processes: its imports take seconds."""
     from backbones.openmmlab.config import load_config
+    from backbones.openmmlab.config.machine import fit_to_machine
     from backbones.openmmlab.data.own_data import use_data
-    from backbones.openmmlab.training.runner import Runner, fit_to_machine
+    from backbones.openmmlab.training.runner import Runner
 
     for number, (name, strategy, resume, port) in enumerate(runs):
         join(rank, port)

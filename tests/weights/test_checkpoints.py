@@ -662,7 +662,7 @@ def our_model(path: str, shrink) -> torch.nn.Module:
     from mmengine.registry import DefaultScope
 
     from backbones.openmmlab.config import load_config
-    from backbones.openmmlab.training.runner import fit_to_machine
+    from backbones.openmmlab.config.machine import fit_to_machine
 
     config = load_config(Path(__file__).parents[2] / path)
     config.launcher = "none"

@@ -10,9 +10,11 @@ from backbones.openmmlab.training.ema import WeightAverageHook
 from .accuracy import TopAccuracy
 from .folders import ClassFolders
 from .model import ImageClassifier
+from .task import CLASSIFICATION
 from .transforms import LoadRGB, ResizeForTest, TimmAugment
 
 __all__ = [
+    "CLASSIFICATION",
     "ClassFolders",
     "ImageClassifier",
     "LoadRGB",

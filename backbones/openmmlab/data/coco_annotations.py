@@ -7,8 +7,8 @@ from pathlib import Path
 
 from backbones.errors import InputError
 
-from .findings import Finding, first_of
 from .image_files import Header
+from .issues import Issue, first_of
 
 # What the rows of a COCO file hold, and what each may be.
 ROWS = {
@@ -103,7 +103,7 @@ class CocoAnnotations:
         """File names of the images."""
         return [image["file_name"] for image in self.images]
 
-    def check(self, with_mask: bool) -> Iterator[Finding]:
+    def check(self, with_mask: bool) -> Iterator[Issue]:
         """Findings about the file alone.
 
         Args:
@@ -117,14 +117,14 @@ class CocoAnnotations:
 
     def _found(
         self, severity: str, what: str, ids: Sequence[object], advice: str, name: str = "annotation"
-    ) -> Iterator[Finding]:
+    ) -> Iterator[Issue]:
         if ids:
             text = f"{name} {'id ' * (name != 'image file')}{first_of(ids)}: {what}"
             if len(ids) > 3:
                 text = f"{len(ids)} {name}s, first {', '.join(map(str, ids[:3]))}: {what}"
-            yield Finding(severity, str(self.path), text, advice)
+            yield Issue(severity, str(self.path), text, advice)
 
-    def _check_ids(self) -> Iterator[Finding]:
+    def _check_ids(self) -> Iterator[Issue]:
         for rows, name in ((self.images, "image"), (self.annotations, "annotation")):
             repeated = [each for each, count in Counter(r["id"] for r in rows).items() if count > 1]
             yield from self._found(
@@ -141,7 +141,7 @@ class CocoAnnotations:
             "error", "their image is not in the file", orphans, "add the image or take them out"
         )
 
-    def _check_categories(self) -> Iterator[Finding]:
+    def _check_categories(self) -> Iterator[Issue]:
         known = {category["id"]: category["name"] for category in self.categories}
         repeated = [
             n for n, count in Counter(c["id"] for c in self.categories).items() if count > 1
@@ -158,21 +158,21 @@ class CocoAnnotations:
         used = Counter(known.get(a["category_id"]) for a in self.annotations)
         unused = [name for name in self.classes if name in known.values() and not used[name]]
         if unused:
-            yield Finding(
+            yield Issue(
                 "warning", str(self.path), f"no annotation of {first_of(unused)}",
                 "it can be neither learnt nor scored",
             )  # fmt: skip
         order = [c["name"] for c in self.categories if c["name"] in self.classes]
         if order != list(self.classes) and sorted(order) == sorted(self.classes):
             at = next(i for i, name in enumerate(order) if name != self.classes[i])
-            yield Finding(
+            yield Issue(
                 "error", str(self.path),
                 f"label {at} is {order[at]} by its categories' order, {self.classes[at]} by "
                 "metainfo.classes",
                 "mmdet numbers labels in the file's order: write metainfo.classes in that order",
             )  # fmt: skip
 
-    def _check_boxes(self) -> Iterator[Finding]:
+    def _check_boxes(self) -> Iterator[Issue]:
         malformed, empty, outside, beyond = [], [], [], []
         for annotation in self.annotations:
             box, image = annotation["bbox"], self._by_image.get(annotation["image_id"])
@@ -200,7 +200,7 @@ class CocoAnnotations:
         ):  # fmt: skip
             yield from self._found(severity, what, ids, advice)
 
-    def _check_masks(self) -> Iterator[Finding]:
+    def _check_masks(self) -> Iterator[Issue]:
         lacking, malformed, thin = [], [], []
         for annotation in self.annotations:
             mask = annotation.get("segmentation")
@@ -223,7 +223,7 @@ class CocoAnnotations:
             "warning", "polygon of fewer than three points", thin, "mmdet drops the mask: redraw it"
         )
 
-    def check_sizes(self, folder: Path, headers: dict[Path, Header]) -> Iterator[Finding]:
+    def check_sizes(self, folder: Path, headers: dict[Path, Header]) -> Iterator[Issue]:
         """Findings where the file's width and height are not those of the image."""
         turned, other = [], []
         for image in self.images:
@@ -234,7 +234,7 @@ class CocoAnnotations:
             (turned if said == header.size else other).append((image, header))
         if turned:
             image, header = turned[0]
-            yield Finding(
+            yield Issue(
                 "error", str(folder / image["file_name"]),
                 f"EXIF turns it to {_by(header.upright)}, annotated as {_by(header.size)} "
                 f"({len(turned)} of {len(headers)} images)",
@@ -242,7 +242,7 @@ class CocoAnnotations:
             )  # fmt: skip
         if other:
             image, header = other[0]
-            yield Finding(
+            yield Issue(
                 "error", str(self.path),
                 f"{image['file_name']} is {image['width']}x{image['height']} here, the file "
                 f"{_by(header.upright)} ({len(other)} of {len(headers)} images)",

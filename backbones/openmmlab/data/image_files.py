@@ -12,7 +12,7 @@ from PIL import Image
 
 from backbones.errors import UnreadableImage
 
-from .findings import Finding, first_of
+from .issues import Issue, first_of
 
 ORIENTATION = 0x0112  # EXIF tag
 DEEP = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
@@ -91,8 +91,8 @@ def _ends(path: Path, kind: str | None) -> bool:
         return ends[kind] in file.read()
 
 
-def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, Header], list[Finding]]:
-    """The headers of these files, and a finding for those that are missing or broken."""
+def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, Header], list[Issue]]:
+    """The headers of these files, and a issue for those that are missing or broken."""
     headers, missing, broken = {}, [], []
     for path in paths:
         try:
@@ -101,27 +101,25 @@ def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, Header], list[Findin
             missing.append(path)
         except OSError:
             broken.append(path)
-    findings = []
+    issues = []
     if missing:
-        findings.append(
-            Finding(
+        issues.append(
+            Issue(
                 "error", str(missing[0]), _these(missing, "no such image"),
                 "put it there or take it out of the annotations",
             )
         )  # fmt: skip
     if broken:
-        findings.append(
-            Finding(
+        issues.append(
+            Issue(
                 "error", str(broken[0]), _these(broken, "empty, cut off or not an image"),
                 "copy it again or take it out",
             )
         )  # fmt: skip
-    return headers, findings
+    return headers, issues
 
 
-def check_left_out(
-    folder: Path, read: Sequence[Path], suffixes: Sequence[str]
-) -> Iterator[Finding]:
+def check_left_out(folder: Path, read: Sequence[Path], suffixes: Sequence[str]) -> Iterator[Issue]:
     """Findings about files that a folder of classes has and its data set passes over.
 
     Args:
@@ -151,7 +149,7 @@ def check_left_out(
         ("note", others, "not an image, not read", "rename it if it is one"),
     ):  # fmt: skip
         if paths:
-            yield Finding(severity, str(paths[0]), _these(paths, what), advice)
+            yield Issue(severity, str(paths[0]), _these(paths, what), advice)
 
 
 def _these(paths: Sequence[Path], what: str) -> str:
@@ -161,7 +159,7 @@ def _these(paths: Sequence[Path], what: str) -> str:
 
 def check_images(
     headers: dict[Path, Header], key: str, scales: Sequence[tuple[int, int]]
-) -> Iterator[Finding]:
+) -> Iterator[Issue]:
     """Findings about channels, depth and orientation, and about sizes against the recipe's.
 
     Args:
@@ -180,12 +178,12 @@ def check_images(
     for severity, is_so, what, advice in kinds:
         paths = [path for path, header in headers.items() if is_so(header)]
         if paths:
-            yield Finding(
+            yield Issue(
                 severity, str(paths[0]), f"image {what} ({len(paths)} of {len(headers)})", advice
             )
     small = [path for path, header in headers.items() if min(header.size) < 32]
     if small:
-        yield Finding(
+        yield Issue(
             "warning", str(small[0]),
             f"image of less than 32 pixels ({len(small)} of {len(headers)})",
             "the coarsest map has no cell for it; enlarge or leave out",
@@ -194,7 +192,7 @@ def check_images(
         yield from _check_scale(headers, key, scales)
 
 
-def _check_scale(headers, key, scales) -> Iterator[Finding]:
+def _check_scale(headers, key, scales) -> Iterator[Issue]:
     factors = []
     for header in headers.values():
         long, short = max(header.upright), min(header.upright)
@@ -202,13 +200,13 @@ def _check_scale(headers, key, scales) -> Iterator[Finding]:
     factor = median(factors)
     shown = " or ".join(f"{a}x{b}" for a, b in (scales[:1] if len(scales) == 1 else scales[::10]))
     if factor > LARGEST_ENLARGEMENT:
-        yield Finding(
+        yield Issue(
             "warning", f"{key}.pipeline",
             f"resizes to {shown}, which enlarges the median image {factor:.1f} times",
             "set a scale nearer to the images': it costs time and adds nothing",
         )  # fmt: skip
     elif factor < 1 / LARGEST_REDUCTION:
-        yield Finding(
+        yield Issue(
             "warning", f"{key}.pipeline",
             f"resizes to {shown}, which reduces the median image {1 / factor:.1f} times",
             "small objects vanish; set a larger scale or cut the images into tiles",

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from .findings import Finding, first_of
 from .image_files import Header
+from .issues import Issue, first_of
 
 IGNORED = 255
 
@@ -35,7 +35,7 @@ class LabelMaps:
         self.pairs, self.classes, self.key = pairs, classes, key
         self.reduces, self.complete = reduce_zero_label, complete
 
-    def check(self, headers: dict[Path, Header], training: bool) -> Iterator[Finding]:
+    def check(self, headers: dict[Path, Header], training: bool) -> Iterator[Issue]:
         """Findings about all maps.
 
         Args:
@@ -81,11 +81,11 @@ class LabelMaps:
             (deep, "label above 255", "mmseg reads 8 bits: 256 would become 0"),
         ):
             if paths:
-                yield Finding("error", str(paths[0]), _of(what, paths, self.pairs), advice)
+                yield Issue("error", str(paths[0]), _of(what, paths, self.pairs), advice)
         if unlike:
             path, size, header = unlike[0]
             turned = size == header.size
-            yield Finding(
+            yield Issue(
                 "error", str(path),
                 f"label map is {size[0]}x{size[1]}, its image {header.upright[0]}x"
                 f"{header.upright[1]}{' as EXIF turns it' if turned else ''} "
@@ -100,12 +100,12 @@ class LabelMaps:
     def _lowest_beyond(self) -> int:
         return min(len(self.classes) + self.reduces, IGNORED)
 
-    def _check_values(self, pixels: np.ndarray, beyond: list, training: bool) -> Iterator[Finding]:
+    def _check_values(self, pixels: np.ndarray, beyond: list, training: bool) -> Iterator[Issue]:
         number = len(self.classes)
         seen = np.flatnonzero(pixels[:IGNORED])
         key = f"{self.key}.reduce_zero_label"
         if pixels[IGNORED] and set(seen) <= {0}:
-            yield Finding(
+            yield Issue(
                 "error", str(self.pairs[0][1]),
                 "holds no label but 0 and 255, and 255 is ignored: nothing is left to tell apart",
                 "write the foreground as 1, not 255",
@@ -114,7 +114,7 @@ class LabelMaps:
         if beyond:
             path, value = beyond[0]
             starts_at_one = not self.reduces and value == number
-            yield Finding(
+            yield Issue(
                 "error", str(path),
                 f"label {value} is none of {number} classes ({len(beyond)} of {len(self.pairs)} "
                 f"label maps; labels are {int(self.reduces)} to {number - 1 + self.reduces}, 255 "
@@ -126,7 +126,7 @@ class LabelMaps:
                 return
         counts = pixels[self.reduces : number + self.reduces]
         if self.reduces and counts[-1] == 0 and pixels[0] and number > 1 and counts[:-1].all():
-            yield Finding(
+            yield Issue(
                 "error" if self.complete else "warning", key,
                 f"True, but the files hold labels 0 to {number - 1} for {number} classes: "
                 f"{self.classes[0]} would be ignored, {self.classes[-1]} never be seen",
@@ -139,7 +139,7 @@ class LabelMaps:
             last = self.classes[-1] in unseen and training and self.complete
             among = "" if self.complete else f" in {len(self.pairs)} label maps looked at"
             what = f"last class {self.classes[-1]} is" if last else f"{first_of(unseen)}:"
-            yield Finding(
+            yield Issue(
                 "warning" if last else "note", self.key,
                 f"{what} never seen{among}",
                 "are there one too many, or is a label written as 255? its IoU will be nan"
@@ -147,7 +147,7 @@ class LabelMaps:
             )  # fmt: skip
         share = pixels[IGNORED] + (pixels[0] if self.reduces else 0)
         if share > 0.5 * pixels.sum():
-            yield Finding(
+            yield Issue(
                 "warning", self.key,
                 f"{share / pixels.sum():.0%} of all pixels are ignored "
                 f"(255{' and 0' if self.reduces else ''})",

@@ -8,5 +8,6 @@ from backbones.openmmlab.data import loading
 from backbones.openmmlab.evaluation import corruption
 
 from . import coco_ap, mask_tta, roi_heads
+from .task import DETECTION
 
-__all__ = ["coco_ap", "corruption", "loading", "mask_tta", "roi_heads"]
+__all__ = ["DETECTION", "coco_ap", "corruption", "loading", "mask_tta", "roi_heads"]

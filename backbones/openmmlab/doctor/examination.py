@@ -16,12 +16,12 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
 from backbones.errors import InputError
+from backbones.openmmlab.config.global_batch import micro_batch_size, set_global_batch
 from backbones.openmmlab.data.coco_annotations import CocoAnnotations
-from backbones.openmmlab.data.findings import Finding, by_severity, first_of
 from backbones.openmmlab.data.image_files import Header, check_images, check_left_out, read_headers
+from backbones.openmmlab.data.issues import Issue, by_severity, first_of
 from backbones.openmmlab.data.label_maps import LabelMaps
 from backbones.openmmlab.data.metainfo import dataset_class, dataset_metainfo
-from backbones.openmmlab.training.total_batch import part_size, use_total_batch
 
 from .memory import GIB, available_memory, predict_training
 from .recipe import check_disk, check_recipe, check_weights, training_crop
@@ -100,7 +100,7 @@ def _wrong_count(path: str, count: int, split: str, classes: Sequence[str]) -> s
     )
 
 
-def examine(config: Config, images: int = 1000) -> list[Finding]:
+def examine(config: Config, images: int = 1000) -> list[Issue]:
     """Everything that there is to find before training, the gravest first.
 
     Args:
@@ -108,7 +108,7 @@ def examine(config: Config, images: int = 1000) -> list[Finding]:
         images: of each split whose files are opened, spread evenly over it; 0 for all.
     """
     config = deepcopy(config)
-    findings = [*check_stack(), *check_recipe(config), *check_disk(config), *check_weights(config)]
+    issues = [*check_stack(), *check_recipe(config), *check_disk(config), *check_weights(config)]
     headers: dict[Path, Header] = {}
     seen: list[dict] = []
     known: dict[str, Sequence[str]] = {}
@@ -118,38 +118,38 @@ def examine(config: Config, images: int = 1000) -> list[Finding]:
             continue
         seen.append(loader.dataset)
         found, read = _examine_split(config, split, images, known)
-        findings += found
+        issues += found
         if split == "train":
             headers = read
-    findings += _examine_memory(config, headers)
-    return by_severity(findings)
+    issues += _examine_memory(config, headers)
+    return by_severity(issues)
 
 
-def examine_quickly(config: Config) -> list[Finding]:
+def examine_quickly(config: Config) -> list[Issue]:
     """What `examine` finds without opening a data file or running anything."""
     return by_severity([*check_stack(), *check_recipe(config), *check_disk(config)])
 
 
 def _examine_split(
     config: Config, split: str, images: int, known: dict[str, Sequence[str]]
-) -> tuple[list[Finding], dict[Path, Header]]:
+) -> tuple[list[Issue], dict[Path, Header]]:
     dataset, key = config[f"{split}_dataloader"].dataset, f"{split}_dataloader.dataset"
     try:
         classes = _check_split(config, split)
     except InputError as error:
-        return [Finding("error", key, str(error))], {}
+        return [Issue("error", key, str(error))], {}
     if classes is None:
-        return [Finding("warning", key, "has no class names: nothing can be compared")], {}
+        return [Issue("warning", key, "has no class names: nothing can be compared")], {}
     if contradiction := _other_classes(known, split, classes):
-        findings = [Finding("error", *contradiction.split(": ", 1))]
+        issues = [Issue("error", *contradiction.split(": ", 1))]
     else:
-        findings = [
-            Finding("error", path, _wrong_count(path, count, split, classes).partition(": ")[2])
+        issues = [
+            Issue("error", path, _wrong_count(path, count, split, classes).partition(": ")[2])
             for path, count in _class_counts(config.model, "model")
             if count != len(classes)
         ]
     if repeated := [name for name in dict.fromkeys(classes) if list(classes).count(name) > 1]:
-        findings.append(Finding("error", f"{key}.metainfo.classes", f"{first_of(repeated)} twice"))
+        issues.append(Issue("error", f"{key}.metainfo.classes", f"{first_of(repeated)} twice"))
     scales = pipeline_scales(dataset.pipeline)
     try:
         if dataset.get("ann_file") and "seg_map_path" not in dataset.get("data_prefix", {}):
@@ -157,13 +157,13 @@ def _examine_split(
         else:
             found, headers = _examine_folder(config, dataset, classes, key, split, images)
     except InputError as error:
-        return [*findings, Finding("error", key, str(error))], {}
-    return [*findings, *found, *check_images(headers, key, scales)], headers
+        return [*issues, Issue("error", key, str(error))], {}
+    return [*issues, *found, *check_images(headers, key, scales)], headers
 
 
 def _examine_coco(
     dataset: dict, classes: Sequence[str], training: bool, images: int
-) -> tuple[list[Finding], dict[Path, Header]]:
+) -> tuple[list[Issue], dict[Path, Header]]:
     root = Path(dataset.get("data_root") or "")
     annotations = CocoAnnotations(root / dataset.ann_file, classes)
     with_mask = any(step.get("with_mask") for step in dataset.pipeline)
@@ -171,14 +171,14 @@ def _examine_coco(
     paths = [folder / name for name in dict.fromkeys(annotations.names())]
     sample = set(spread(paths, images))
     # Opening is what takes long; that a file is there can be asked of all.
-    headers, findings = read_headers([p for p in paths if p in sample or not p.is_file()])
-    findings += annotations.check(with_mask and training)
-    return [*findings, *annotations.check_sizes(folder, headers)], headers
+    headers, issues = read_headers([p for p in paths if p in sample or not p.is_file()])
+    issues += annotations.check(with_mask and training)
+    return [*issues, *annotations.check_sizes(folder, headers)], headers
 
 
 def _examine_folder(
     config: Config, dataset: dict, classes: Sequence[str], key: str, split: str, images: int
-) -> tuple[list[Finding], dict[Path, Header]]:
+) -> tuple[list[Issue], dict[Path, Header]]:
     """Findings about label maps beside images, or about folders of classes."""
     scope = config.get("default_scope", "mmengine")
     folders = hasattr(dataset_class(dataset, scope), "check_files")  # of classes, torchvision's
@@ -186,28 +186,28 @@ def _examine_folder(
         built = DATASETS.build({**deepcopy(dataset), **({} if folders else {"lazy_init": True})})
     if folders:
         paths = [Path(path) for path, _ in built.samples]
-        headers, findings = read_headers(spread(paths, images))
-        return [*findings, *check_left_out(Path(built.root), paths, built.extensions)], headers
+        headers, issues = read_headers(spread(paths, images))
+        return [*issues, *check_left_out(Path(built.root), paths, built.extensions)], headers
     infos = built.load_data_list()
     if not infos:
         suffix = f"{built.img_suffix}" if hasattr(built, "img_suffix") else ""
-        return [Finding("error", key, f"finds no image{f' *{suffix}' if suffix else ''}")], {}
+        return [Issue("error", key, f"finds no image{f' *{suffix}' if suffix else ''}")], {}
     pairs = [(Path(info["img_path"]), Path(info.get("seg_map_path") or "")) for info in infos]
     chosen = spread(pairs, images)
-    headers, findings = read_headers([image for image, _ in chosen])
+    headers, issues = read_headers([image for image, _ in chosen])
     reduces = getattr(built, "reduce_zero_label", None)
     if reduces is not None:
-        findings += _loads_alike(dataset, reduces, key)
+        issues += _loads_alike(dataset, reduces, key)
         maps = LabelMaps(chosen, classes, reduces, key, len(chosen) == len(pairs))
-        findings += maps.check(headers, split == "train")
-    return findings, headers
+        issues += maps.check(headers, split == "train")
+    return issues, headers
 
 
-def _loads_alike(dataset: dict, reduces: bool, key: str) -> Iterator[Finding]:
+def _loads_alike(dataset: dict, reduces: bool, key: str) -> Iterator[Issue]:
     for i, step in enumerate(dataset.pipeline):
         asked = step.get("reduce_zero_label")
         if step["type"] == "LoadAnnotations" and asked is not None and asked != reduces:
-            yield Finding(
+            yield Issue(
                 "error",
                 f"{key}.pipeline.{i}.reduce_zero_label",
                 f"{asked}, but the data set's is {reduces}",
@@ -215,18 +215,18 @@ def _loads_alike(dataset: dict, reduces: bool, key: str) -> Iterator[Finding]:
             )
 
 
-def _examine_memory(config: Config, headers: dict[Path, Header]) -> Iterator[Finding]:
+def _examine_memory(config: Config, headers: dict[Path, Header]) -> Iterator[Issue]:
     if config.get("train_dataloader") is None or config.get("optim_wrapper") is None:
         return
     size = training_size(config, headers)
     if size is None:
         return
     if config.get("strategy") == "fsdp":
-        yield Finding("note", "strategy", "memory of a step is not predicted under fsdp")
+        yield Issue("note", "strategy", "memory of a step is not predicted under fsdp")
         return
-    images = part_size(config)
+    images = micro_batch_size(config)
     try:
-        use_total_batch(config)
+        set_global_batch(config)
     except InputError:
         pass  # said already; a step of one part needs least
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -241,7 +241,7 @@ def _examine_memory(config: Config, headers: dict[Path, Header]) -> Iterator[Fin
         AssertionError,
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        yield Finding("note", "model", f"memory of a step cannot be predicted ({reason})")
+        yield Issue("note", "model", f"memory of a step cannot be predicted ({reason})")
         return
     free = available_memory(device)
     said = (
@@ -256,11 +256,11 @@ def _examine_memory(config: Config, headers: dict[Path, Header]) -> Iterator[Fin
                 "--cfg-options model.backbone.with_cp=True, smaller images, or several processes "
                 "with --strategy fsdp"
             )
-        yield Finding("error", key, said, advice)
+        yield Issue("error", key, said, advice)
     elif needed > 0.9 * free:
-        yield Finding("warning", key, said, "it may run out now and then; make batch_size smaller")
+        yield Issue("warning", key, said, "it may run out now and then; make batch_size smaller")
     else:
-        yield Finding("note", key, said)
+        yield Issue("note", key, said)
 
 
 def training_size(config: Config, headers: dict[Path, Header]) -> tuple[int, int] | None:

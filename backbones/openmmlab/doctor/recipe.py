@@ -13,14 +13,14 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from backbones.errors import InputError
-from backbones.openmmlab.data.findings import Finding
-from backbones.openmmlab.training.total_batch import (
+from backbones.openmmlab.config.global_batch import (
     batch_norm_note,
+    micro_batch_size,
     norm_keys,
-    part_size,
-    process_count,
     recipe_batch,
 )
+from backbones.openmmlab.config.machine import process_count
+from backbones.openmmlab.data.issues import Issue
 from backbones.weights.checkpoints import load_pretrained
 
 from .complexity import build_on_meta
@@ -29,17 +29,21 @@ from .memory import GIB, OPTIMIZER_STATES
 BACKBONES = ("backbone", "network")
 
 
-def check_recipe(config: Config) -> Iterator[Finding]:
+def check_recipe(config: Config) -> Iterator[Issue]:
     """Findings that need no file but the config."""
     yield from _check_batch(config)
     yield from _check_norms(config)
     yield from _check_windows(config)
 
 
-def _check_batch(config: Config) -> Iterator[Finding]:
+def _check_batch(config: Config) -> Iterator[Issue]:
     if config.get("train_dataloader") is None or config.get("optim_wrapper") is None:
         return
-    images, processes, recipe = part_size(config), process_count(config), recipe_batch(config)
+    images, processes, recipe = (
+        micro_batch_size(config),
+        process_count(config),
+        recipe_batch(config),
+    )
     together = images * processes
     counts = config.optim_wrapper.get("accumulative_counts", 1)
     if recipe is None or together * counts == recipe:
@@ -50,34 +54,34 @@ def _check_batch(config: Config) -> Iterator[Finding]:
             "leave accumulative_counts out: tools/train.py accumulates by itself"
             if counts > 1 else "give --total-batch and --scale-lr, or another batch_size"
         )  # fmt: skip
-        yield Finding(
+        yield Issue(
             severity, "train_dataloader.batch_size",
             f"{together * counts} images a step, the recipe's learning rate is for {recipe}",
             advice,
         )  # fmt: skip
     else:
-        yield Finding(
+        yield Issue(
             "note", "train_dataloader.batch_size",
             f"{together} images at once here, {recipe} in the recipe: tools/train.py accumulates "
             f"{recipe // together} times; learning rate and schedule are the recipe's",
         )  # fmt: skip
 
 
-def _check_norms(config: Config) -> Iterator[Finding]:
+def _check_norms(config: Config) -> Iterator[Issue]:
     if config.get("train_dataloader") is None:
         return
-    images = part_size(config)
+    images = micro_batch_size(config)
     synchronised = process_count(config) if torch.cuda.is_available() else 1
     keys = list(norm_keys(config.model))
     pools = [key for key in keys if _pools_to_one(config.model, key)]
     if pools and images * synchronised == 1:
-        yield Finding(
+        yield Issue(
             "error", pools[0],
             "batch norm of one image pooled to 1x1 has one value a channel: torch refuses it",
             f"set train_dataloader.batch_size=2, or {pools[0]}.type=GN {pools[0]}.num_groups=32",
         )  # fmt: skip
     elif keys and (note := batch_norm_note(config)):
-        yield Finding("note", keys[0], note)
+        yield Issue("note", keys[0], note)
 
 
 def _pools_to_one(model: dict, key: str) -> bool:
@@ -87,12 +91,12 @@ def _pools_to_one(model: dict, key: str) -> bool:
     return 1 in tuple(node.get("pool_scales", (1,) if "PSP" in str(node.get("type")) else ()))
 
 
-def _check_windows(config: Config) -> Iterator[Finding]:
+def _check_windows(config: Config) -> Iterator[Issue]:
     test = config.model.get("test_cfg") or {}
     window, stride = test.get("crop_size"), test.get("stride")
     if test.get("mode") == "slide" and window and stride:
         if any(s > w for s, w in zip(stride, window, strict=True)):
-            yield Finding(
+            yield Issue(
                 "error", "model.test_cfg.stride",
                 f"{tuple(stride)} is more than crop_size {tuple(window)}: strips between the "
                 "windows are never looked at", "make it smaller, two thirds in the recipes",
@@ -104,7 +108,7 @@ def _check_windows(config: Config) -> Iterator[Finding]:
         ("model.test_cfg.crop_size", window),
     ):
         if crop and value and tuple(value) != crop:
-            yield Finding(
+            yield Issue(
                 "warning", key, f"{tuple(value)}, but training crops are {crop} (height, width)",
                 "make them equal, unless it is meant",
             )  # fmt: skip
@@ -121,7 +125,7 @@ def training_crop(config: Config) -> tuple[int, int] | None:
     return (crop, crop) if isinstance(crop, int) else tuple(crop)
 
 
-def check_weights(config: Config) -> Iterator[Finding]:
+def check_weights(config: Config) -> Iterator[Issue]:
     """How much of the backbone its pretrained file covers; a file not here is not downloaded."""
     for name in BACKBONES:
         backbone = config.model.get(name) or {}
@@ -130,7 +134,7 @@ def check_weights(config: Config) -> Iterator[Finding]:
             continue
         key, source = f"model.{name}.init_cfg.checkpoint", str(init.get("checkpoint"))
         if (where := _not_here(source)) is not None:
-            yield Finding("note", key, f"{source}: not here yet, would be downloaded {where}")
+            yield Issue("note", key, f"{source}: not here yet, would be downloaded {where}")
             continue
         scope = config.get("default_scope", "mmengine")
         with DefaultScope.overwrite_default_scope(scope):
@@ -139,11 +143,11 @@ def check_weights(config: Config) -> Iterator[Finding]:
         try:
             coverage = load_pretrained(model, source, **options)
         except InputError as error:
-            yield Finding("error", key, str(error), "")
+            yield Issue("error", key, str(error), "")
             continue
         total = len(list(model.parameters()))
         loaded = total - len(coverage.initial)
-        yield Finding(
+        yield Issue(
             "note", key,
             f"{source} fills {loaded} of the backbone's {total} parameters"
             + (f", the others ({', '.join(coverage.initial)}) are new" if coverage.initial else ""),
@@ -169,7 +173,7 @@ def _not_here(source: str) -> str | None:
     return None
 
 
-def check_disk(config: Config) -> Iterator[Finding]:
+def check_disk(config: Config) -> Iterator[Issue]:
     """Whether the checkpoints that the run will write have room."""
     checkpoint = (config.get("default_hooks") or {}).get("checkpoint") or {}
     if not checkpoint or config.get("optim_wrapper") is None or config.get("train_cfg") is None:
@@ -192,14 +196,14 @@ def check_disk(config: Config) -> Iterator[Finding]:
         f"{kept} checkpoints of {size / GIB:.2f} GiB will be written, {free / GIB:.2f} GiB are free"
     )
     if kept * size > free:
-        yield Finding(
+        yield Issue(
             "error", str(folder), said,
             "make room, give another --work-dir, or lower default_hooks.checkpoint.max_keep_ckpts",
         )  # fmt: skip
     elif 2 * kept * size > free:
-        yield Finding("warning", str(folder), said, "the disk will be more than half full of them")
+        yield Issue("warning", str(folder), said, "the disk will be more than half full of them")
     if not os.access(existing, os.W_OK):
-        yield Finding("error", str(existing), "cannot be written to", "give another --work-dir")
+        yield Issue("error", str(existing), "cannot be written to", "give another --work-dir")
 
 
 def checkpoint_bytes(model: nn.Module, config: Config) -> int:

@@ -10,7 +10,7 @@ import torch
 from packaging.requirements import Requirement
 
 from backbones.openmmlab import mmcv_ops
-from backbones.openmmlab.data.findings import Finding
+from backbones.openmmlab.data.issues import Issue
 
 DISTRIBUTION = "convnext-dense-prediction"
 SETUP = Path(__file__).parents[3] / "setup.py"
@@ -18,18 +18,16 @@ CONFLICTING = {"mmcv": "onedl-mmcv", "mmdet": "onedl-mmdetection", "mmengine": "
                "mmsegmentation": "onedl-mmsegmentation", "mmcv-full": "onedl-mmcv"}  # fmt: skip
 
 
-def check_stack() -> Iterator[Finding]:
+def check_stack() -> Iterator[Issue]:
     """Findings about installed versions, and notes on what is replaced or missing here."""
     for requirement in _requirements():
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:
-            yield Finding(
-                "error", requirement.name, "not installed", f"pip install '{requirement}'"
-            )
+            yield Issue("error", requirement.name, "not installed", f"pip install '{requirement}'")
             continue
         if not requirement.specifier.contains(installed.split("+")[0], prereleases=True):
-            yield Finding(
+            yield Issue(
                 "warning", requirement.name,
                 f"{installed} is installed, the tests ran on {requirement.specifier}",
                 f"pip install '{requirement}'",
@@ -39,25 +37,25 @@ def check_stack() -> Iterator[Finding]:
             installed = version(name)
         except PackageNotFoundError:
             continue
-        yield Finding(
+        yield Issue(
             "warning", name, f"{installed} is installed beside {ours}, which has the same modules",
             f"pip uninstall {name}, then pip install --force-reinstall --no-deps {ours}",
         )  # fmt: skip
     if mmcv_ops.install():
-        yield Finding(
+        yield Issue(
             "note", "mmcv", "has no compiled operators: nms and RoIAlign are torchvision's, other "
             "operators raise when called",
         )  # fmt: skip
     if not torch.cuda.is_available():
         why = " (torch is built for one: see nvidia-smi)" if torch.version.cuda else ""
-        yield Finding("note", "torch", f"no GPU{why}: training in float32 on the CPU")
+        yield Issue("note", "torch", f"no GPU{why}: training in float32 on the CPU")
     elif not torch.cuda.is_bf16_supported(including_emulation=False):
-        yield Finding(
+        yield Issue(
             "warning", torch.cuda.get_device_name(), "does not compute in bfloat16",
             "--cfg-options optim_wrapper.dtype=float16 optim_wrapper.loss_scale=dynamic",
         )  # fmt: skip
     if sys.version_info[:2] not in {(3, minor) for minor in range(10, 14)}:
-        yield Finding("warning", "python", f"{sys.version.split()[0]}", "use 3.10 to 3.13")
+        yield Issue("warning", "python", f"{sys.version.split()[0]}", "use 3.10 to 3.13")
 
 
 def _requirements() -> list[Requirement]:

@@ -20,9 +20,9 @@ from torch import nn
 from backbones.atomic_write import write_atomically
 from backbones.convnext import ARCHITECTURES
 from backbones.errors import InputError
+from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.data.metainfo import class_names, dataset_metainfo
 from backbones.openmmlab.registration import enter_scope
-from backbones.openmmlab.training.runner import fit_to_machine
 from backbones.weights import zoo
 from backbones.weights.checkpoints import load_whole, read_checkpoint, state_dict
 from backbones.weights.reading import write_checkpoint

@@ -15,10 +15,10 @@ from mmengine.structures import BaseDataElement
 
 from backbones.errors import InputError
 from backbones.openmmlab.config.loading import inference_dtype, load_config
+from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.data.metainfo import dataset_metainfo
 from backbones.openmmlab.precision import infer_in
 from backbones.openmmlab.registration import enter_scope
-from backbones.openmmlab.training.runner import fit_to_machine
 from backbones.weights.checkpoints import load_whole, read_checkpoint
 
 TASKS = dict(mmdet="detection", mmseg="segmentation")  # by default_scope

@@ -8,8 +8,10 @@ from backbones.openmmlab.data import loading
 from backbones.openmmlab.evaluation import corruption
 
 from . import boundary, heads, label_range, pairs, sliding_window
+from .task import SEGMENTATION
 
 __all__ = [
+    "SEGMENTATION",
     "boundary",
     "corruption",
     "heads",

@@ -6,7 +6,7 @@ from pathlib import Path
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 
-from backbones.errors import StoppedForNow
+from backbones.errors import Preempted
 
 from .checkpointing import INTERRUPTED, point_to
 from .processes import any_process, from_all
@@ -23,7 +23,7 @@ class InterruptHook(Hook):
 
     Raises:
         KeyboardInterrupt: after SIGINT.
-        StoppedForNow: after the others.
+        Preempted: after the others.
     """
 
     priority = "LOWEST"
@@ -70,4 +70,4 @@ class InterruptHook(Hook):
         if runner.rank == 0:
             point_to(path, runner.work_dir)
             line = f"stopped by {asked} at iteration {done}, saved {path}"
-        raise KeyboardInterrupt(line) if asked == "SIGINT" else StoppedForNow(line)
+        raise KeyboardInterrupt(line) if asked == "SIGINT" else Preempted(line)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import distributed
 
-from backbones.errors import InputError, StoppedForNow
+from backbones.errors import InputError, Preempted
 
 _group: distributed.ProcessGroup | None = None
 
@@ -41,7 +41,7 @@ def process_group_left() -> Iterator[None]:
     """
     try:
         yield
-    except StoppedForNow:
+    except Preempted:
         _leave()
         raise
     _leave()

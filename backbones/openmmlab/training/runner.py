@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
@@ -24,7 +23,6 @@ from backbones.atomic_write import atomic_path, write_atomically
 from backbones.errors import InputError
 from backbones.openmmlab.config.loading import inference_dtype
 from backbones.openmmlab.precision import infer_in
-from backbones.openmmlab.report import ReportHook
 from backbones.weights.checkpoints import load_whole, read_checkpoint
 from backbones.weights.reading import check_archive
 
@@ -35,7 +33,6 @@ from .fine_tuning import fine_tune
 from .interruption import InterruptHook
 from .non_finite import NonFiniteHook, check_finite
 from .processes import from_all, what_was_lost
-from .progress import ProgressHook
 from .resume import DueValidationHook, RepeatableStepHook, TrainingState, check_resumable
 from .sharding import (
     WholeValidationHook,
@@ -46,7 +43,6 @@ from .sharding import (
     whole_states,
     will_be_sharded,
 )
-from .total_batch import process_count
 
 
 @CheckpointLoader.register_scheme(
@@ -182,7 +178,7 @@ class Runner(MMEngineRunner):
     @contextmanager
     def _concluded(self) -> Iterator[None]:
         """Leave the terminal and the report in order, however the run ends."""
-        hooks = [hook for hook in self.hooks if isinstance(hook, ProgressHook | ReportHook)]
+        hooks = [hook for hook in self.hooks if hasattr(hook, "close")]
         try:
             with worker_deaths_told():
                 yield
@@ -328,39 +324,3 @@ def _start_worker(seed_worker, worker_id: int) -> None:
     outlive_signals()
     if seed_worker:
         seed_worker(worker_id)
-
-
-def fit_to_machine(config: Config) -> None:
-    """Replace what this machine cannot run, saying each in one line.
-
-    SyncBN becomes BN where there is nothing to synchronise with or no GPU to do it on; automatic
-    mixed precision becomes float32 and nccl becomes gloo where there is no GPU.
-    """
-    processes = process_count(config)
-    cuda = torch.cuda.is_available()
-    if (processes == 1 or not cuda) and _replace_type(config._cfg_dict, "SyncBN", "BN"):
-        why = "one process" if processes == 1 else "no GPU"
-        print_log(
-            f"{why}: SyncBN becomes BN, statistics are those of one process's batch", "current"
-        )
-    if cuda:
-        return
-    config.env_cfg.dist_cfg.backend = "gloo"
-    optim = config.get("optim_wrapper")
-    if optim and optim.get("type") == "AmpOptimWrapper":
-        dtype = optim.pop("dtype", "float16")
-        optim.pop("loss_scale", None)
-        optim.type = "OptimWrapper"
-        print_log(f"no GPU: training in float32 instead of {dtype}", "current")
-
-
-def _replace_type(node: object, old: str, new: str) -> int:
-    """Replace `type=old` by `type=new` everywhere; how many there were."""
-    if isinstance(node, dict):
-        hits = int(node.get("type") == old)
-        if hits:
-            node["type"] = new
-        return hits + sum(_replace_type(value, old, new) for value in node.values())
-    if isinstance(node, list | tuple):
-        return sum(_replace_type(value, old, new) for value in node)
-    return 0

@@ -15,14 +15,11 @@ from torch import nn
 
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
+from backbones.openmmlab.config.global_batch import batch_norm_note, set_global_batch
+from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.data.own_data import use_data
-from backbones.openmmlab.training.runner import Runner, fit_to_machine
-from backbones.openmmlab.training.total_batch import (
-    StepBatchSampler,
-    batch_norm_note,
-    step_by_parts,
-    use_total_batch,
-)
+from backbones.openmmlab.training.micro_batches import StepBatchSampler, step_by_micro_batches
+from backbones.openmmlab.training.runner import Runner
 
 CONFIGS = REPOSITORY / "configs"
 CASCADE = CONFIGS / "detection" / "cascade_convnext_t.py"
@@ -48,7 +45,7 @@ class TestArithmetic:
     )  # fmt: skip
     def test_recipes_total(self, path, processes, images, parts, monkeypatch):
         config = launched(path, monkeypatch, processes, {"train_dataloader.batch_size": images})
-        said = use_total_batch(config)
+        said = set_global_batch(config)
         total = 32 if path == V2 else 16
         start = f"total batch {total}: {processes} process{'es' * (processes > 1)} x {images} image"
         assert said.startswith(start)
@@ -57,7 +54,7 @@ class TestArithmetic:
         hooks = [h for h in config.custom_hooks if h.type == "AccumulationHook"]
         assert [h.batch_size for h in hooks] == [images] * (parts > 1)
         # A config that was written into the work dir says the same again.
-        assert use_total_batch(config) == said
+        assert set_global_batch(config) == said
         assert config.train_dataloader.batch_size * processes == total
 
     @pytest.mark.parametrize(
@@ -73,7 +70,7 @@ class TestArithmetic:
     def test_does_not_divide(self, processes, images, total, ways, monkeypatch):
         config = launched(UPERNET, monkeypatch, processes, {"train_dataloader.batch_size": images})
         with pytest.raises(InputError) as error:
-            use_total_batch(config, total)
+            set_global_batch(config, total)
         for words in ways:
             assert words in str(error.value)
 
@@ -81,26 +78,26 @@ class TestArithmetic:
     def test_learning_rate(self, law, factor, monkeypatch):
         options = {"param_scheduler.1.eta_min": 1e-6}
         config = launched(UPERNET, monkeypatch, 8, options)
-        said = use_total_batch(config, 64, law)
+        said = set_global_batch(config, 64, law)
         assert config.optim_wrapper.optimizer.lr == pytest.approx(1e-4 * factor)
         assert config.param_scheduler[1].eta_min == pytest.approx(1e-6 * factor)
         assert ("stays 0.0001" in said) == (law is None)
 
     def test_refusals(self):
         with pytest.raises(InputError, match="demo.py does not say its own total batch"):
-            use_total_batch(load_config(DETECTION), 8, "linear")
+            set_global_batch(load_config(DETECTION), 8, "linear")
         counted = load_config(UPERNET, {"optim_wrapper.accumulative_counts": 8})
         with pytest.raises(InputError, match="accumulative_counts"):
-            use_total_batch(counted, 16)
+            set_global_batch(counted, 16)
         enabled = load_config(UPERNET, {"auto_scale_lr.enable": True})
         with pytest.raises(InputError, match="--scale-lr linear"):
-            use_total_batch(enabled)
+            set_global_batch(enabled)
         outcome = run_here("train.py", UPERNET, "--total-batch", 9)
         assert outcome.status == 2 and "--total-batch 8 or 10" in outcome.last_line
 
     def test_batch_norm_is_said_and_group_norm_taken(self, monkeypatch):
         config = launched(UPERNET, monkeypatch, 1)
-        use_total_batch(config)
+        set_global_batch(config)
         note = batch_norm_note(config)
         assert "from 2 images at once, 16 in the recipe" in note
         key = "model.{}_head.norm_cfg"
@@ -184,7 +181,7 @@ def trained(path, data, work_dir, batch_size, total, options) -> tuple[Recording
     config.custom_hooks = [dict(type="RecordingHook"), dict(type="EMAHook", begin_iter=2)]
     for key in ("val_dataloader", "val_cfg", "val_evaluator"):
         config[key] = None
-    use_total_batch(config, total)
+    set_global_batch(config, total)
     fit_to_machine(config)
     config.experiment_name = f"total-batch-{work_dir.name}"
     runner = Runner.from_cfg(config)
@@ -292,7 +289,7 @@ def test_detector_gradient_is_that_of_processes(shapes):
     def accumulated() -> None:
         wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.0))
         wrapper.zero_grad = lambda **_: None
-        step_by_parts(model.train_step, 2, batch, wrapper)
+        step_by_micro_batches(model.train_step, 2, batch, wrapper)
 
     halves = [
         {name: value[half] for name, value in batch.items()} for half in (slice(2), slice(2, 4))

@@ -9,7 +9,7 @@ SEVERITIES = ("error", "warning", "note")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Issue:
     """One thing to know before training.
 
     Attributes:
@@ -31,14 +31,14 @@ class Finding:
         return asdict(self)
 
 
-def by_severity(findings: Iterable[Finding]) -> list[Finding]:
+def by_severity(issues: Iterable[Issue]) -> list[Issue]:
     """The gravest first, otherwise in their order, each once."""
-    return sorted(dict.fromkeys(findings), key=lambda finding: SEVERITIES.index(finding.severity))
+    return sorted(dict.fromkeys(issues), key=lambda issue: SEVERITIES.index(issue.severity))
 
 
-def of_weight(findings: Iterable[Finding]) -> bool:
+def of_weight(issues: Iterable[Issue]) -> bool:
     """Whether there is an error or a warning among them."""
-    return any(finding.severity != "note" for finding in findings)
+    return any(issue.severity != "note" for issue in issues)
 
 
 def first_of(names: Sequence[object], count: int = 3) -> str:

@@ -12,30 +12,18 @@ processes. Hence 1 process with 8 parts of 2 images computes what 8 processes wi
 where a loss is normalised over the images that are seen together; see docs/doctor.md.
 """
 
-import os
 from collections.abc import Iterator
-from functools import partial
 from math import ceil, sqrt
 
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
-from mmengine.registry import DATA_SAMPLERS, HOOKS
-from torch import Tensor
-from torch.utils.data import Sampler
 
 from backbones.errors import InputError
 
-# Where each launcher says how many processes there are.
-PROCESS_COUNTS = dict(pytorch="WORLD_SIZE", slurm="SLURM_NTASKS", mpi="OMPI_COMM_WORLD_SIZE")
+from .machine import process_count
+
 HOOK = "AccumulationHook"
 LR_SCALES = {"linear": lambda ratio: ratio, "sqrt": sqrt}
-
-
-def process_count(config: Config) -> int:
-    """How many processes the config's launcher has started."""
-    return int(os.environ.get(PROCESS_COUNTS.get(config.get("launcher"), ""), 1))
 
 
 def recipe_batch(config: Config) -> int | None:
@@ -43,7 +31,7 @@ def recipe_batch(config: Config) -> int | None:
     return (config.get("auto_scale_lr") or {}).get("base_batch_size")
 
 
-def part_size(config: Config) -> int:
+def micro_batch_size(config: Config) -> int:
     """Images that one process computes at once."""
     for hook in config.get("custom_hooks") or []:
         if hook.get("type") == HOOK:
@@ -51,7 +39,7 @@ def part_size(config: Config) -> int:
     return config.train_dataloader.batch_size
 
 
-def use_total_batch(config: Config, total: int | None = None, scale_lr: str | None = None) -> str:
+def set_global_batch(config: Config, total: int | None = None, scale_lr: str | None = None) -> str:
     """Let every optimizer step see `total` images, however many processes there are.
 
     Args:
@@ -74,7 +62,7 @@ def use_total_batch(config: Config, total: int | None = None, scale_lr: str | No
             "config key auto_scale_lr.enable: does not see accumulated steps; set it to False and "
             "give --scale-lr linear"
         )
-    processes, images = process_count(config), part_size(config)
+    processes, images = process_count(config), micro_batch_size(config)
     if not isinstance(images, int) or images < 1:
         raise InputError(
             f"config key train_dataloader.batch_size: {images!r}; give a whole number from 1 on"
@@ -105,7 +93,7 @@ def use_total_batch(config: Config, total: int | None = None, scale_lr: str | No
 
 def batch_norm_note(config: Config) -> str | None:
     """What accumulation cannot give a batch norm, and what to do; None where nothing is lost."""
-    recipe, seen = recipe_batch(config), part_size(config)
+    recipe, seen = recipe_batch(config), micro_batch_size(config)
     norms = list(norm_keys(config.model))
     if recipe is None or not norms:
         return None
@@ -165,7 +153,9 @@ def _accumulate(config: Config, images: int, parts: int) -> None:
     if parts > 1:
         hooks.append(dict(type=HOOK, batch_size=images))
         if batches:
-            loader.batch_sampler = dict(type="StepBatchSampler", batches=batches, part_size=images)
+            loader.batch_sampler = dict(
+                type="StepBatchSampler", batches=batches, micro_batch_size=images
+            )
         if loader.get("num_workers"):
             loader.prefetch_factor = 1  # a worker reads a whole step's images
     config.custom_hooks = hooks
@@ -196,94 +186,3 @@ def _scale(config: Config, total: int, recipe: int | None, law: str | None) -> s
 
 def _rate(config: Config) -> str:
     return f"{config.optim_wrapper.optimizer.lr:.4g}"
-
-
-@DATA_SAMPLERS.register_module()
-class StepBatchSampler(Sampler):
-    """Joins batches of another batch sampler into those of whole steps, in their order.
-
-    A sampler that groups images by aspect ratio goes on grouping those that are computed together.
-
-    Args:
-        sampler: of indices.
-        batch_size: images of a whole step.
-        batches: config of the other batch sampler.
-        part_size: its batch size.
-    """
-
-    def __init__(self, sampler: Sampler, batch_size: int, batches: dict, part_size: int):
-        build = dict(sampler=sampler, batch_size=part_size)
-        self.sampler = sampler
-        self.batches = DATA_SAMPLERS.build(batches, default_args=build)
-        self.batch_size = batch_size
-        self.parts = batch_size // part_size
-        self.drop_last = getattr(self.batches, "drop_last", False)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        step: list[list[int]] = []
-        for batch in self.batches:
-            step.append(batch)
-            if len(step) == self.parts:
-                yield sum(step, [])
-                step = []
-        if step and not self.drop_last:
-            yield sum(step, [])
-
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self.batches), self.parts)
-        return whole + bool(rest and not self.drop_last)
-
-
-@HOOKS.register_module()
-class AccumulationHook(Hook):
-    """Takes the training step in parts and updates the weights after the last of them.
-
-    Args:
-        batch_size: images of a part; the last part of an epoch may have fewer.
-    """
-
-    priority = "VERY_HIGH"
-
-    def __init__(self, batch_size: int):
-        self.batch_size = batch_size
-
-    def before_train(self, runner) -> None:
-        step = runner.model.train_step
-        runner.model.train_step = partial(step_by_parts, step, self.batch_size)
-
-    def after_train(self, runner) -> None:
-        del runner.model.train_step  # the class's own again
-
-
-def step_by_parts(
-    train_step, batch_size: int, data: dict, optim_wrapper: OptimWrapper
-) -> dict[str, Tensor]:
-    """One optimizer step on `data`, computed in parts of `batch_size` images.
-
-    Args:
-        train_step: of mmengine's model, bound to it.
-        batch_size: images of a part.
-        data: of the whole step; every value is a list or a tensor with one entry an image.
-        optim_wrapper: has made a whole number of steps.
-
-    Returns:
-        What is logged, the mean over the parts.
-    """
-    parts = list(_split(data, batch_size))
-    # The wrapper updates, synchronises and divides the loss by these; its own way to set them
-    # counts from the start of the run.
-    optim_wrapper._accumulative_counts = len(parts)
-    optim_wrapper._inner_count, optim_wrapper._max_counts = 0, -1
-    logged = [train_step(part, optim_wrapper=optim_wrapper) for part in parts]
-    return {
-        name: torch.stack([torch.as_tensor(each[name]) for each in logged]).float().mean()
-        for name in logged[-1]
-    }
-
-
-def _split(data: dict, batch_size: int) -> Iterator[dict]:
-    images = {len(value) for value in data.values()}
-    if len(images) != 1:
-        raise ValueError(f"values of a batch have different lengths: {sorted(images)}")
-    for start in range(0, images.pop(), batch_size):
-        yield {name: value[start : start + batch_size] for name, value in data.items()}
