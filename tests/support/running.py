@@ -1,14 +1,16 @@
-"""Running the tools as a user does."""
+"""Runs of the tools, as a user starts them."""
 
 import io
 import os
 import re
+import resource
 import runpy
 import socket
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -49,8 +51,14 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
-def run_tool(tool: str, *arguments: object, cwd: Path, **environment: str) -> Outcome:
-    """In a process of its own."""
+def run_tool(
+    tool: str,
+    *arguments: object,
+    cwd: Path,
+    largest_file: int | None = None,
+    **environment: str,
+) -> Outcome:
+    """Run a tool in a process of its own, which may write files of `largest_file` bytes at most."""
     done = subprocess.run(
         command(tool, *arguments),
         cwd=cwd,
@@ -58,6 +66,8 @@ def run_tool(tool: str, *arguments: object, cwd: Path, **environment: str) -> Ou
         capture_output=True,
         text=True,
         timeout=1800,
+        preexec_fn=largest_file
+        and partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest_file, largest_file)),
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
 
