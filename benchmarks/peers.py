@@ -1,6 +1,6 @@
 """Other libraries' ConvNeXt, and OpenMMLab's whole models on it, with the weights of ours.
 
-What `benchmarks/speed.py` measures against. They come with the project's test extras.
+`benchmarks/speed.py` measures against them. They come with the project's test extras.
 """
 
 from importlib.util import find_spec
