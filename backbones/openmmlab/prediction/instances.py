@@ -139,7 +139,7 @@ class Instances:
         return Instances(boxes, self.scores, self.labels, masks)
 
     def coco(self, height: int, width: int) -> list[dict]:
-        """Return COCO annotations, without ids, in an image of this size; category_id = label + 1."""
+        """Return COCO annotations without ids in an image of this size; category_id = label + 1."""
         rows = []
         for i, (x1, y1, x2, y2) in enumerate(self.boxes.tolist()):
             row = dict(
