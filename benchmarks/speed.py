@@ -40,7 +40,7 @@ from backbones import ConvNeXt
 from backbones.atomic_write import atomic_path, write_atomically
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
-from backbones.weights.checkpoints import load_whole
+from backbones.weights import load_strictly
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OUR_CONFIGS = {
@@ -208,7 +208,7 @@ def whole_models(work: Work, device: str) -> Iterator[Contender]:
             head.fc_cls.weight.data.mul_(200)
     config = load_config(OUR_CONFIGS[library])
     ours = model_of(config, work.drop_path_rate)
-    load_whole(ours, dict(state_dict=stock.state_dict()), "the stock model")
+    load_strictly(ours, dict(state_dict=stock.state_dict()), "the stock model")
     if not work.window and library == "mmseg":
         for model in (stock, ours):
             model.test_cfg.mode = "whole"

@@ -25,7 +25,7 @@ from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.openmmlab.prediction.tiles import TiledPredictor, check_tile
 from backbones.openmmlab.prediction.videos import Video
 from backbones.openmmlab.training.progress import FileProgress
-from backbones.weights.checkpoints import trusted
+from backbones.weights import trusted
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}

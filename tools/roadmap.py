@@ -28,8 +28,7 @@ from backbones.atomic_write import atomic_path
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.doctor.complexity import multiply_adds
 from backbones.roadmap import REGIMES, STEPS, SWIN, ModernizedResNetClassifier
-from backbones.weights.checkpoints import read_checkpoint, state_dict
-from backbones.weights.reading import write_checkpoint
+from backbones.weights import read_checkpoint, state_dict, write_checkpoint
 
 TOOLS = Path(__file__).parent
 CONFIGS = TOOLS.parent / "configs" / "classification"
