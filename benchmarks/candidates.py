@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 from backbones import ConvNeXt
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
-from backbones.weights.checkpoints import load_whole
+from backbones.weights import load_strictly
 
 from .cases import Case, detection_batch, segmentation_batch
 from .peers import backbone_of, model_of, randomise, stock_config
@@ -118,7 +118,7 @@ def whole_models(case: Case, device: str) -> Iterator[Candidate]:
             head.fc_cls.weight.data.mul_(200)
     config = load_config(OUR_CONFIGS[library])
     ours = model_of(config, case.drop_path_rate)
-    load_whole(ours, dict(state_dict=stock.state_dict()), "the stock model")
+    load_strictly(ours, dict(state_dict=stock.state_dict()), "the stock model")
     if not case.window and library == "mmseg":
         for model in (stock, ours):
             model.test_cfg.mode = "whole"

@@ -35,7 +35,7 @@ from rich.table import Table
 
 from backbones.atomic_write import write_atomically
 from backbones.errors import InputError, reported_in_one_line
-from backbones.weights.checkpoints import read_checkpoint
+from backbones.weights import read_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = {

@@ -11,9 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from backbones.errors import InputError, reported_in_one_line
-from backbones.weights.checkpoints import convert
-from backbones.weights.dialects import TARGETS
-from backbones.weights.reading import trusted, write_checkpoint
+from backbones.weights import TARGETS, convert, trusted, write_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,7 +16,7 @@ from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.config.command_line import Overrides
 from backbones.openmmlab.prediction.predictor import Predictor
-from backbones.weights.checkpoints import trusted
+from backbones.weights import trusted
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,7 +23,7 @@ from backbones.openmmlab.prediction.predictions import PredictionFiles
 from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.openmmlab.prediction.tiles import TiledPredictor, check_tile
 from backbones.openmmlab.training.progress import FileProgress
-from backbones.weights.checkpoints import trusted
+from backbones.weights import trusted
 
 
 def main(argv: Sequence[str] | None = None) -> None:

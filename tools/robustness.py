@@ -37,7 +37,7 @@ from backbones.openmmlab.report.page import NAMES, main_metrics
 from backbones.openmmlab.segmentation.boundary import measure_boundaries
 from backbones.openmmlab.training.processes import process_group_left
 from backbones.openmmlab.training.runner import Runner
-from backbones.weights.checkpoints import trusted
+from backbones.weights import trusted
 
 
 def main() -> None:

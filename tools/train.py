@@ -23,7 +23,7 @@ from backbones.openmmlab.training.processes import process_group_left
 from backbones.openmmlab.training.runner import Runner
 from backbones.openmmlab.training.sharding import STRATEGIES, check_strategy
 from backbones.openmmlab.training.tracking import TRACKERS, track
-from backbones.weights.checkpoints import trusted
+from backbones.weights import trusted
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ import json
 from collections.abc import Sequence
 
 from backbones.errors import reported_in_one_line
+from backbones.weights import ZOO, find, published_in
 from backbones.weights.listing import TASKS, everything, print_one, print_table, select
-from backbones.weights.zoo import ZOO, find, published_in
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -34,7 +34,7 @@ from backbones.openmmlab.data.issues import Issue
 from backbones.openmmlab.data.label_folders import ClassList, label_rule
 from backbones.openmmlab.data.label_maps import LabelMaps
 from backbones.openmmlab.data.loading import LoadImage
-from backbones.weights.checkpoints import load_pretrained, load_whole, read_checkpoint
+from backbones.weights import load_pretrained, load_strictly, read_checkpoint
 
 SECONDS = 10  # a reader that takes longer hangs: every input here is tiny
 
@@ -101,7 +101,7 @@ class TestCheckpoints:
             load_pretrained(model, path)
         unchanged(model, before)
         with refused(name):
-            load_whole(model, read_checkpoint(path), path)
+            load_strictly(model, read_checkpoint(path), path)
         unchanged(model, before)
         assert [p.name for p in tmp_path.iterdir()] == [name]
 

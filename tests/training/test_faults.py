@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from backbones.openmmlab.training.data_workers import worker_deaths_told
 from backbones.openmmlab.training.processes import what_was_lost
-from backbones.weights.reading import read_checkpoint
+from backbones.weights import read_checkpoint
 
 COMMON = """
 _base_ = {base!r}

@@ -23,7 +23,7 @@ from backbones.openmmlab.data.own_data import use_data
 from backbones.openmmlab.training.checkpointing import last_whole_checkpoint
 from backbones.openmmlab.training.resume import EndlessBatches, PlacedBatchSampler, SeededReader
 from backbones.openmmlab.training.runner import Runner
-from backbones.weights.reading import check_archive, read_checkpoint
+from backbones.weights import check_archive, read_checkpoint
 from benchmarks import kills
 
 SMALL = {

@@ -26,7 +26,7 @@ from backbones.openmmlab.training.sharding import (
     shard,
     whole_states,
 )
-from backbones.weights.reading import read_checkpoint
+from backbones.weights import read_checkpoint
 
 WORLD = 2
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 31))

@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from backbones.errors import InputError
-from backbones.weights.checkpoints import read_checkpoint
+from backbones.weights import read_checkpoint
 
 from .annotations import Annotations, find_annotations, read_annotations
 from .label_folders import (

@@ -19,7 +19,7 @@ from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.data.metainfo import dataset_metainfo
 from backbones.openmmlab.precision import infer_in
 from backbones.openmmlab.registration import enter_scope
-from backbones.weights.checkpoints import load_whole, read_checkpoint
+from backbones.weights import load_strictly, read_checkpoint
 
 TASKS = dict(mmdet="detection", mmseg="segmentation")  # by default_scope
 
@@ -70,7 +70,7 @@ class Predictor:
         self.palette = None if palette is None else np.array(palette, dtype=np.uint8)
 
         self.model = MODELS.build(self.config.model)
-        load_whole(self.model, read_checkpoint(checkpoint), checkpoint)
+        load_strictly(self.model, read_checkpoint(checkpoint), checkpoint)
         self.model.to(device or get_device()).eval()
         infer_in(self.model, inference_dtype(self.config))
 

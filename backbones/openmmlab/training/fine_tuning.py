@@ -10,7 +10,7 @@ from torch import nn
 
 from backbones.errors import InputError
 from backbones.openmmlab.data.metainfo import class_names
-from backbones.weights.checkpoints import load_whole, read_checkpoint
+from backbones.weights import load_strictly, read_checkpoint
 
 # Layers with a row for each class.
 PER_CLASS = re.compile(r"(?:^|\.)(?:fc_cls|fc_reg|conv_logits|conv_seg)$")
@@ -51,7 +51,7 @@ def class_layers(model: nn.Module) -> tuple[str, ...]:
 def load_all_but_classes(
     model: nn.Module, checkpoint: object, source: str | Path, classes: tuple[str, ...] | None = None
 ) -> str:
-    """Load a trained model into one of other classes; see `load_whole`.
+    """Load a trained model into one of other classes; see `load_strictly`.
 
     Layers with a row for each class keep their initial values where they have another shape, or
     all of them where the checkpoint says that its classes are others.
@@ -70,7 +70,7 @@ def load_all_but_classes(
     """
     before = class_names(checkpoint)
     other = bool(before and classes and before != tuple(classes))
-    return load_whole(model, checkpoint, source, class_layers(model), keep_fitting=not other)
+    return load_strictly(model, checkpoint, source, class_layers(model), keep_fitting=not other)
 
 
 def fine_tune(runner: Runner) -> None:

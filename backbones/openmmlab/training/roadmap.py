@@ -10,8 +10,7 @@ from pathlib import Path
 from backbones.atomic_write import write_atomically
 from backbones.errors import InputError
 from backbones.roadmap import STEPS
-from backbones.weights.checkpoints import read_checkpoint, state_dict
-from backbones.weights.reading import write_checkpoint
+from backbones.weights import read_checkpoint, state_dict, write_checkpoint
 
 TOOLS = Path(__file__).parents[3] / "tools"
 CONFIGS = TOOLS.parent / "configs" / "classification"

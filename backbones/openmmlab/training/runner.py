@@ -23,8 +23,7 @@ from backbones.atomic_write import atomic_path, write_atomically
 from backbones.errors import InputError
 from backbones.openmmlab.config.loading import inference_dtype
 from backbones.openmmlab.precision import infer_in
-from backbones.weights.checkpoints import load_whole, read_checkpoint
-from backbones.weights.reading import check_archive
+from backbones.weights import check_archive, load_strictly, read_checkpoint
 
 from .checkpointing import last_whole_checkpoint
 from .compilation import compile_parts
@@ -255,7 +254,7 @@ class Runner(MMEngineRunner):
         model = self.model.module if is_model_wrapper(self.model) else self.model
         model = getattr(model, "module", model)  # a TTA model holds the trained one
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        self.logger.info(load_whole(model, checkpoint, filename))
+        self.logger.info(load_strictly(model, checkpoint, filename))
         self._has_loaded = True
         self._resumed_state = checkpoint.get("training_state")
         return checkpoint
