@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor
 
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
+from backbones.openmmlab.config.strategy import check_strategy
 from backbones.openmmlab.training import processes
 from backbones.openmmlab.training.sharding import (
-    check_strategy,
     divide_loaded_state,
     is_sharded,
     shard,

@@ -3,37 +3,15 @@
 import re
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
-from backbones.errors import InputError
 from backbones.openmmlab.data.metainfo import class_names
 from backbones.weights import load_strictly, read_checkpoint
 
 # Layers with a row for each class.
 PER_CLASS = re.compile(r"(?:^|\.)(?:fc_cls|fc_reg|conv_logits|conv_seg)$")
-
-
-def start_from(config: Config, checkpoint: str | None = None) -> None:
-    """Have training start from a trained model but for the layers that depend on the classes.
-
-    Args:
-        config: changed in place.
-        checkpoint: anything `read_checkpoint` reads; the config's `init_from` if None.
-
-    Raises:
-        InputError: the config asks for another start already.
-    """
-    checkpoint = checkpoint or config.get("init_from")
-    if not checkpoint:
-        return
-    if config.get("load_from"):
-        raise InputError(f"init_from={checkpoint}: the config loads load_from={config.load_from}")
-    config.init_from = str(checkpoint)
-    # The checkpoint fills the backbone; what it was pretrained from need not be fetched.
-    config.model.backbone.pop("init_cfg", None)
 
 
 def class_layers(model: nn.Module) -> tuple[str, ...]:

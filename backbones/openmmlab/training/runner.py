@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from backbones.atomic_write import atomic_path, write_atomically
 from backbones.errors import InputError
 from backbones.openmmlab.config.loading import inference_dtype
+from backbones.openmmlab.config.strategy import check_strategy
 from backbones.openmmlab.precision import infer_in
 from backbones.weights import check_archive, load_strictly, read_checkpoint
 
@@ -35,7 +36,6 @@ from .processes import from_all, what_was_lost
 from .resume import DueValidationHook, RepeatableStepHook, TrainingState, check_resumable
 from .sharding import (
     WholeValidationHook,
-    check_strategy,
     divide_loaded_state,
     is_sharded,
     shard,
