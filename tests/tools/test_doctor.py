@@ -76,7 +76,7 @@ class TestAnnotations:
     @pytest.mark.parametrize(
         "key, value, severity, words",
         [
-            ("bbox", [200, 10, 20, 20], "error", ["outside its image", "mmdet drops it"]),
+            ("bbox", [200, 10, 20, 20], "warning", ["outside its image", "mmdet drops it"]),
             ("bbox", [80, 80, 60, 12], "warning", ["beyond its image", "corners"]),
             ("bbox", [10, 10, 0, 20], "warning", ["no area", "drops"]),
             ("bbox", [10, 10, 0.4, 20], "warning", ["thinner than a pixel"]),
@@ -86,7 +86,7 @@ class TestAnnotations:
             ("category_id", 77, "error", ["category 77", "does not define"]),
             ("image_id", 99, "error", ["image is not in the file"]),
             ("segmentation", None, "error", ["no segmentation", "with_mask"]),
-            ("segmentation", [[1, 2, 3, 4]], "warning", ["fewer than three points"]),
+            ("segmentation", [[1, 2, 3, 4]], "error", ["fewer than three points"]),
             ("id", 2, "error", ["annotation id 2: several have this id"]),
         ],
     )

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from backbones.errors import InputError, UnreadableImage
-from backbones.openmmlab.data.image_files import read_image
+from backbones.openmmlab.data.decoding import read_image
 from backbones.openmmlab.training.progress import FileProgress
 
 from .inputs import VIDEOS

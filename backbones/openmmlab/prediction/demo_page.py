@@ -12,7 +12,8 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from backbones.errors import InputError, UnreadableImage  # noqa: E402
-from backbones.openmmlab.data.image_files import read_header, read_image  # noqa: E402
+from backbones.openmmlab.data.decoding import read_image  # noqa: E402
+from backbones.openmmlab.data.image_files import read_header
 
 from .drawing import drawn_size  # noqa: E402
 from .instances import Instances  # noqa: E402

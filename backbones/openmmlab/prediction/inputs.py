@@ -4,8 +4,8 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from backbones.errors import InputError
+from backbones.openmmlab.data.files import IMAGES, files_in, is_clutter
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}
 
 
@@ -24,7 +24,8 @@ def find_files(arguments: list[str]) -> list[Path]:
             found.append(path)
         elif has_magic(argument):
             matches = [Path(match) for match in sorted(glob(argument, recursive=True))]
-            matches = [m for m in matches if m.suffix.lower() in IMAGES | VIDEOS and m.is_file()]
+            matches = [m for m in matches if m.suffix.lower() in {*IMAGES, *VIDEOS} and m.is_file()]
+            matches = [m for m in matches if not is_clutter(m.name)]
             if not matches:
                 raise InputError(
                     f"{argument}: matches no image or video", code="not-found", where=argument
@@ -38,7 +39,7 @@ def find_files(arguments: list[str]) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    inside = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGES | VIDEOS)
+    inside = files_in(folder, *IMAGES, *VIDEOS)
     if not inside:
         raise InputError(
             f"{folder}: no images or videos in this folder", code="not-found", where=folder
