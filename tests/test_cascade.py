@@ -224,6 +224,7 @@ def test_roi_features_stay_channels_last():
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
 
 
+@pytest.mark.instruction_set
 @pytest.mark.parametrize("method", METHODS)
 def test_bf16_inference_is_close_to_float32(method):
     from torchvision.ops import box_iou
@@ -402,6 +403,7 @@ def pictures():
     return [(image * 50 + 120).clamp(0, 255).byte() for image in images], samples
 
 
+@pytest.mark.instruction_set
 def test_predictor_and_runner_read_the_inference_dtype(tmp_path):
     from mmengine.runner import save_checkpoint
 

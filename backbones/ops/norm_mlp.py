@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .processor import onednn_linear
+from .processor import onednn_linear_applies
 
-# Of the hidden map, what is worked on at a time.
+# Of the hidden map, what is worked on at a time. Tuned on an AMD EPYC (Zen 4, 32 MiB of L3 for two
+# cores); results are right with any size.
 HIDDEN_BYTES = 8 * 2**20
 GRN_EPS = 1e-6
 
@@ -103,7 +104,7 @@ def _steps(x: Tensor, hidden: int, whole_samples: bool) -> Iterator[tuple[slice,
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`F.linear`, by oneDNN where that can be called: MKL's is up to a tenth slower."""
-    if onednn_linear(x):
+    if onednn_linear_applies(x):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 

@@ -10,26 +10,32 @@ from functools import cache
 import torch
 from torch import Tensor
 
+# oneDNN's names of the dtypes that not every processor has instructions for.
+LOW_PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
-def onednn_linear(x: Tensor) -> bool:
-    """Return whether oneDNN's linear can be called directly for rows of x's dtype.
 
-    It is worth calling where `F.linear` would take MKL's product. Builds without MKL, as for ARM,
-    have a product of their own behind `F.linear`, and those without oneDNN have nothing to call.
+def onednn_linear_applies(x: Tensor) -> bool:
+    """Return whether oneDNN's linear can be called directly on rows of x's dtype, and pays off.
+
+    It pays off where `F.linear` would take MKL's product. Builds without MKL, as for ARM, have a
+    product of their own behind `F.linear`, and those without oneDNN have nothing to call.
     """
-    if x.dtype not in (torch.float32, torch.bfloat16) or not has_onednn():
-        return False
-    if not (torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        return False
-    return x.dtype != torch.bfloat16 or _onednn_computes("bf16")
+    return (
+        x.dtype in (torch.float32, torch.bfloat16)
+        and has_onednn()
+        and torch.backends.mkl.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # private in PyTorch: it may go
+        and computes_natively(x.dtype)
+    )
 
 
-def computes_bfloat16() -> bool:
-    """Return whether oneDNN has bfloat16 products for this processor; else PyTorch emulates them.
+def computes_natively(dtype: torch.dtype) -> bool:
+    """Return whether PyTorch has fast CPU kernels for dtype here.
 
-    Such products are right, and slower than those of float32.
+    Without them convolutions and products in bfloat16 or float16 are right, and far slower than in
+    float32.
     """
-    return has_onednn() and _onednn_computes("bf16")
+    return dtype not in LOW_PRECISION or (has_onednn() and _onednn_has(LOW_PRECISION[dtype]))
 
 
 def has_onednn() -> bool:
@@ -38,6 +44,6 @@ def has_onednn() -> bool:
 
 
 @cache
-def _onednn_computes(dtype: str) -> bool:
+def _onednn_has(dtype: str) -> bool:
     supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{dtype}_supported", None)
     return supported is not None and supported()

@@ -25,7 +25,7 @@ from backbones.openmmlab.training.total_batch import part_size, use_total_batch
 
 from .memory import GIB, available_memory, predict_training
 from .recipe import check_disk, check_recipe, check_weights, training_crop
-from .stack import check_stack
+from .stack import check_inference_dtype, check_stack
 
 WHERE_TO_GET = "tools/prepare_data.py makes or downloads it, --data ROOT names another folder"
 SPLITS = ("train", "val", "test")
@@ -108,7 +108,8 @@ def examine(config: Config, images: int = 1000) -> list[Finding]:
         images: of each split whose files are opened, spread evenly over it; 0 for all.
     """
     config = deepcopy(config)
-    findings = [*check_stack(), *check_recipe(config), *check_disk(config), *check_weights(config)]
+    findings = [*check_stack(), *check_inference_dtype(config), *check_recipe(config)]
+    findings += [*check_disk(config), *check_weights(config)]
     headers: dict[Path, Header] = {}
     seen: list[dict] = []
     known: dict[str, Sequence[str]] = {}
@@ -127,7 +128,14 @@ def examine(config: Config, images: int = 1000) -> list[Finding]:
 
 def examine_quickly(config: Config) -> list[Finding]:
     """What `examine` finds without opening a data file or running anything."""
-    return by_severity([*check_stack(), *check_recipe(config), *check_disk(config)])
+    return by_severity(
+        [
+            *check_stack(),
+            *check_inference_dtype(config),
+            *check_recipe(config),
+            *check_disk(config),
+        ]
+    )
 
 
 def _examine_split(
