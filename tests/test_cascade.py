@@ -306,6 +306,7 @@ def test_roi_align_of_nothing_and_of_boxes_that_are_not_finite():
             assert all(g.abs().max() == 0 for g in torch.autograd.grad(found.sum(), maps))
 
 
+@pytest.mark.instruction_set
 def test_roi_align_error_is_at_most_twice_torchvisions():
     from torchvision.ops import roi_align as oracle
 
