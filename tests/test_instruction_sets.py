@@ -73,8 +73,15 @@ def test_operators(processor):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processor", [*SETTINGS, "without oneDNN"])
-def test_whole_files(processor):
-    run_marked(processor, files_with_marked_tests(), "instruction_set or not slow")
+def test_heads_and_graphs(processor):
+    others = [path for path in files_with_marked_tests() if path.name != "test_ops.py"]
+    assert len(others) > 2
+    run_marked(processor, others, "instruction_set")
+
+
+@pytest.mark.slow
+def test_whole_files_without_avx512():
+    run_marked("avx2", files_with_marked_tests(), "not slow")
 
 
 def calls(function, *arguments) -> tuple[Tensor, set[str]]:
