@@ -18,6 +18,9 @@ from backbones.atomic_write import atomic_path
 from .candidates import Candidate
 from .cases import Case
 
+# Linux's names of the instructions that decide how fast a processor is: x86's, then ARM's.
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+
 
 def results_of(case: Case, candidates: list[Candidate], disturbed: float) -> dict:
     first = candidates[0]
@@ -51,13 +54,19 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 def machine(device: str) -> dict:
     name = platform.processor() or platform.machine()
+    flags = []
     if sys.platform == "linux":
-        name = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]
+        text = Path("/proc/cpuinfo").read_text()
+        if model := re.search(r"model name\s*:\s*(.+)", text):  # none on ARM
+            name = model[1]
+        known = re.search(r"(?:flags|Features)\s*:\s*(.+)", text)
+        flags = [flag for flag in FLAGS if known and flag in known[1].split()]
     packages = ("torch", "onedl-mmdetection", "onedl-mmsegmentation", "onedl-mmpretrain", "timm")
     return dict(
         device=torch.cuda.get_device_name() if device == "cuda" else name,
         threads=torch.get_num_threads(),
         instructions=torch.backends.cpu.get_cpu_capability(),
+        flags=flags,
         python=platform.python_version(),
         versions={p: version(p) for p in (*packages, "torchvision", "transformers")},
     )
@@ -90,8 +99,8 @@ def markdown(report: dict, losses: Path) -> str:
         "the output from the first candidate's: of maps of magnitude 1 to 10, or the share of",
         "pixels or boxes that differ.",
         "",
-        f"{head['device']}, {head['threads']} threads, {head['instructions']}. "
-        f"Python {head['python']}, {versions}.",
+        f"{head['device']}, {head['threads']} threads, {head['instructions']}; processor flags: "
+        f"{', '.join(head['flags']) or 'not known'}. Python {head['python']}, {versions}.",
     ]
     for result in report["cases"]:
         lines += [

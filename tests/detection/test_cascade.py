@@ -224,6 +224,7 @@ def test_roi_features_stay_channels_last():
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
 
 
+@pytest.mark.instruction_set
 @pytest.mark.parametrize("method", METHODS)
 def test_bf16_inference_is_close_to_float32(method):
     from torchvision.ops import box_iou
@@ -305,6 +306,7 @@ def test_roi_align_of_nothing_and_of_boxes_that_are_not_finite():
             assert all(g.abs().max() == 0 for g in torch.autograd.grad(found.sum(), maps))
 
 
+@pytest.mark.instruction_set
 def test_roi_align_error_is_at_most_twice_torchvisions():
     from torchvision.ops import roi_align as oracle
 
@@ -402,6 +404,7 @@ def pictures():
     return [(image * 50 + 120).clamp(0, 255).byte() for image in images], samples
 
 
+@pytest.mark.instruction_set
 def test_predictor_and_runner_read_the_inference_dtype(tmp_path):
     from mmengine.runner import save_checkpoint
 

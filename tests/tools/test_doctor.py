@@ -446,6 +446,18 @@ def test_versions(monkeypatch):
     assert not [f for f in issues if f.where == "onedl-mmcv"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes instead")
+def test_dtypes_that_the_cpu_emulates():
+    """Without oneDNN every processor is one that has no bfloat16."""
+    config = load_config(DETECTION, {"inference_dtype": "bfloat16"})
+    with torch.backends.mkldnn.flags(enabled=False):
+        findings = list(stack.check_inference_dtype(config))
+        assert_named(findings, "note", "^inference_dtype: bfloat16 is emulated", "=float32")
+        assert not list(stack.check_inference_dtype(load_config(DETECTION)))
+        kernels = torch.backends.cpu.get_cpu_capability()
+        assert_named(list(stack.check_stack()), "note", f"{kernels} kernels, native in float32\\)")
+
+
 class TestTool:
     def test_status_and_json(self, shapes, faulty):
         clean = run_here("doctor.py", DETECTION, "--data", shapes, "--json")

@@ -29,7 +29,7 @@ from backbones.openmmlab.data.metainfo import dataset_class, dataset_metainfo
 
 from .memory import GIB, available_memory, predict_training
 from .recipe import check_disk, check_recipe, check_weights, training_crop
-from .stack import check_stack
+from .stack import check_inference_dtype, check_stack
 
 WHERE_TO_GET = "tools/prepare_data.py makes or downloads it, --data ROOT names another folder"
 SPLITS = ("train", "val", "test")
@@ -127,7 +127,8 @@ def examine(config: Config, images: int = 1000) -> list[Issue]:
         images: of each split whose files are opened, spread evenly over it; 0 for all.
     """
     config = deepcopy(config)
-    issues = [*check_stack(), *check_recipe(config), *check_disk(config), *check_weights(config)]
+    issues = [*check_stack(), *check_inference_dtype(config), *check_recipe(config)]
+    issues += [*check_disk(config), *check_weights(config)]
     headers: dict[Path, Header] = {}
     seen: list[dict] = []
     known: dict[str, Sequence[str]] = {}
@@ -146,7 +147,14 @@ def examine(config: Config, images: int = 1000) -> list[Issue]:
 
 def examine_quickly(config: Config) -> list[Issue]:
     """What `examine` finds without opening a data file or running anything."""
-    return by_severity([*check_stack(), *check_recipe(config), *check_disk(config)])
+    return by_severity(
+        [
+            *check_stack(),
+            *check_inference_dtype(config),
+            *check_recipe(config),
+            *check_disk(config),
+        ]
+    )
 
 
 def _examine_split(
