@@ -21,10 +21,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .checkpoints import load_pretrained
 from .errors import InputError
 from .ops.depthwise_conv import depthwise_conv2d
 from .ops.norm_mlp import norm_mlp
+from .weights.checkpoints import load_pretrained
 
 # Paper Table 9 (V1), V2 paper section 4: blocks and channels of each stage.
 ARCHITECTURES = {

@@ -16,9 +16,9 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .checkpoints import mismatches, read_checkpoint, state_dict
 from .convnext import Block, LayerNorm2d
 from .errors import InputError
+from .weights.checkpoints import mismatches, read_checkpoint, state_dict
 
 # Paper, Table 2: blocks and channels. Layer scale as in the official TRAINING.md, L's alone.
 ISOTROPIC = {

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Sequence
 
-from .checkpoints import load_pretrained
 from .convnext import ARCHITECTURES, ConvNeXt
-from .zoo import find
+from .weights.checkpoints import load_pretrained
+from .weights.zoo import find
 
 
 def create_backbone(

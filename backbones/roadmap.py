@@ -24,10 +24,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .checkpoints import mismatches, read_checkpoint, recognise, state_dict
 from .convnext import LayerNorm2d
-from .dialects import to_official
 from .errors import InputError
+from .weights.checkpoints import mismatches, read_checkpoint, recognise, state_dict
+from .weights.dialects import to_official
 
 
 @dataclass(frozen=True)

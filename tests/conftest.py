@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import run_here
-from torch import nn
+from support.oracles import randomise
+from support.running import REPOSITORY, run_here
 
-REPOSITORY = Path(__file__).parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
 
 
@@ -33,23 +32,11 @@ def shapes(tmp_path_factory) -> Path:
     return root / "demo"
 
 
-def randomise(module: nn.Module) -> nn.Module:
-    """Give every parameter a value that matters: no zero gamma, no identity norm."""
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parameter.normal_(0, 0.5 if "gamma" in name or "beta" in name else 0.1)
-            if parameter.ndim == 1 and name.endswith("weight"):
-                parameter.add_(1)
-            elif parameter.ndim > 1 and "dwconv" in name:
-                parameter.mul_(2)
-    return module
-
-
 @pytest.fixture(scope="session")
 def demo_models(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
     """Config and checkpoint, by task, of demo models that are not trained but find many things."""
     from mmengine.registry import MODELS, DefaultScope
-    from running import DETECTION, SEGMENTATION
+    from support.running import DETECTION, SEGMENTATION
 
     from backbones.openmmlab.config import load_config
 
@@ -69,16 +56,3 @@ def demo_models(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
         torch.save(dict(state_dict=model.state_dict()), checkpoint)
         found[path.parent.name] = (path, checkpoint)
     return found
-
-
-def import_mmpretrain():
-    """mmpretrain.models; its multimodal part cannot be imported beside transformers 5."""
-    from backbones.openmmlab import mmcv_ops
-
-    mmcv_ops.install()
-    import mmpretrain.utils.dependency
-
-    mmpretrain.utils.dependency.WITH_MULTIMODAL = False
-    import mmpretrain.models
-
-    return mmpretrain.models

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from backbones.errors import InputError, reported_in_one_line
-from backbones.openmmlab.command_line import Overrides
-from backbones.openmmlab.complexity import Complexity, count
 from backbones.openmmlab.config import load_config
+from backbones.openmmlab.config.command_line import Overrides
+from backbones.openmmlab.doctor.complexity import Complexity, count
 
 
 def main() -> None:

@@ -9,10 +9,10 @@ import argparse
 from contextlib import nullcontext
 from pathlib import Path
 
-from backbones.checkpoint_files import trusted, write_checkpoint
-from backbones.checkpoints import convert
-from backbones.dialects import TARGETS
 from backbones.errors import InputError, reported_in_one_line
+from backbones.weights.checkpoints import convert
+from backbones.weights.dialects import TARGETS
+from backbones.weights.reading import trusted, write_checkpoint
 
 
 def main() -> None:

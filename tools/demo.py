@@ -11,11 +11,11 @@ from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
-from backbones.checkpoints import trusted
 from backbones.errors import InputError, reported_in_one_line
-from backbones.openmmlab.command_line import Overrides
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.predictor import Predictor
+from backbones.openmmlab.config.command_line import Overrides
+from backbones.openmmlab.prediction.predictor import Predictor
+from backbones.weights.checkpoints import trusted
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from backbones.errors import InputError, reported_in_one_line
-from backbones.openmmlab.command_line import run_config, run_parser
+from backbones.openmmlab.config.command_line import run_config, run_parser
 from backbones.openmmlab.data.findings import SEVERITIES, Finding, of_weight
 from backbones.openmmlab.doctor.examination import examine
 

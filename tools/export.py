@@ -11,15 +11,15 @@ from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
 
-from backbones.checkpoint_files import trusted
 from backbones.errors import InputError, reported_in_one_line
 from backbones.packages import require
+from backbones.weights.reading import trusted
 
 
 def main() -> None:
     require("tools/export.py", "cv2")
     # Not at the top: without OpenCV this would end in a traceback.
-    from backbones.openmmlab.command_line import run_config, run_parser
+    from backbones.openmmlab.config.command_line import run_config, run_parser
     from backbones.openmmlab.doctor.examination import check_data
     from backbones.openmmlab.export.files import OPSET, PACKAGES, SUFFIXES
     from backbones.openmmlab.export.graphs import PARTS

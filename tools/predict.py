@@ -16,16 +16,16 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from backbones.checkpoints import trusted
 from backbones.errors import InputError, UnreadableImage, reported_in_one_line
-from backbones.openmmlab.command_line import Overrides
 from backbones.openmmlab.config import load_config
+from backbones.openmmlab.config.command_line import Overrides
 from backbones.openmmlab.data.image_files import read_image
 from backbones.openmmlab.prediction.predictions import Prediction, PredictionFiles, results, summary
+from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.openmmlab.prediction.tiles import TiledPredictor, check_tile
 from backbones.openmmlab.prediction.videos import Video
-from backbones.openmmlab.predictor import Predictor
 from backbones.openmmlab.training.progress import FileProgress
+from backbones.weights.checkpoints import trusted
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from backbones.checkpoint_files import trusted
 from backbones.errors import reported_in_one_line
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.publishing import publish
+from backbones.openmmlab.export.publishing import publish
+from backbones.weights.reading import trusted
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from backbones.atomic_write import write_atomically
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.report.hook import VERSION
 from backbones.openmmlab.report.page import NAMES, compare, render, score_table
-from backbones.whole_files import write_whole
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
         Console().print(table)
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: no such folder {out.parent}")
-    write_whole(out, page)
+    write_atomically(out, page)
     print(f"report: {out}")
 
 

@@ -24,12 +24,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from backbones.checkpoint_files import write_checkpoint
-from backbones.checkpoints import read_checkpoint, state_dict
+from backbones.atomic_write import atomic_path
 from backbones.errors import InputError, reported_in_one_line
-from backbones.openmmlab.complexity import multiply_adds
+from backbones.openmmlab.doctor.complexity import multiply_adds
 from backbones.roadmap import REGIMES, STEPS, SWIN, ModernizedResNetClassifier
-from backbones.whole_files import written_whole
+from backbones.weights.checkpoints import read_checkpoint, state_dict
+from backbones.weights.reading import write_checkpoint
 
 TOOLS = Path(__file__).parent
 CONFIGS = TOOLS.parent / "configs" / "classification"
@@ -182,7 +182,7 @@ def plot(path: Path) -> None:
         axes.tick_params(length=0)
     cost.grid(axis="x", color="#e6e8ea", linewidth=0.8)
     cost.set_axisbelow(True)
-    with written_whole(path) as part:
+    with atomic_path(path) as part:
         figure.savefig(part, format=path.suffix[1:].lower(), dpi=150)
 
 

@@ -20,12 +20,10 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import DATASETS
 
-from backbones.checkpoints import trusted
 from backbones.errors import InputError, reported_in_one_line
-from backbones.openmmlab.command_line import run_config, run_parser
 from backbones.openmmlab.config import leave_training_out
+from backbones.openmmlab.config.command_line import run_config, run_parser
 from backbones.openmmlab.doctor.examination import check_data
-from backbones.openmmlab.evaluation.boundary import measure_boundaries
 from backbones.openmmlab.evaluation.corruption import (
     CORRUPTIONS,
     SEVERITIES,
@@ -35,8 +33,10 @@ from backbones.openmmlab.evaluation.corruption import (
 from backbones.openmmlab.evaluation.robustness import FILE, Robustness, weights_digest
 from backbones.openmmlab.report import ReportHook
 from backbones.openmmlab.report.page import NAMES, main_metrics
+from backbones.openmmlab.segmentation.boundary import measure_boundaries
 from backbones.openmmlab.training.processes import process_group_left
 from backbones.openmmlab.training.runner import Runner, fit_to_machine
+from backbones.weights.checkpoints import trusted
 
 
 def main() -> None:

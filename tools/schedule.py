@@ -13,12 +13,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from backbones.atomic_write import atomic_path
 from backbones.errors import InputError, reported_in_one_line
-from backbones.openmmlab.command_line import Overrides
 from backbones.openmmlab.config import load_config
+from backbones.openmmlab.config.command_line import Overrides
 from backbones.openmmlab.data.own_data import use_data
-from backbones.openmmlab.schedule import Trace, iterations_per_epoch, trace
-from backbones.whole_files import written_whole
+from backbones.openmmlab.training.schedule import Trace, iterations_per_epoch, trace
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -100,7 +100,7 @@ def write_csv(values: Trace, path: Path) -> None:
     shown = columns(values)
     rows = np.stack([np.arange(len(values.lr)), *shown.values()], axis=1)
     header = ",".join(name.replace(", ", "_").replace(" ", "_") for name in shown)
-    with written_whole(path) as part:
+    with atomic_path(path) as part:
         np.savetxt(part, rows, "%.10g", ",", header=f"iteration,{header}", comments="")
 
 
@@ -123,7 +123,7 @@ def plot(values: Trace, path: Path, title: str) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_title(title)
     axes[-1].set_xlabel("iteration")
-    with written_whole(path) as part:
+    with atomic_path(path) as part:
         figure.savefig(part, format=path.suffix[1:])
     pyplot.close(figure)
 

@@ -10,15 +10,15 @@ import json
 from contextlib import nullcontext
 from pathlib import Path
 
-from backbones.checkpoints import trusted
+from backbones.atomic_write import write_atomically
 from backbones.errors import reported_in_one_line
-from backbones.openmmlab.command_line import run_config, run_parser
 from backbones.openmmlab.config import leave_training_out, use_tta
+from backbones.openmmlab.config.command_line import run_config, run_parser
 from backbones.openmmlab.doctor.examination import check_data
-from backbones.openmmlab.evaluation.boundary import measure_boundaries
+from backbones.openmmlab.segmentation.boundary import measure_boundaries
 from backbones.openmmlab.training.processes import process_group_left
 from backbones.openmmlab.training.runner import Runner, fit_to_machine
-from backbones.whole_files import write_whole
+from backbones.weights.checkpoints import trusted
 
 
 def main() -> None:
@@ -51,7 +51,9 @@ def main() -> None:
     with trusted() if args.trust_checkpoint else nullcontext():
         metrics = Runner.from_cfg(config).test()
     out = args.out or Path(config.work_dir) / "metrics.json"
-    write_whole(out, json.dumps({key: float(value) for key, value in metrics.items()}, indent=2))
+    write_atomically(
+        out, json.dumps({key: float(value) for key, value in metrics.items()}, indent=2)
+    )
     print(f"metrics: {out}")
 
 

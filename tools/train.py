@@ -13,9 +13,8 @@ from contextlib import nullcontext
 
 from mmengine.logging import print_log
 
-from backbones.checkpoints import trusted
 from backbones.errors import reported_in_one_line
-from backbones.openmmlab.command_line import run_config, run_parser
+from backbones.openmmlab.config.command_line import run_config, run_parser
 from backbones.openmmlab.doctor.examination import check_data, examine_quickly
 from backbones.openmmlab.training.fine_tuning import start_from
 from backbones.openmmlab.training.processes import process_group_left
@@ -23,6 +22,7 @@ from backbones.openmmlab.training.runner import Runner, fit_to_machine
 from backbones.openmmlab.training.sharding import STRATEGIES, check_strategy
 from backbones.openmmlab.training.total_batch import LR_SCALES, batch_norm_note, use_total_batch
 from backbones.openmmlab.training.tracking import TRACKERS, track
+from backbones.weights.checkpoints import trusted
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backbones.errors import reported_in_one_line
-from backbones.zoo import ZOO, Score, Weights, find, published_in
+from backbones.weights.zoo import ZOO, Score, Weights, find, published_in
 
 # Field with the score of a task; weights without one are left out.
 TASKS = {"detection": "coco", "segmentation": "ade20k", "classification": "imagenet"}

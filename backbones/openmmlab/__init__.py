@@ -5,7 +5,8 @@ mmcv's compiled ones where those are missing. `detection` and `segmentation`, wh
 `custom_imports`, import mmdet and mmseg.
 """
 
-from . import layer_decay, mmcv_ops
+from . import mmcv_ops
+from .training import layer_decay
 
 mmcv_ops.install()
 

@@ -17,8 +17,8 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from PIL import Image
 
-from backbones.checkpoints import read_checkpoint
 from backbones.errors import InputError
+from backbones.weights.checkpoints import read_checkpoint
 
 from .annotations import Annotations, find_annotations, read_annotations
 from .label_folders import (

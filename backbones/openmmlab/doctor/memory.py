@@ -22,8 +22,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from backbones.openmmlab.complexity import build_on_meta
 from backbones.ops.upsampled_cross_entropy import upsampled_cross_entropy
+
+from .complexity import build_on_meta
 
 # State tensors that each optimizer keeps for a parameter.
 OPTIMIZER_STATES = {"Adam": 2, "AdamW": 2, "NAdam": 2, "RAdam": 2, "SGD": 1, "RMSprop": 1}

@@ -12,9 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from backbones.checkpoints import load_pretrained
 from backbones.errors import InputError
-from backbones.openmmlab.complexity import build_on_meta
 from backbones.openmmlab.data.findings import Finding
 from backbones.openmmlab.training.total_batch import (
     batch_norm_note,
@@ -23,7 +21,9 @@ from backbones.openmmlab.training.total_batch import (
     process_count,
     recipe_batch,
 )
+from backbones.weights.checkpoints import load_pretrained
 
+from .complexity import build_on_meta
 from .memory import GIB, OPTIMIZER_STATES
 
 BACKBONES = ("backbone", "network")

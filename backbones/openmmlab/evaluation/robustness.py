@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from backbones.atomic_write import write_atomically
 from backbones.errors import InputError
-from backbones.whole_files import write_whole
 
 VERSION = 1
 FILE = "robustness.json"
@@ -66,7 +66,7 @@ class Robustness:
             self.record["corrupted"].setdefault(corruption, {})[str(severity)] = figures
         self.record["summary"] = summary(self.record)
         if write:
-            write_whole(self.path, json.dumps(self.record, indent=1, allow_nan=False))
+            write_atomically(self.path, json.dumps(self.record, indent=1, allow_nan=False))
 
 
 def read_robustness(work_dir: str | os.PathLike) -> dict:

@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
 from backbones.errors import InputError
-from backbones.openmmlab.roi_heads import CascadeMaskRoIHead, FloatRoIExtractor, MaskRoIHead
+from backbones.openmmlab.detection.roi_heads import (
+    CascadeMaskRoIHead,
+    FloatRoIExtractor,
+    MaskRoIHead,
+)
 
 from .graphs import Preprocessing
 

@@ -12,10 +12,10 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from backbones.atomic_write import write_atomically
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
-from backbones.openmmlab.predictor import Predictor
-from backbones.whole_files import write_whole
+from backbones.openmmlab.prediction.predictor import Predictor
 
 from .agreement import (
     Agreement,
@@ -107,7 +107,9 @@ def export(
                 f"{out}: not written: {problem} (--tolerance {tolerance:g}, "
                 f"{agreement.images} images)"
             )
-        write_whole(folder / out.with_suffix(".json").name, json.dumps(report, indent=2) + "\n")
+        write_atomically(
+            folder / out.with_suffix(".json").name, json.dumps(report, indent=2) + "\n"
+        )
         _take_names(folder, out)
     return agreement, report
 

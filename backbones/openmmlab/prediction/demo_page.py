@@ -13,11 +13,11 @@ from PIL import Image  # noqa: E402
 
 from backbones.errors import InputError, UnreadableImage  # noqa: E402
 from backbones.openmmlab.data.image_files import read_header, read_image  # noqa: E402
-from backbones.openmmlab.predictor import Predictor  # noqa: E402
 
 from .drawing import drawn_size  # noqa: E402
 from .instances import Instances  # noqa: E402
 from .predictions import Drawing, Prediction, results, summary  # noqa: E402
+from .predictor import Predictor  # noqa: E402
 from .stage_maps import draw_heat, stage_maps  # noqa: E402
 
 LARGEST_IMAGE = 50_000_000  # pixels, which a small file may unpack to

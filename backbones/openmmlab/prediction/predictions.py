@@ -13,8 +13,7 @@ import numpy as np
 from mmengine.structures import BaseDataElement
 from PIL import Image
 
-from backbones.openmmlab.predictor import Predictor
-from backbones.whole_files import write_whole, written_whole
+from backbones.atomic_write import atomic_path, write_atomically
 
 from .drawing import (
     class_colours,
@@ -25,6 +24,7 @@ from .drawing import (
     drawn_size,
 )
 from .instances import Instances
+from .predictor import Predictor
 from .tiles import prediction
 from .videos import Video, written_video
 
@@ -132,7 +132,7 @@ class PredictionFiles:
         if self.task != "detection":
             width += column_width(self.classes)
         with (
-            written_whole(folder / f"{name}.jsonl") as part,
+            atomic_path(folder / f"{name}.jsonl") as part,
             part.open("w") as lines,
             written_video(folder / f"{name}.mp4", video.rate, (width, height)) as writer,
         ):
@@ -141,12 +141,12 @@ class PredictionFiles:
     def finish(self) -> None:
         """Write the data of all images."""
         if self._coco["images"]:
-            write_whole(self.folder / "predictions.json", json.dumps(self._coco))
+            write_atomically(self.folder / "predictions.json", json.dumps(self._coco))
         if self._ranked:
             table = io.StringIO(newline="")
             writer = csv.writer(table, lineterminator="\n")
             writer.writerows([("file", "rank", "label", "class", "score"), *self._ranked])
-            write_whole(self.folder / "predictions.csv", table.getvalue())
+            write_atomically(self.folder / "predictions.csv", table.getvalue())
 
 
 class VideoFiles:
@@ -198,5 +198,5 @@ def summary(found: Prediction, score: float) -> str:
 
 def _save(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
+    with atomic_path(path) as part:
         picture.save(part, format="PNG")

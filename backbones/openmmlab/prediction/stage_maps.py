@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from backbones.openmmlab.predictor import Predictor
+from .predictor import Predictor
 
 
 class StageMap(NamedTuple):

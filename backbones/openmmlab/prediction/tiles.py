@@ -10,9 +10,9 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from backbones.errors import InputError
-from backbones.openmmlab.predictor import Predictor
 
 from .instances import CroppedMask, Instances
+from .predictor import Predictor
 
 SMALLEST_TILE = 32  # the networks' largest stride
 SAME = 0.5  # IoU, where two tiles overlap, of two views of one object

@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from backbones.atomic_write import atomic_path
 from backbones.errors import InputError, UnreadableImage
-from backbones.whole_files import written_whole
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong is said by our own line
 USUAL_RATE = 25.0  # frames per second where a file has none
@@ -75,7 +75,7 @@ def written_video(path: Path, rate: float, size: tuple[int, int]) -> Iterator[cv
     Raises:
         InputError: OpenCV has no encoder for it, or it cannot be written.
     """
-    with written_whole(path) as part:
+    with atomic_path(path) as part:
         unfinished = part.with_name(part.name + path.suffix)  # OpenCV goes by the suffix
         writer = cv2.VideoWriter(str(unfinished), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
         try:

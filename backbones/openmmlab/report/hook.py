@@ -19,10 +19,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
+from backbones.atomic_write import write_atomically
 from backbones.errors import InputError
 from backbones.openmmlab.evaluation.robustness import read_robustness
 from backbones.openmmlab.training.progress import peak_memory
-from backbones.whole_files import write_whole
 
 from .evaluation import DetectionFigures, SegmentationFigures
 from .page import render
@@ -225,8 +225,8 @@ class ReportHook(Hook):
             runner.logger.warning(f"left out of the report: {error}")
         report = jsonable(report)
         try:
-            write_whole(folder / "report.json", json.dumps(report, allow_nan=False))
-            write_whole(folder / "report.html", render(report))
+            write_atomically(folder / "report.json", json.dumps(report, allow_nan=False))
+            write_atomically(folder / "report.html", render(report))
         except InputError as error:
             runner.logger.warning(f"no report: {error}")
             return

@@ -11,9 +11,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
-from backbones.checkpoint_files import read_checkpoint
+from backbones.atomic_write import write_atomically
 from backbones.errors import InputError
-from backbones.whole_files import write_whole
+from backbones.weights.reading import read_checkpoint
 
 INTERRUPTED = "interrupted.pth"
 
@@ -116,7 +116,7 @@ class VerifiedCheckpointHook(CheckpointHook):
         torch.save(kept, content)
         digits = hashlib.sha256(content.getvalue()).hexdigest()[:8]
         path = Path(ckpt_path)
-        write_whole(path.with_name(f"{path.stem}-{digits}.pth"), content.getvalue())
+        write_atomically(path.with_name(f"{path.stem}-{digits}.pth"), content.getvalue())
 
     def _delete(self, names: list[str | Path]) -> None:
         if is_main_process():
@@ -126,7 +126,7 @@ class VerifiedCheckpointHook(CheckpointHook):
 
 def point_to(checkpoint: Path, work_dir: str) -> None:
     """Make it the checkpoint that `--resume` goes on from."""
-    write_whole(Path(work_dir) / "last_checkpoint", str(checkpoint))
+    write_atomically(Path(work_dir) / "last_checkpoint", str(checkpoint))
 
 
 def last_whole_checkpoint(work_dir: str | Path) -> tuple[Path, Mapping] | None:

@@ -8,9 +8,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
-from backbones.checkpoints import load_whole, read_checkpoint
 from backbones.errors import InputError
 from backbones.openmmlab.data.metainfo import class_names
+from backbones.weights.checkpoints import load_whole, read_checkpoint
 
 # Layers with a row for each class.
 PER_CLASS = re.compile(r"(?:^|\.)(?:fc_cls|fc_reg|conv_logits|conv_seg)$")

@@ -25,8 +25,8 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from backbones.atomic_write import write_atomically
 from backbones.errors import InputError, UnreadableImage
-from backbones.whole_files import write_whole
 
 from .processes import from_all
 
@@ -313,7 +313,7 @@ class SkipBadImagesHook(Hook):
         self.found = set().union(*from_all(self.found))
         if self.found and is_main_process():
             lines = "\n".join(sorted(self.found))
-            write_whole(Path(runner.work_dir) / "unreadable_images.txt", f"{lines}\n")
+            write_atomically(Path(runner.work_dir) / "unreadable_images.txt", f"{lines}\n")
 
     def _drain(self) -> None:
         while not self._queue.empty():

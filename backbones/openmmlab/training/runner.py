@@ -20,13 +20,13 @@ from mmengine.utils.dl_utils import collect_env
 from torch import nn
 from torch.utils.data import DataLoader
 
-from backbones.checkpoint_files import check_archive
-from backbones.checkpoints import load_whole, read_checkpoint
+from backbones.atomic_write import atomic_path, write_atomically
 from backbones.errors import InputError
-from backbones.openmmlab.config import inference_dtype
+from backbones.openmmlab.config.loading import inference_dtype
 from backbones.openmmlab.precision import infer_in
 from backbones.openmmlab.report import ReportHook
-from backbones.whole_files import write_whole, written_whole
+from backbones.weights.checkpoints import load_whole, read_checkpoint
+from backbones.weights.reading import check_archive
 
 from .checkpointing import last_whole_checkpoint
 from .compilation import compile_parts
@@ -215,7 +215,7 @@ class Runner(MMEngineRunner):
         final = Path(out_dir) / filename
         check_finite(self._gathered.get("state_dict") or model.state_dict(), final)
         try:
-            with written_whole(final) as part:
+            with atomic_path(final) as part:
                 super().save_checkpoint(out_dir, part.name, *args, **kwargs)
                 with part.open("rb+") as file:
                     os.fsync(file.fileno())
@@ -243,7 +243,7 @@ class Runner(MMEngineRunner):
     def dump_config(self) -> None:
         """Write the resolved config, whole."""
         if is_main_process():
-            write_whole(self.config_path, self.cfg.pretty_text)
+            write_atomically(self.config_path, self.cfg.pretty_text)
 
     def load_checkpoint(self, filename: str, map_location: object = "cpu", **kwargs) -> Mapping:
         """Load the weights of a whole model; its ConvNeXt may be in any known layout.
@@ -299,7 +299,7 @@ class Runner(MMEngineRunner):
         env = collect_env()
         if is_main_process():
             report = "\n".join(f"{key}: {value}" for key, value in env.items())
-            write_whole(Path(self._log_dir) / "environment.txt", report + "\n")
+            write_atomically(Path(self._log_dir) / "environment.txt", report + "\n")
         device = env.get("GPU 0") or f"CPU, {torch.get_num_threads()} threads"
         self.logger.info(
             f"torch {torch.__version__}, mmengine {env['MMEngine']}, {device}, "

@@ -23,8 +23,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from backbones.errors import InputError
-from backbones.openmmlab.layer_decay import NETWORKS
 
+from .layer_decay import NETWORKS
 from .processes import from_all
 
 STRATEGIES = ("ddp", "fsdp")

@@ -1,0 +1,49 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import InputError
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary name beside `path` to write to, flushed to disk and renamed at the end.
+
+    A kill, a full disk or an exception at any moment leaves what was at `path` as it was.
+
+    Args:
+        path: the file; its folder exists.
+
+    Raises:
+        InputError: it cannot be written; nothing is left of it.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+        _flush_folder(path.parent)  # the new name has to outlive a power cut too
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise
+
+
+def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
+    """Write a small file whole; see `atomic_path`."""
+    with atomic_path(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

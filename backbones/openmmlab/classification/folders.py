@@ -1,0 +1,122 @@
+"""A data set with one folder of images for each class."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS
+from timm.data import ImageNetInfo
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from backbones.errors import InputError
+
+IMAGENETS = ("imagenet-1k", "imagenet-22k")  # whose folders timm knows
+
+
+@DATASETS.register_module()
+class ClassFolders(ImageFolder):
+    """torchvision's ImageFolder: one folder of images for each class, in `data_root/split`.
+
+    Args:
+        data_root: folder of the data set.
+        split: folder in it, such as `train`.
+        pipeline: transforms from dict(img_path, label) to what the model takes.
+        classes: names of the folders in the order of the labels; `imagenet-1k` or `imagenet-22k`
+            for those sets, whose folders are called by WordNet's numbers; None for the folders that
+            are there, in the order of their names.
+
+    Attributes:
+        metainfo: `classes`, the names in the order of the labels.
+
+    Raises:
+        InputError: the folders are not there, are not those of `classes`, or one has no images.
+    """
+
+    def __init__(
+        self,
+        data_root: str,
+        *,
+        split: str,
+        pipeline: Sequence[dict],
+        classes: str | Sequence[str] | None = None,
+    ):
+        folder = Path(data_root) / split
+        self.folders, names = self.folders_and_names(folder, classes)
+        self.metainfo = dict(classes=names)
+        self.pipeline = Compose(pipeline)
+        super().__init__(str(folder))
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        """The folders and their labels, which torchvision asks for."""
+        _check_folders(Path(directory), self.folders)
+        return list(self.folders), {name: label for label, name in enumerate(self.folders)}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, label = self.samples[index]
+        return self.pipeline(dict(img_path=path, label=label))
+
+    @staticmethod
+    def folders_and_names(
+        folder: Path, classes: str | Sequence[str] | None
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The folders of the classes and what to call them, in the order of the labels."""
+        if isinstance(classes, str):
+            if classes not in IMAGENETS:
+                raise InputError(
+                    f"classes={classes!r}: known sets are {', '.join(IMAGENETS)}; or give the "
+                    "names of the folders, or None for those that are there"
+                )
+            info = ImageNetInfo(classes)
+            names = (info.index_to_description(label) for label in range(info.num_classes()))
+            return tuple(info.label_names()), tuple(names)
+        if classes is None:
+            if not folder.is_dir():
+                raise InputError(
+                    f"{folder}: no such folder; it holds a folder of images for each class "
+                    "(--data ROOT names another place)"
+                )
+            classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
+        return tuple(classes), tuple(classes)
+
+    @classmethod
+    def read_classes(cls, dataset: dict) -> tuple[str, ...]:
+        """The class names that a data set of this config has."""
+        folder = Path(dataset["data_root"]) / dataset["split"]
+        return cls.folders_and_names(folder, dataset.get("classes"))[1]
+
+    @classmethod
+    def check_files(cls, dataset: dict) -> None:
+        """Look through the folders of a data set of this config.
+
+        Raises:
+            InputError: one is missing, none of the classes', or has no images.
+        """
+        folder = Path(dataset["data_root"]) / dataset["split"]
+        _check_folders(folder, cls.folders_and_names(folder, dataset.get("classes"))[0])
+
+
+def _check_folders(folder: Path, expected: Sequence[str]) -> None:
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder; it holds a folder of images for each class "
+            "(--data ROOT names another place)"
+        )
+    found = {path.name for path in folder.iterdir() if path.is_dir()}
+    lacking = [name for name in expected if name not in found]
+    unknown = sorted(found.difference(expected))
+    if lacking or unknown or not expected:
+        parts = [f"has {len(found)} folders of classes, the config has {len(expected)}"]
+        if lacking:
+            parts.append(f"it lacks {', '.join(lacking[:3])}")
+        if unknown:
+            parts.append(f"the config does not know {', '.join(unknown[:3])}")
+        raise InputError(
+            f"{folder}: {'; '.join(parts)}; set every dataset's classes (None takes the folders "
+            "that are there) and model.num_classes"
+        )
+    for name in expected:
+        inside = (path for path in (folder / name).rglob("*"))
+        if not any(path.suffix.lower() in IMG_EXTENSIONS for path in inside):
+            raise InputError(f"{folder / name}: no images of this class")

@@ -1,0 +1,97 @@
+"""The image classifier: a network, mixing of its batches and timm's losses."""
+
+from collections.abc import Sequence
+
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from mmengine.structures import LabelData
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import Tensor
+
+from backbones.errors import InputError
+
+
+@MODELS.register_module()
+class ImageClassifier(BaseModel):
+    """A network that turns images into logits, trained on one label for each image.
+
+    Args:
+        network: config of a module that takes `num_classes` and turns images (N, 3, H, W) into
+            logits (N, num_classes), such as `ConvNeXtClassifier`.
+        num_classes: how many classes there are; handed to the network.
+        label_smoothing: share of the target that is spread over all classes.
+        mixup_alpha, cutmix_alpha: parameters of the beta distributions of mixup and CutMix, 0 for
+            without; with both, each batch gets one of them by equal chance. Pairs are formed inside
+            a process's batch, which has to be even.
+        data_preprocessor: mmengine's; by default batches are only moved to the model's device.
+
+    Raises:
+        InputError: the network's config has a num_classes of its own.
+    """
+
+    def __init__(
+        self,
+        network: dict,
+        *,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | list | None = None,
+    ):
+        super().__init__(data_preprocessor, init_cfg)
+        if "num_classes" in network:
+            raise InputError("config key model.network.num_classes: set model.num_classes instead")
+        self.network = MODELS.build({**network, "num_classes": num_classes})
+        self.mixup = None
+        self.criterion = LabelSmoothingCrossEntropy(label_smoothing)
+        if mixup_alpha or cutmix_alpha:
+            self.mixup = Mixup(
+                mixup_alpha,
+                cutmix_alpha,
+                label_smoothing=label_smoothing,
+                num_classes=num_classes,
+            )
+            self.criterion = SoftTargetCrossEntropy()
+
+    def forward(
+        self,
+        inputs: Tensor,
+        labels: Tensor | None = None,
+        img_path: Sequence[str] | None = None,
+        mode: str = "tensor",
+    ) -> Tensor | dict[str, Tensor] | list[LabelData]:
+        """Logits, the loss, or predictions, as mmengine's runner asks for them.
+
+        Args:
+            inputs: normalised images (N, 3, H, W).
+            labels: (N,) int64, for `loss`.
+            img_path: where the images come from, unused.
+            mode: `tensor` for logits (N, num_classes), `loss` for dict(loss=...), `predict` for a
+                sample with `scores` (num_classes,) and `label` (1,) of each image.
+        """
+        if mode == "loss":
+            return self.loss(inputs, labels)
+        logits = self.network(inputs)
+        if mode == "tensor":
+            return logits
+        scores = logits.float().softmax(dim=1)
+        return [LabelData(scores=row, label=row.argmax(0, keepdim=True)) for row in scores]
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The loss of a batch, mixed first where the config says so.
+
+        Raises:
+            InputError: an odd number of images, which cannot be paired.
+        """
+        if self.mixup is None:
+            return dict(loss=self.criterion(self.network(inputs), labels))
+        if len(inputs) % 2:
+            raise InputError(
+                f"a batch of {len(inputs)} images cannot be mixed in pairs: give "
+                "train_dataloader an even batch_size and drop_last=True"
+            )
+        inputs, targets = self.mixup(inputs, labels)
+        return dict(loss=self.criterion(self.network(inputs), targets))

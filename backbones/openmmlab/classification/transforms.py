@@ -1,0 +1,130 @@
+"""Loading, augmentation and test-time resizing of classifiers' images."""
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+from mmcv.transforms import BaseTransform
+from mmengine.registry import TRANSFORMS
+from PIL import Image, UnidentifiedImageError
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from backbones.errors import UnreadableImage
+
+
+@TRANSFORMS.register_module()
+class LoadRGB(BaseTransform):
+    """Reads `img_path` into a PIL image `img` in RGB; takes an `img` that is there already.
+
+    Such an image is (H, W, 3) uint8 in BGR order, as OpenCV reads it.
+
+    Raises:
+        UnreadableImage: the file is missing, unreadable, cut off or not an image.
+    """
+
+    def transform(self, results: dict) -> dict:
+        if "img" in results:
+            rgb = cv2.cvtColor(results["img"], cv2.COLOR_BGR2RGB)
+            return {**results, "img": Image.fromarray(rgb)}
+        path = results["img_path"]
+        try:
+            with open(path, "rb") as file:
+                image = Image.open(file).convert("RGB")
+        except UnidentifiedImageError:
+            raise UnreadableImage(f"{path}: empty, cut off or not an image") from None
+        # Pillow's readers of formats fail in ways of their own.
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UnreadableImage(f"{path}: cannot be read ({reason})") from None
+        return {**results, "img": image}
+
+
+@TRANSFORMS.register_module()
+class TimmAugment(BaseTransform):
+    """timm's augmentation for training: crop, flip, RandAugment, normalisation, random erasing.
+
+    Args:
+        input_size: side of the crop in pixels.
+        auto_augment: timm's name of a RandAugment policy; None jitters colours instead.
+        color_jitter: brightness, contrast and saturation change by up to this, without a policy;
+            or one number for each of them, and for the hue (of which 0.5 is the whole circle).
+        re_prob: probability of random erasing, with noise.
+        scale: share of the image's area that the crop covers, least and most.
+        vflip: probability of turning the image upside down.
+        interpolation: of the crop's resizing.
+        mean, std: of the channels, of values in [0, 1].
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        *,
+        auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+        color_jitter: float | tuple[float, ...] = 0.4,
+        re_prob: float = 0.25,
+        scale: tuple[float, float] = (0.08, 1.0),
+        vflip: float = 0.0,
+        interpolation: str = "bicubic",
+        mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
+        std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
+    ):
+        self.augment = create_transform(
+            input_size,
+            is_training=True,
+            scale=scale,
+            vflip=vflip,
+            color_jitter=color_jitter,
+            auto_augment=auto_augment,
+            interpolation=interpolation,
+            mean=tuple(mean),
+            std=tuple(std),
+            re_prob=re_prob,
+            re_mode="pixel",
+        )
+
+    def transform(self, results: dict) -> dict:
+        return _pack(results, self.augment)
+
+
+@TRANSFORMS.register_module()
+class ResizeForTest(BaseTransform):
+    """What the official code evaluates on, normalised.
+
+    Below 384 pixels the short side is resized to 256/224 of `input_size` and the centre is cropped;
+    from 384 on the whole image is resized, whatever its ratio.
+
+    Args:
+        input_size: side of the result in pixels.
+        mean, std: of the channels, of values in [0, 1].
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        *,
+        mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
+        std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
+    ):
+        side = (input_size, input_size) if input_size >= 384 else input_size * 256 // 224
+        self.resize = transforms.Compose(
+            [
+                transforms.Resize(side, interpolation=InterpolationMode.BICUBIC),
+                transforms.CenterCrop(input_size),
+                transforms.ToTensor(),
+                transforms.Normalize(mean, std),
+            ]
+        )
+
+    def transform(self, results: dict) -> dict:
+        return _pack(results, self.resize)
+
+
+def _pack(results: dict, transform: Callable[[Image.Image], Tensor]) -> dict[str, Any]:
+    """What `ImageClassifier` takes, of one image: it has no label when it is only predicted."""
+    packed = dict(inputs=transform(results["img"]), img_path=str(results["img_path"]))
+    if "label" in results:
+        packed["labels"] = results["label"]
+    return packed

@@ -1,0 +1,127 @@
+"""A trained model as a function of images."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.device import get_device
+from mmengine.registry import FUNCTIONS, MODELS
+from mmengine.structures import BaseDataElement
+
+from backbones.errors import InputError
+from backbones.openmmlab.config.loading import inference_dtype, load_config
+from backbones.openmmlab.data.metainfo import dataset_metainfo
+from backbones.openmmlab.precision import infer_in
+from backbones.openmmlab.registration import enter_scope
+from backbones.openmmlab.training.runner import fit_to_machine
+from backbones.weights.checkpoints import load_whole, read_checkpoint
+
+TASKS = dict(mmdet="detection", mmseg="segmentation")  # by default_scope
+
+
+class Predictor:
+    """Whole detector, segmentor or classifier: an image in, a data sample out.
+
+    Args:
+        config: config file, or a config already read.
+        checkpoint: the whole model's weights, anything `read_checkpoint` reads.
+        device: where to run; a GPU if there is one.
+
+    Attributes:
+        task: "detection", "segmentation" or "classification".
+        model: the module, in evaluation mode.
+        classes: class names in the order of the labels.
+        palette: (classes, 3) uint8 RGB of the data set, or None if it has none.
+
+    Raises:
+        InputError: the config or checkpoint cannot be read or do not belong together.
+    """
+
+    def __init__(
+        self, config: str | os.PathLike | Config, checkpoint: str, *, device: str | None = None
+    ):
+        self.config = config if isinstance(config, Config) else load_config(config)
+        self.config.setdefault("launcher", "none")
+        fit_to_machine(self.config)
+        scope = self.config.get("default_scope", "mmengine")
+        self.task = TASKS.get(scope, "classification")
+        enter_scope(scope)
+        if self.config.get("test_dataloader") is None:
+            raise InputError(f"{self.config.filename}: has no test_dataloader to predict as in")
+        dataset = self.config.test_dataloader.dataset
+        metainfo = dataset_metainfo(dataset, scope)
+        if "classes" not in metainfo:
+            raise InputError(f"{self.config.filename}: test_dataloader.dataset has no class names")
+        self.classes = tuple(metainfo["classes"])
+        palette = metainfo.get("palette")
+        self.palette = None if palette is None else np.array(palette, dtype=np.uint8)
+
+        self.model = MODELS.build(self.config.model)
+        load_whole(self.model, read_checkpoint(checkpoint), checkpoint)
+        self.model.to(device or get_device()).eval()
+        infer_in(self.model, inference_dtype(self.config))
+
+        steps = [s for s in dataset.pipeline if "LoadAnnotations" not in s["type"]]
+        self._from_file = Compose(steps)
+        loader = dict(type="LoadImageFromNDArray")
+        if scope == "mmdet":
+            loader = dict(type="mmdet.LoadImageFromNDArray")
+        elif steps[0]["type"] == "LoadRGB":  # it takes arrays too
+            loader = steps[0]
+        self._from_array = Compose([loader, *steps[1:]])
+        collate = self.config.test_dataloader.get("collate_fn", dict(type="pseudo_collate"))
+        self.collate = FUNCTIONS.get(collate["type"])
+
+    def __call__(self, image: str | os.PathLike | np.ndarray) -> BaseDataElement:
+        """Predict one image.
+
+        Args:
+            image: a file, or (H, W, 3) uint8 in BGR order as OpenCV reads it.
+
+        Returns:
+            For detectors a sample with `pred_instances` (bboxes in pixels of the image, scores,
+            labels, masks (n, H, W)), for segmentors one with `pred_sem_seg` (1, H, W), for
+            classifiers one with `scores` (classes,) and `label` (1,).
+        """
+        (sample,) = self.batch([image])
+        return sample
+
+    @torch.inference_mode()
+    def batch(self, images: Sequence[str | os.PathLike | np.ndarray]) -> list[BaseDataElement]:
+        """Predict several images, those that reach the network at one size together.
+
+        Padding to a common size would change what the network sees, so no others are.
+        """
+        groups: dict[tuple[int, ...], list[tuple[int, dict]]] = {}
+        for i, image in enumerate(images):
+            packed = self.packed(image)
+            groups.setdefault(tuple(packed["inputs"].shape), []).append((i, packed))
+        samples = {}
+        for group in groups.values():
+            found = self.model.test_step(self.collate([packed for _, packed in group]))
+            samples.update(zip((i for i, _ in group), found, strict=True))
+        return [samples[i] for i in range(len(images))]
+
+    def packed(self, image: str | os.PathLike | np.ndarray) -> dict:
+        """`inputs` (3, h, w) and `data_samples` that the config's pipeline makes of an image."""
+        if isinstance(image, np.ndarray):
+            return self._from_array(dict(img=image, img_path="array", img_id=0))
+        return self._from_file(dict(img_path=str(Path(image)), img_id=0))
+
+    @contextmanager
+    def keeping_logits(self) -> Iterator[None]:
+        """Within it a segmentor's samples have `seg_logits` (classes, H, W), as mmseg's always."""
+        kept = getattr(self.model, "keep_logits", None)
+        self.model.keep_logits = True
+        try:
+            yield
+        finally:
+            if kept is None:
+                del self.model.keep_logits
+            else:
+                self.model.keep_logits = kept

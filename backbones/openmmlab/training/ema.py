@@ -1,0 +1,52 @@
+"""The exponential moving average of the weights."""
+
+from mmengine.hooks import EMAHook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class WeightAverageHook(EMAHook):
+    """The exponential moving average of the weights as the official code keeps it.
+
+    mmengine's own starts at the weights after the first step and counts the iterations between two
+    steps when gradients are accumulated; this one starts at the initial or loaded weights and moves
+    once for each step of the optimizer, buffers included, as timm's `ModelEma`. Evaluation in
+    training uses the average. A checkpoint holds it as its weights, and the trained ones under
+    `ema_state_dict`.
+
+    Args:
+        decay: share of the average that stays at each step.
+    """
+
+    def __init__(self, decay: float = 0.9999):
+        super().__init__(momentum=1 - decay, update_buffers=True)
+        self.averaging = False
+        self.resumed = False
+
+    def before_run(self, runner) -> None:
+        super().before_run(runner)
+        self.averaging = self.resumed = False
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """When training is resumed, take the average from the checkpoint."""
+        if runner._resume and "ema_state_dict" in checkpoint:
+            super().after_load_checkpoint(runner, checkpoint)
+            self.resumed = True
+        elif runner._resume:
+            print_log("no average in the checkpoint: it starts at the weights", "current")
+
+    def before_train(self, runner) -> None:
+        # Weights are initialised and loaded after before_run, where mmengine takes its copy.
+        super().before_train(runner)
+        if not self.resumed:
+            self.ema_model.module.load_state_dict(self.src_model.state_dict())
+            # At 0 it would copy the weights; then it moves at every multiple of the interval.
+            self.ema_model.steps.fill_(1)
+        self.ema_model.interval = runner.optim_wrapper._accumulative_counts
+        self.averaging = True
+
+    def _swap_ema_parameters(self) -> None:
+        # What is evaluated without training is a checkpoint's weights, an average already.
+        if self.averaging:
+            super()._swap_ema_parameters()

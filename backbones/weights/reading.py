@@ -1,0 +1,348 @@
+"""Where a checkpoint comes from and how it is read: nothing in it is run, nothing half is used."""
+
+import hashlib
+import os
+import pickletools
+import re
+import warnings
+import zipfile
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path, PosixPath
+from pickle import UnpicklingError
+from threading import Lock
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from mmengine.dist import barrier
+from mmengine.logging import HistoryBuffer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from backbones.atomic_write import atomic_path
+from backbones.errors import InputError
+
+# How transformers, timm and open_clip call the weights in a repository of the hub.
+HUB_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+# What stands before the first colon of a source that is no path.
+REMOTE = ("http", "https", "timm", "hf-hub")
+
+_trusting: ContextVar[bool] = ContextVar("trusting", default=False)
+# What PyTorch may load is set for the whole process: another thread's end would take it back.
+_reading = Lock()
+
+
+def read_checkpoint(
+    source: str | os.PathLike, *, sha256: str | None = None, trust: bool = False
+) -> Mapping:
+    """Read a checkpoint on the CPU without running code from it.
+
+    Args:
+        source: local file, http(s) URL, `hf-hub:owner/name[/file][@revision]` or `timm:tag`;
+            PyTorch's format or safetensors. Downloads are kept in torch's or the hub's cache.
+        sha256: the file's checksum, or the first 8 or more of its digits. A name that ends in
+            `-<8 digits>.pth`, as PyTorch's and OpenMMLab's do, is held against them anyway.
+        trust: run what the pickle asks for; see `trusted` for what is loaded by a config.
+
+    Raises:
+        InputError: it is missing, cut off, not a checkpoint, not the one with that checksum, or a
+            pickle that needs more than tensors and numbers.
+    """
+    source = os.fspath(source)
+    path, downloaded = _locate(source)
+    try:
+        _check_file(path, source)
+        _check_sum(path, source, sha256)
+        return _read(path, source, trust or _trusting.get())
+    except InputError as error:
+        if downloaded:
+            path.unlink(missing_ok=True)  # the next run must not find half a file
+        elif urlparse(source).scheme in ("http", "https"):
+            raise InputError(f"{error}; delete {path} to download it again") from None
+        raise
+
+
+def write_checkpoint(
+    tensors: Mapping[str, Tensor], path: Path, *, wrapper: str | None, safetensors: bool
+) -> None:
+    """Write weights whole.
+
+    Args:
+        tensors: by name, no two in the same memory.
+        path: the file; its folder exists.
+        wrapper: key to put them under, None for none; safetensors has no place for one.
+        safetensors: write that format instead of PyTorch's.
+
+    Raises:
+        InputError: the file cannot be written; nothing is left of it.
+    """
+    try:
+        with atomic_path(path) as part:
+            if safetensors:
+                save_file(dict(tensors), part, metadata={"format": "pt"})
+            else:
+                torch.save({wrapper: dict(tensors)} if wrapper else dict(tensors), part)
+    except (RuntimeError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
+
+
+def check_path(source: str | os.PathLike) -> None:
+    """Refuse, before anything is built, a path that leads to no file; URLs and hub names pass.
+
+    Raises:
+        InputError: there is no such file, or it is a folder.
+    """
+    source = os.fspath(source)
+    if source.partition(":")[0] not in REMOTE:
+        _check_is_file(Path(source).expanduser(), source)
+
+
+@contextmanager
+def trusted() -> Iterator[None]:
+    """Inside, every checkpoint may run code while it loads, `init_cfg`'s too: the user said so."""
+    token = _trusting.set(True)
+    try:
+        yield
+    finally:
+        _trusting.reset(token)
+
+
+def _locate(source: str) -> tuple[Path, bool]:
+    """The local file of a checkpoint, and whether it was downloaded from a URL just now."""
+    scheme, _, rest = source.partition(":")
+    if scheme in ("http", "https"):
+        return _download(source)
+    if scheme == "timm":
+        if not re.fullmatch(r"[\w-]+\.[\w.-]+", rest):
+            raise InputError(
+                f"{source}: name the training too, as timm does: timm:convnext_tiny.fb_in1k"
+            )
+        return _download_from_hub(source, f"timm/{rest}"), False
+    if scheme == "hf-hub":
+        return _download_from_hub(source, rest), False
+    return Path(source).expanduser(), False
+
+
+def _first_on_this_machine() -> bool:
+    """Whether this process downloads; every launcher sets LOCAL_RANK, mmengine makes no group."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def _download(url: str) -> tuple[Path, bool]:
+    """The local copy of `url` in torch's hub folder; one process a machine downloads it."""
+    parts = urlparse(url)
+    # By host and folder: half of the world's checkpoints are called pytorch_model.bin.
+    below = [part for part in parts.path.split("/") if part not in ("", ".", "..")]
+    if parts.query:
+        below.insert(-1, hashlib.sha256(parts.query.encode()).hexdigest()[:8])
+    path = Path(torch.hub.get_dir(), "checkpoints", parts.netloc.replace(":", "_"), *below)
+    failure = None
+    missing = not path.is_file()
+    if _first_on_this_machine() and missing:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path))
+        except (URLError, OSError, ValueError) as error:
+            failure = getattr(error, "reason", error)
+    barrier()
+    if not path.is_file():
+        raise InputError(
+            f"{url}: download failed ({failure or 'see the first process'}); "
+            f"fetch it where there is a network and put it at {path}"
+        )
+    return path, missing
+
+
+def _download_from_hub(source: str, name: str) -> Path:
+    """The cached file of `owner/name[/file][@revision]`; one process a machine downloads it."""
+    from huggingface_hub import hf_hub_download  # takes a second, and few sources need it
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    name, _, revision = name.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(/.+)?", name):
+        raise InputError(f"{source}: a hub name is hf-hub:owner/name, with @revision if need be")
+    owner, repository, *file = name.split("/", 2)
+    first = _first_on_this_machine()
+    path, failure = None, None
+    for turn in (True, False):
+        if turn == first:
+            for candidate in file or HUB_FILES:
+                try:
+                    path = hf_hub_download(
+                        f"{owner}/{repository}",
+                        candidate,
+                        revision=revision or None,
+                        local_files_only=not first,
+                    )
+                    break
+                except LocalEntryNotFoundError as error:  # no connection, or not what is cached
+                    failure = error.__cause__ or error
+                    if first:
+                        break
+                except EntryNotFoundError:
+                    failure = failure or f"it has none of {', '.join(file or HUB_FILES)}"
+                except (HfHubHTTPError, OSError, ValueError) as error:
+                    failure = error
+                    break
+        barrier()
+    if path is None:
+        reason = str(failure).strip().splitlines()[0]
+        raise InputError(
+            f"{source}: download failed ({reason}); for a gated repository accept its licence on "
+            "the hub and log in, or download the file and give its path"
+        )
+    return Path(path)
+
+
+def _check_is_file(path: Path, source: str) -> None:
+    if path.is_dir():
+        raise InputError(f"{source}: is a folder; give the checkpoint file in it")
+    if not path.is_file():
+        raise InputError(f"{source}: no such checkpoint file")
+
+
+def _check_file(path: Path, source: str) -> None:
+    """Refuse what is no checkpoint at a glance."""
+    _check_is_file(path, source)
+    with path.open("rb") as file:
+        head = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not head:
+        raise InputError(f"{source}: the checkpoint file is empty")
+    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<error")):
+        raise InputError(f"{source}: is a web page, not a checkpoint; download the file itself")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{source}: is a Git LFS pointer, not the file; run git lfs pull")
+    if head.startswith(b"pk\x03\x04"):
+        check_archive(path, source)
+
+
+def check_archive(path: Path, source: object = None) -> None:
+    """Hold every record of a PyTorch file against its checksum, which `torch.load` does not.
+
+    Raises:
+        InputError: it is cut off, a bit of it has changed, or it is no PyTorch file.
+    """
+    source = source or path
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            # PyTorch stores records as they are; packed or overlapping ones would fill the memory.
+            packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+            if packed or sum(record.file_size for record in records) > path.stat().st_size:
+                raise InputError(f"{source}: not a PyTorch checkpoint: its records exceed the file")
+            damaged = archive.testzip()
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file may fail anywhere in the reader
+        raise InputError(f"{source}: cut off or not a PyTorch checkpoint ({error})") from None
+    if damaged:
+        raise InputError(f"{source}: damaged: {damaged} does not match its checksum")
+
+
+def _check_sum(path: Path, source: str, sha256: str | None) -> None:
+    """Hold the file against the checksum given and the one in its name."""
+    # Eight digits alone may as well be a date: run-20240131.pth.
+    named = re.search(
+        r"-(?!(?:19|20)\d{6}\.)([\da-f]{8,64})\.(?:pth|pt|bin|safetensors)$", path.name
+    )
+    wanted = [digits for digits in (sha256, named and named[1]) if digits]
+    if sha256 and not re.fullmatch(r"[\da-fA-F]{8,64}", sha256):
+        raise InputError(f"{source}: sha256={sha256!r} is not 8 to 64 hexadecimal digits")
+    if not wanted:
+        return
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    found = digest.hexdigest()
+    for digits in wanted:
+        if not found.startswith(digits.lower()):
+            raise InputError(
+                f"{source}: wrong checksum: sha256 is {found[:16]}..., not {digits}: "
+                "cut off, changed or another file"
+            )
+
+
+def _read(path: Path, source: str, trust: bool) -> Mapping:
+    with path.open("rb") as file:
+        start = file.read(10)
+    if path.suffix == ".safetensors" or start[8:] == b'{"':
+        try:
+            return load_file(path)
+        except Exception as error:
+            reason = _first_line(error)
+            raise InputError(f"{source}: cut off or not a safetensors file ({reason})") from None
+    try:
+        with _reading, _harmless_globals(), warnings.catch_warnings():
+            # A refusal is one line, without torch's musings on the pickle's protocol before it.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            content = torch.load(path, map_location="cpu", weights_only=not trust)
+    except UnpicklingError as error:
+        unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
+        unsafe = unsafe[1] if unsafe else _first_global(path)
+        if unsafe:
+            raise InputError(
+                f"{source}: refused, it would run {unsafe} while loading; "
+                "a checkpoint holds tensors only"
+            ) from None
+        raise InputError(f"{source}: not a PyTorch checkpoint, or damaged") from None
+    except Exception as error:
+        reason = _first_line(error)
+        raise InputError(f"{source}: cut off or not a PyTorch checkpoint ({reason})") from None
+    if not isinstance(content, Mapping):
+        raise InputError(f"{source}: holds a {type(content).__name__}, not weights by name")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _first_global(path: Path) -> str | None:
+    """What a bare pickle would import first, read from its opcodes without carrying them out."""
+    strings: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "GLOBAL":
+                    strings = argument.split(" ")
+                if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+                    return ".".join(strings[-2:])
+                if isinstance(argument, str):
+                    strings.append(argument)
+    except Exception:  # no pickle at all
+        return None
+    return None
+
+
+@contextmanager
+def _harmless_globals() -> Iterator[None]:
+    """What training scripts save beside weights: mmengine's log history, NumPy arrays and their
+    statistics, the parsed command line. Plain data: rebuilding it calls nothing of theirs."""
+    numpy_core = np._core.multiarray
+    allowed = [HistoryBuffer, np.ndarray, np.dtype, numpy_core._reconstruct, numpy_core.scalar]
+    allowed += [type(np.dtype(kind)) for kind in "fdilq?"]
+    allowed += [Namespace, PosixPath, (_statistic, "builtins.getattr")]
+    # Later versions of NumPy and Python hold the same under other names.
+    allowed += [(PosixPath, "pathlib.PosixPath")]
+    allowed += [(numpy_core._reconstruct, "numpy.core.multiarray._reconstruct")]
+    allowed += [(numpy_core.scalar, "numpy.core.multiarray.scalar")]
+    with torch.serialization.safe_globals(allowed):
+        yield
+
+
+def _statistic(owner: type, name: str) -> object:
+    """The one use of getattr in mmengine's checkpoints; any other is refused."""
+    if owner is HistoryBuffer and name in ("mean", "max", "min", "current"):
+        return getattr(owner, name)
+    raise UnpicklingError(f"GLOBAL builtins.getattr({owner}, {name!r})")

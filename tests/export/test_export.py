@@ -1,0 +1,419 @@
+"""Export: graphs against mmdet's and mmseg's own prediction, files against graphs, and the tool."""
+
+import json
+import time
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS, DefaultScope
+from support.oracles import randomise
+from support.running import DETECTION, REPOSITORY, SEGMENTATION, run_here
+from torch import nn
+
+from backbones import ConvNeXt, InputError
+from backbones.convnext import GRN
+from backbones.openmmlab.config import load_config
+from backbones.openmmlab.export.agreement import (
+    Agreement,
+    DetectorAgreement,
+    SegmentorAgreement,
+)
+from backbones.openmmlab.export.files import capture, open_onnx, open_torch, write_onnx, write_torch
+from backbones.openmmlab.export.graphs import (
+    BackboneGraph,
+    Preprocessing,
+    build_graph,
+    enlarge_activations,
+    halve,
+)
+from backbones.openmmlab.training.runner import fit_to_machine
+
+MASK_RCNN = REPOSITORY / "configs" / "detection" / "mask_rcnn_convnext_t_1x.py"
+NARROW = dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
+SIZES = [(96, 160), (64, 64), (97, 131)]  # the last one off every stride
+
+
+def narrow_config(base: Path, folder: Path) -> Path:
+    """A config file of the same model, a hundredth of the size, V2's blocks."""
+    heads = "neck=dict(in_channels=[8, 16, 24, 32])"
+    if base.parent.name == "segmentation":
+        heads = (
+            "decode_head=dict(in_channels=[8, 16, 24, 32], channels=16),"
+            "auxiliary_head=dict(in_channels=24, channels=8)"
+        )
+    backbone = f"backbone=dict(use_grn=True, arch=dict({NARROW!r}, _delete_=True))"
+    path = folder / f"narrow_{base.stem}.py"
+    path.write_text(f"_base_ = {str(base)!r}\nmodel = dict({backbone}, {heads})\n")
+    return path
+
+
+@torch.no_grad()
+def build(path: Path, **changes: object) -> nn.Module:
+    """The config's model with random weights that all matter."""
+    config = load_config(path, {"model.backbone.init_cfg": None, **changes})
+    config.launcher = "none"
+    fit_to_machine(config)
+    scope = config.default_scope
+    DefaultScope.get_instance(f"export-{time.time_ns()}", scope_name=scope)
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    randomise(model)
+    for name, module in model.named_modules():
+        if type(module).__name__ in ("Conv2d", "Linear") and "dwconv" not in name:
+            # Activations of one size throughout: huge logits would show rounding alone.
+            module.weight *= (2 / module.weight[0].numel()) ** 0.5 / 0.1
+        if name.endswith(("rpn_cls", "rpn_reg", "fc_reg")):
+            module.weight *= 0.1  # else every box is clipped to nothing
+            module.bias *= 0.1
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model.eval().requires_grad_(False)
+
+
+def batch_of(model: nn.Module, height: int, width: int, scope: str) -> dict:
+    """One image as a test loader gives it."""
+    if scope == "mmdet":
+        from mmdet.structures import DetDataSample as Sample
+    else:
+        from mmseg.structures import SegDataSample as Sample
+    size = (height, width)
+    sample = Sample(metainfo=dict(ori_shape=size, img_shape=size, scale_factor=(1.0, 1.0)))
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    return dict(inputs=[image], data_samples=[sample])
+
+
+def image_of(batch: dict) -> torch.Tensor:
+    return batch["inputs"][0][None].float()
+
+
+@pytest.mark.parametrize("base", [DETECTION, MASK_RCNN], ids=["cascade", "mask_rcnn"])
+def test_detector_graph_is_mmdets_prediction(base, tmp_path):
+    low = {"score_thr": 0.03 if base == MASK_RCNN else 0.05, "max_per_img": 100}
+    low = {f"model.test_cfg.rcnn.{key}": value for key, value in low.items()}
+    low |= {"model.test_cfg.rpn.nms_pre": 100, "model.test_cfg.rpn.max_per_img": 60}
+    model = build(narrow_config(base, tmp_path), **low)
+    graph = build_graph(model)
+    agreement = DetectorAgreement(model)
+    for height, width in SIZES:
+        batch = batch_of(model, height, width, "mmdet")
+        with torch.inference_mode():
+            outputs = graph(image_of(batch))
+            reference = agreement.reference(batch)
+        dets, labels, masks = outputs
+        assert dets.shape[1] > 5 and len(labels.unique()) > 1
+        assert dets.shape == (1, labels.shape[1], 5) and masks.shape[:2] == labels.shape
+        assert float(dets[0, :, 2].max()) <= width and masks.std() > 0.01
+        largest, *counts = agreement.differences(reference, outputs, batch)
+        assert set(largest) == {"boxes", "scores", "masks"}
+        assert max(largest.values()) < 1e-3, largest
+        assert counts == [dets.shape[1], 0]
+        moved = [dets + dets.new_tensor([0, 0, 3, 0, 0]), *outputs[1:]]
+        assert agreement.differences(reference, moved, batch).unpaired > 0.9 * dets.shape[1]
+
+
+def test_segmentor_graph_is_mmsegs_inference(tmp_path):
+    model = build(narrow_config(SEGMENTATION, tmp_path))
+    for logits in (True, False):
+        graph, agreement = build_graph(model, logits=logits), SegmentorAgreement(model, logits)
+        for height, width in SIZES:
+            batch = batch_of(model, height, width, "mmseg")
+            with torch.inference_mode():
+                outputs = graph(image_of(batch))
+                reference = agreement.reference(batch)
+            assert outputs[0].shape == (1, 8 if logits else 1, height, width)
+            assert len(reference[0].unique()) > 2
+            (difference,) = agreement.differences(reference, outputs, batch).largest.values()
+            assert difference < (1e-5 if logits else 1e-3)
+
+
+def test_average_pool_is_adaptive():
+    from backbones.openmmlab.export.segmentor import AveragePool
+
+    for size in [(1, 1), (5, 7), (6, 13), (3, 2)]:
+        x = torch.randn(2, 3, *size)
+        for bins in (1, 2, 3, 6):
+            expected = F.adaptive_avg_pool2d(x, bins)
+            torch.testing.assert_close(AveragePool(bins)(x), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def backbone_graphs() -> dict[bool, BackboneGraph]:
+    """A narrow V2 backbone in float32 and in half precision."""
+    from mmengine.model import ImgDataPreprocessor
+
+    torch.manual_seed(0)
+    backbone = randomise(ConvNeXt(NARROW, use_grn=True)).eval().requires_grad_(False)
+    mean_std = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+    preprocessor = ImgDataPreprocessor(**mean_std, bgr_to_rgb=True, pad_size_divisor=32)
+    graphs = {}
+    for fp16 in (False, True):
+        dtype = torch.float16 if fp16 else torch.float32
+        graph = BackboneGraph(Preprocessing(preprocessor, dtype), backbone).eval()
+        if fp16:
+            graph.backbone = deepcopy(backbone)
+            halve(graph)
+        graphs[fp16] = graph
+    return graphs
+
+
+def test_files_of_every_size_and_batch(backbone_graphs, tmp_path):
+    """One file for all sizes; normalisation, channel order and padding are in it."""
+    import onnx
+
+    graph = backbone_graphs[False]
+    program = capture(graph)
+    write_onnx(program, graph, tmp_path / "x.onnx", dict(classes=["a", "b"], part="backbone"))
+    write_torch(program, tmp_path / "x.pt2", dict(part="backbone"))
+    runs = [open_onnx(tmp_path / "x.onnx"), open_torch(tmp_path / "x.pt2")]
+    for batch, (height, width) in zip((1, 3, 2), SIZES, strict=True):
+        images = torch.rand(batch, 3, height, width) * 255
+        rgb = images.flip(1) - torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
+        rgb = rgb / torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+        padded = F.pad(rgb, (0, -width % 32, 0, -height % 32))
+        with torch.no_grad():
+            expected = graph.backbone(padded)
+        for run in runs:
+            for one, other in zip(expected, run(images.numpy()), strict=True):
+                other = torch.from_numpy(other)
+                torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
+                assert one.std() > 0.1
+    model = onnx.load(tmp_path / "x.onnx")
+    dims = [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    assert dims == ["batch", 3, "height", "width"]
+    assert [o.name for o in model.graph.output] == ["map0", "map1", "map2", "map3"]
+    properties = {p.key: p.value for p in model.metadata_props}
+    assert json.loads(properties["classes"]) == ["a", "b"]
+
+
+class NaiveGRN(GRN):
+    """What GRN is without care: sums of squares in the dtype of the map."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm = x.square().sum((1, 2), keepdim=True).sqrt()
+        norm = norm / (norm.mean(-1, keepdim=True) + 1e-6)
+        return x + self.beta.to(x) + self.gamma.to(x) * x * norm
+
+
+def test_half_precision_survives_large_activations(backbone_graphs, tmp_path):
+    """Near the exact maps, and finite, in the file too, where squares of activations overflow."""
+    exact, half = backbone_graphs[False], backbone_graphs[True]
+    image = torch.rand(1, 3, 64, 96) * 255
+    large = BackboneGraph(half.preprocessing, enlarge_activations(half.backbone, 1e3)).eval()
+    hidden = []
+    handle = large.backbone.stages[0][0].grn.register_forward_pre_hook(
+        lambda _, inputs: hidden.append(float(inputs[0].abs().max()))
+    )
+    with torch.no_grad():
+        expected, near, eager = exact(image), half(image), large(image)
+    handle.remove()
+    assert 256 < hidden[0] < 65504  # fits; its square does not
+    path = tmp_path / "large.onnx"
+    write_onnx(capture(large), large, path, {})
+    run = open_onnx(path, optimised=False)
+    for maps, reference in ((near, expected), (map(torch.from_numpy, run(image.numpy())), eager)):
+        for one, other in zip(reference, maps, strict=True):
+            assert other.dtype == torch.float32 and other.isfinite().all()
+            assert float((one - other).abs().max() / one.abs().max()) < 0.03
+    for module in large.backbone.modules():
+        if isinstance(module, GRN):
+            module.__class__ = NaiveGRN
+    with torch.no_grad():
+        assert not all(bool(x.isfinite().all()) for x in large(image))
+
+
+def test_agreement_says_what_is_beyond_the_tolerance():
+    agreement = Agreement(scores={"mIoU": (50.0, 49.95), "coco/bbox_mAP": (0.4, 0.4)})
+    agreement.add(dict(boxes=1e-5))
+    agreement.add(dict(boxes=3e-4))
+    assert agreement.images == 2 and agreement.problem(1e-3) == ""
+    assert agreement.problem(4e-4) == "mIoU is 49.95, the model's 50"
+    assert agreement.problem(1e-4).startswith("boxes differ by 0.0003")
+    agreement.add({}, detections=60, unpaired=0)
+    agreement.add({}, detections=40, unpaired=1)
+    assert agreement.problem(4e-3) == "" and "1 of 100" in "\n".join(agreement.lines())
+    assert agreement.problem(1.9e-3) == "1 of 100 detections differ"
+    agreement.add(dict(boxes=float("nan")))
+    agreement.finite = False
+    assert "not a number" in agreement.problem(1.0)
+
+
+@pytest.fixture(scope="module")
+def narrow_detector(tmp_path_factory) -> tuple[Path, Path]:
+    """A config and a checkpoint of random weights."""
+    folder = tmp_path_factory.mktemp("narrow")
+    config = narrow_config(DETECTION, folder)
+    torch.save({"state_dict": build(config).state_dict()}, folder / "narrow.pth")
+    return config, folder / "narrow.pth"
+
+
+@pytest.mark.slow
+def test_tool_exports_a_backbone_and_reports(narrow_detector, shapes, tmp_path):
+    config, checkpoint = narrow_detector
+    out = tmp_path / "new" / "backbone.onnx"
+    arguments = (config, checkpoint, "--data", shapes, "--work-dir", tmp_path, "--out", out)
+    done = run_here(
+        "export.py", *arguments, "--to", "onnx", "--part", "backbone", "--images", 2, "--fp16"
+    )
+    assert done.status == 0, done.err
+    assert sorted(p.name for p in out.parent.iterdir()) == ["backbone.json", "backbone.onnx"]
+    report = json.loads(out.with_suffix(".json").read_text())
+    assert report["images"] == 2 and report["precision"] == "fp16"
+    assert 0 < report["largest_differences"]["map3"] < 0.02
+    assert set(report["scores"]) == {"coco/bbox_mAP", "coco/segm_mAP"}
+    assert report["activations_enlarged"] > 100
+    assert "largest difference of map3" in done.out and "change" in done.out
+    maps = open_onnx(out)(np.zeros((2, 3, 64, 96), np.float32))
+    assert [m.shape for m in maps] == [
+        (2, c, 64 // s, 96 // s) for c, s in zip(NARROW["dims"], (4, 8, 16, 32), strict=True)
+    ]
+    again = run_here("export.py", *arguments, "--to", "onnx")
+    assert again.status == 2 and "exists already; --force" in again.last_line
+
+
+@pytest.mark.slow
+def test_tool_leaves_nothing_beyond_the_tolerance(narrow_detector, shapes, tmp_path):
+    config, checkpoint = narrow_detector
+    out = tmp_path / "out" / "backbone.pt2"
+    done = run_here(
+        "export.py", config, checkpoint, "--data", shapes, "--work-dir", tmp_path / "work",
+        "--out", out, "--to", "torch", "--part", "backbone", "--fp16", "--images", 1,
+        "--tolerance", 1e-9,
+    )  # fmt: skip
+    assert done.status == 2
+    assert f"{out}: not written: map" in done.last_line and "1e-09" in done.last_line
+    assert not list(out.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--to", "onnx", "--out", "x.pt2"), "--to onnx writes files that end in .onnx"),
+        (("--to", "onnx", "--images", 0), "--images 0: a file is compared on at least one image"),
+        (("--to", "onnx", "--logits"), "--logits: only a whole segmentor has logits"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, words, narrow_detector, shapes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, checkpoint = narrow_detector
+    done = run_here("export.py", config, checkpoint, "--data", shapes, *arguments)
+    assert done.status == 2 and words in done.last_line
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_missing_packages_are_named(narrow_detector, monkeypatch, tmp_path):
+    import backbones.packages
+
+    monkeypatch.chdir(tmp_path)
+    found = backbones.packages._found
+    for hidden, line in [
+        ({"onnxscript", "onnxruntime"}, "--to onnx: not installed; pip install onnxscript"),
+        ({"cv2"}, "tools/export.py: not installed; pip install opencv-python-headless"),
+    ]:
+        monkeypatch.setattr(
+            backbones.packages, "_found", lambda name, gone=hidden: name not in gone and found(name)
+        )
+        done = run_here("export.py", *narrow_detector, "--to", "onnx")
+        assert done.status == 2 and line in done.last_line
+
+
+def test_what_a_graph_cannot_be_is_refused(tmp_path):
+    soft = {
+        "model.test_cfg.rcnn.nms": dict(type="soft_nms", iou_threshold=0.5, min_score=0.05),
+    }
+    model = build(narrow_config(DETECTION, tmp_path), **soft)
+    with pytest.raises(
+        InputError, match="test_cfg.rcnn.nms.type='soft_nms': cannot be exported.*nms.type=nms"
+    ):
+        build_graph(model)
+
+
+def overfitted(config_path: Path, data: Path, steps: int) -> tuple[Path, Path]:
+    """A config and a checkpoint trained on its own test images: its scores are not zero."""
+    from mmengine.optim import OptimWrapper
+    from mmengine.registry import DATASETS, FUNCTIONS
+
+    from backbones.openmmlab.data.own_data import use_data
+
+    config = load_config(config_path)
+    config.launcher = "none"
+    fit_to_machine(config)
+    use_data(config, data, config_path.parent)
+    scope = config.default_scope
+    DefaultScope.get_instance(f"export-{time.time_ns()}", scope_name=scope)
+    dataset = DATASETS.build(config.test_dataloader.dataset)
+    batch = FUNCTIONS.get("pseudo_collate")([dataset[i] for i in range(len(dataset))])
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    model.init_weights()
+    model.train()
+    optim = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-3))
+    for _ in range(steps):
+        model.train_step(batch, optim)
+    path = config_path.with_suffix(".pth")
+    torch.save({"state_dict": model.state_dict()}, path)
+    return config_path, path
+
+
+@pytest.fixture(scope="module")
+def trained_segmentor(tmp_path_factory, shapes) -> tuple[Path, Path]:
+    path = narrow_config(SEGMENTATION, tmp_path_factory.mktemp("segmentor"))
+    return overfitted(path, shapes, steps=80)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [("onnx", ()), ("onnx", ("--logits", "--fp16")), ("torch", ("--logits",))],
+    ids=["labels", "half_logits", "torch"],
+)
+def test_exported_segmentor_keeps_its_miou(target, options, trained_segmentor, shapes, tmp_path):
+    out = tmp_path / ("segmentor.onnx" if target == "onnx" else "segmentor.pt2")
+    done = run_here(
+        "export.py", *trained_segmentor, "--to", target, "--out", out, "--images", 4,
+        "--data", shapes, "--work-dir", tmp_path / "work", *options,
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    score = json.loads(out.with_suffix(".json").read_text())["scores"]["mIoU"]
+    assert score["model"] > 20 and abs(score["change"]) <= (2 if "--fp16" in options else 0.1)
+    run = (open_onnx if target == "onnx" else open_torch)(out)
+    (found,) = run(np.random.default_rng(0).uniform(0, 255, (3, 3, 75, 131)).astype(np.float32))
+    assert found.shape == (3, 8 if "--logits" in options else 1, 75, 131)
+
+
+@pytest.mark.slow
+def test_no_detections_are_no_error(narrow_detector, tmp_path):
+    """Nothing scores above the threshold, on an image smaller than the traced one."""
+    model = build(narrow_detector[0], **{"model.test_cfg.rcnn.score_thr": 0.999})
+    graph = build_graph(model)
+    write_onnx(capture(graph), graph, tmp_path / "x.onnx", {})
+    dets, labels, masks = open_onnx(tmp_path / "x.onnx")(np.zeros((1, 3, 96, 128), np.float32))
+    assert dets.shape == (1, 0, 5) and labels.shape == (1, 0)
+    assert masks.shape == (1, 0, 28, 28)
+
+
+@pytest.mark.slow
+def test_photographs(real_data, tmp_path):
+    """Sizes and contents of real images, 80 classes, hundreds of detections."""
+    base = REPOSITORY / "configs" / "detection" / "cascade_convnext_t.py"
+    config = narrow_config(base, tmp_path)
+    few = {
+        "model.test_cfg.rcnn.score_thr": 0.03,
+        "model.test_cfg.rpn.max_per_img": 60,
+        "test_dataloader.dataset.pipeline.1.scale": (256, 160),
+    }
+    torch.save({"state_dict": build(config).state_dict()}, tmp_path / "x.pth")
+    out = tmp_path / "x.onnx"
+    done = run_here(
+        "export.py", config, tmp_path / "x.pth", "--to", "onnx", "--out", out, "--images", 3,
+        "--data", real_data / "coco_mini", "--work-dir", tmp_path / "work",
+        "--cfg-options", *(f"{key}={value}".replace(" ", "") for key, value in few.items()),
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    report = json.loads(out.with_suffix(".json").read_text())
+    assert report["images"] == 3 and len(report["classes"]) == 80
+    assert 0 < report["largest_differences"]["scores"] < 1e-3

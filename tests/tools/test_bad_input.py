@@ -1,0 +1,203 @@
+"""A mistake ends in one line that says what to do, a non-zero status, nothing half-written."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from support.running import DETECTION, REPOSITORY, SEGMENTATION, assert_refused, run_here, run_tool
+
+ONE_EPOCH = (
+    "train_cfg.max_epochs=1",
+    "train_cfg.val_interval=1",
+    "train_dataloader.num_workers=1",
+    "val_dataloader.num_workers=0",
+    "val_dataloader.persistent_workers=False",
+)
+FEW_ITERATIONS = (
+    "train_cfg.max_iters=4",
+    "train_cfg.val_interval=4",
+    "train_dataloader.num_workers=1",
+    "train_dataloader.batch_size=2",
+    "val_dataloader.num_workers=0",
+    "val_dataloader.persistent_workers=False",
+)
+
+
+@pytest.fixture
+def faulty(shapes, tmp_path) -> Path:
+    """A copy of it to plant a fault in."""
+    return Path(shutil.copytree(shapes, tmp_path / "data"))
+
+
+class TestConfig:
+    def test_missing_config_names_the_nearest(self):
+        outcome = run_here("train.py", DETECTION.parent / "cascade_convnext_tt.py")
+        assert_refused(outcome, "no such config", "did you mean .*cascade_convnext_t.py")
+
+    def test_broken_config(self, tmp_path):
+        path = tmp_path / "mine.py"
+        path.write_text("model = dict(")
+        assert_refused(run_here("train.py", path), "mine.py", "SyntaxError")
+        path.write_text("_base_ = './missing.py'")
+        assert_refused(run_here("train.py", path), "mine.py", "missing.py")
+
+    @pytest.mark.parametrize(
+        "option, words",
+        [
+            ("optim_wrapper.optimiser.lr=1", ["no optim_wrapper.optimiser", "mean optimizer"]),
+            ("train_cfg.max_epoch=3", ["max_epoch", "mean max_epochs"]),
+            ("model.roi_head.bbox_head.3.num_classes=3", ["bbox_head.3"]),
+            ("model.backbone.drop_path=0.1", ["drop_path", "mean drop_path_rate"]),
+            ("nekc.out_channels=1", ["nekc"]),
+            ("data_root=elsewhere", ["data_root"]),
+        ],
+    )
+    def test_cfg_option_that_does_not_exist(self, option, words):
+        assert_refused(run_here("train.py", DETECTION, "--cfg-options", option), *words)
+
+    def test_misspelled_key_of_a_child_config(self, tmp_path):
+        path = tmp_path / "mine.py"
+        path.write_text(f"_base_ = {str(DETECTION)!r}\nmodel = dict(nekc=dict(out_channels=3))")
+        assert_refused(run_here("train.py", path), "model.nekc", "mean neck")
+
+    def test_unregistered_class(self):
+        outcome = run_here("train.py", DETECTION, "--cfg-options", "model.backbone.type=ConvNext")
+        assert_refused(outcome, "model.backbone.type", "'ConvNext'", "mean ConvNeXt")
+
+
+class TestData:
+    def test_missing_root(self, tmp_path):
+        outcome = run_here("train.py", DETECTION, "--data", tmp_path / "nowhere")
+        assert_refused(outcome, "nowhere", "no such data folder", "prepare_data.py")
+
+    def test_missing_annotation_file(self, faulty):
+        (faulty / "annotations" / "instances_train2017.json").unlink()
+        outcome = run_here("train.py", DETECTION, "--data", faulty)
+        assert_refused(outcome, "instances_train2017.json", "no such annotation file")
+
+    @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+    def test_annotation_file_cut_off(self, faulty, share):
+        path = faulty / "annotations" / "instances_train2017.json"
+        text = path.read_bytes()
+        path.write_bytes(text[: int(share * len(text))])
+        outcome = run_here("train.py", DETECTION, "--data", faulty)
+        assert_refused(outcome, "instances_train2017.json", "cut off|empty")
+
+    def test_missing_image_folder(self, faulty):
+        shutil.rmtree(faulty / "val2017")
+        assert_refused(
+            run_here("train.py", DETECTION, "--data", faulty), "val2017", "no such folder"
+        )
+
+    def test_other_categories(self, faulty):
+        path = faulty / "annotations" / "instances_val2017.json"
+        data = json.loads(path.read_text())
+        data["categories"].append(dict(id=9, name="hexagon"))
+        path.write_text(json.dumps(data))
+        outcome = run_here("train.py", DETECTION, "--data", faulty)
+        assert_refused(outcome, "5 categories against 4 classes", "hexagon", "num_classes")
+
+    def test_class_count_of_one_head(self, shapes):
+        option = "model.roi_head.bbox_head.1.num_classes=5"
+        outcome = run_here("train.py", DETECTION, "--data", shapes, "--cfg-options", option)
+        assert_refused(outcome, r"model.roi_head.bbox_head.1.num_classes: 5 classes, but .* has 4")
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            pytest.param("missing", marks=pytest.mark.slow),
+            pytest.param("empty", marks=pytest.mark.slow),
+            "text",
+        ],
+    )
+    def test_image(self, faulty, tmp_path, fault):
+        path = faulty / "train2017" / "000000000003.jpg"
+        path.unlink()
+        if fault != "missing":
+            path.write_text("" if fault == "empty" else "not a picture")
+        outcome = run_tool(
+            "train.py", DETECTION, "--data", faulty, "--cfg-options", *ONE_EPOCH, cwd=tmp_path
+        )
+        assert_refused(outcome, "000000000003.jpg", "cannot be read|empty, cut off or not an image")
+
+    @pytest.mark.parametrize(
+        "split", ["training", pytest.param("validation", marks=pytest.mark.slow)]
+    )
+    def test_label_beyond_the_classes(self, faulty, tmp_path, split):
+        import numpy as np
+        from PIL import Image
+
+        for path in (faulty / "annotations" / split).iterdir():
+            labels = np.array(Image.open(path))
+            labels[10:80, 10:80] = 12
+            Image.fromarray(labels).save(path)
+        options = ("--data", faulty, "--cfg-options", *FEW_ITERATIONS)
+        outcome = run_tool("train.py", SEGMENTATION, *options, cwd=tmp_path)
+        assert_refused(outcome, "ADE_(train|val)_0+[1-9].png", "label 11", "has 8 classes")
+
+
+class TestCheckpoint:
+    def test_missing(self, shapes, tmp_path):
+        options = ("--data", shapes, "--work-dir", tmp_path / "run")
+        assert_refused(
+            run_here("test.py", DETECTION, "none.pth", *options), "none.pth: no such checkpoint"
+        )
+        outcome = run_here("train.py", DETECTION, "--init-from", tmp_path, *options)
+        assert_refused(outcome, f"{tmp_path}: is a folder; give the checkpoint file in it")
+        assert not (tmp_path / "run").exists()  # before anything is built
+
+    def test_of_another_architecture(self, shapes, tmp_path, monkeypatch):
+        from mmengine.registry import MODELS
+
+        from backbones.openmmlab.config import load_config
+        from backbones.openmmlab.registration import enter_scope
+
+        config = load_config(DETECTION, {"model.backbone.arch": "femto"})
+        config.model.neck.in_channels = [48, 96, 192, 384]
+        enter_scope("mmdet")
+        torch.save(dict(state_dict=MODELS.build(config.model).state_dict()), tmp_path / "femto.pth")
+        monkeypatch.chdir(tmp_path)
+        for outcome in (
+            run_tool("test.py", DETECTION, "femto.pth", "--data", shapes, cwd=tmp_path),
+            run_here("predict.py", DETECTION, "femto.pth", shapes / "val2017"),
+        ):
+            assert_refused(
+                outcome, "femto.pth: does not fit CascadeRCNN", r"\(48, 3, 4, 4\), not \(40"
+            )
+        assert not (tmp_path / "predictions").exists()
+
+    def test_pretrained_file_of_another_architecture(self, shapes, tmp_path):
+        from backbones import ConvNeXtClassifier
+
+        torch.save(dict(model=ConvNeXtClassifier("femto").state_dict()), tmp_path / "femto.pth")
+        path = tmp_path / "mine.py"
+        init = f"dict(type='Pretrained', checkpoint={str(tmp_path / 'femto.pth')!r})"
+        path.write_text(
+            f"_base_ = {str(DETECTION)!r}\nmodel = dict(backbone=dict(init_cfg={init}))"
+        )
+        outcome = run_tool("train.py", path, "--data", shapes, cwd=tmp_path)
+        assert_refused(outcome, "femto.pth", r"dims \(48, .*the model has .*dims \(40")
+
+    def test_tta_of_a_detector(self, shapes):
+        outcome = run_here("test.py", DETECTION, __file__, "--data", shapes, "--tta", "paper")
+        assert_refused(outcome, "--tta paper", "it has flip, multi_scale")
+
+
+class TestPredict:
+    def test_missing_image(self, tmp_path):
+        outcome = run_here("predict.py", DETECTION, "x.pth", tmp_path / "none.jpg")
+        assert_refused(outcome, "none.jpg: no such image")
+
+    def test_empty_folder(self, tmp_path):
+        assert_refused(run_here("predict.py", DETECTION, "x.pth", tmp_path), "no images")
+
+
+def test_every_tool_is_executable_and_explains_itself():
+    files = sorted((REPOSITORY / "tools").glob("*.py"))
+    for tool in (file for file in files if file.name != "peers.py"):  # what benchmark.py imports
+        assert os.access(tool, os.X_OK), tool
+        outcome = run_here(tool.name, "--help")
+        assert outcome.status == 0 and "usage" in outcome.out, tool
