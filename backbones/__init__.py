@@ -5,6 +5,8 @@ torchvision's operators in place of mmcv's compiled ones where those are missing
 needs torch alone and imports without OpenMMLab.
 """
 
+__version__ = "0.2.0"
+
 from importlib.util import find_spec
 
 if find_spec("mmengine"):
