@@ -36,7 +36,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from backbones import ConvNeXt
+from backbones import ConvNeXt, fuse
 from backbones.atomic_write import atomic_path, write_atomically
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
@@ -169,7 +169,7 @@ def backbones(work: Work, peers: list[str], ways: list[str], device: str) -> Ite
             if way == "fused":
                 if library != "ours" or work.task == "train":
                     continue
-                model = ours.eval().fuse(torch.bfloat16 if work.dtype == "bf16" else torch.float32)
+                model = fuse(ours.eval(), torch.bfloat16 if work.dtype == "bf16" else torch.float32)
             network = torch.compile(model) if way == "compiled" else model
             for dtype in dict.fromkeys(["fp32", work.dtype]):
                 if dtype != work.dtype and (library, way) != (peers[0], "eager"):

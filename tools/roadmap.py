@@ -99,7 +99,7 @@ def row(step: str, regime: str, measured: float | None = None) -> dict:
         "macs": macs,
         "published_gflops": published.gflops,
         "published_top1": published.top1,
-        "published_deviation": published.deviation,
+        "published_deviation": published.std,
         "measured_top1": measured,
         "note": NOTES.get((regime, step), ""),
     }
