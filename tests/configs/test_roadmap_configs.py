@@ -102,7 +102,7 @@ def test_the_other_regime_and_any_choice_are_keys_too():
     base = "segmentation/upernet_roadmap"
     config = read(base, **{"model.backbone.regime": "resnet200", "model.backbone.step": "patchify"})
     assert config.model.decode_head.in_channels == [336, 672, 1344, 2688]
-    config = read(base, **{"model.backbone.kernel_size": 9, "model.backbone.step": "gelu"})
+    config = read(base, **{"model.backbone.design.kernel_size": 9, "model.backbone.step": "gelu"})
     assert build_on_meta(config).backbone.design == design("gelu", kernel_size=9)
     config = read(
         base, **{"model.backbone.out_indices": [1, 2, 3], "model.decode_head.in_index": [0, 2]}
@@ -113,8 +113,8 @@ def test_the_other_regime_and_any_choice_are_keys_too():
 def test_a_wrong_step_is_named():
     with pytest.raises(InputError, match="unknown step 'gelou'; known are resnet"):
         read("detection/mask_rcnn_roadmap", **{"model.backbone.step": "gelou"})
-    with pytest.raises(InputError, match="model.backbone.kernel_sise.*kernel_size"):
-        read("detection/mask_rcnn_roadmap", **{"model.backbone.kernel_sise": 5})
+    with pytest.raises(InputError, match="model.backbone.design.kernel_sise.*kernel_size"):
+        read("detection/mask_rcnn_roadmap", **{"model.backbone.design.kernel_sise": 5})
 
 
 @pytest.mark.parametrize("base", DENSE)
@@ -184,7 +184,7 @@ def test_layer_decay_knows_every_step():
     from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
     for step in ("resnet", "fewer_norms", "separate_downsampling"):
-        network = ModernizedResNet(step, depths=(1, 1, 4, 1), width=8)
+        network = ModernizedResNet(step, design=dict(depths=(1, 1, 4, 1), width=8))
         constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
             dict(
                 type="LayerDecayConstructor",

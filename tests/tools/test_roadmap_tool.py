@@ -116,7 +116,7 @@ def training(data: Path, *arguments: object, epochs: int) -> list[str]:
 def top1(weights: Path, step: str, data: Path) -> float:
     """Of a file of weights, by a loop that shares nothing with the runner."""
     tensors = torch.load(weights, weights_only=True)["state_dict"]
-    network = ModernizedResNetClassifier(step, **NARROW, num_classes=4).eval()
+    network = ModernizedResNetClassifier(step, design=NARROW, num_classes=4).eval()
     network.load_state_dict(tensors, strict=True)
     resize = ResizeForTest(input_size=64).resize
     pictures = ImageFolder(str(data / "classes" / "val"))

@@ -8,6 +8,7 @@ the class it names, and each untyped one that the stack reads against the keys i
 import inspect
 import os
 from collections.abc import Iterator
+from dataclasses import fields
 from difflib import get_close_matches
 from math import isnan
 from pathlib import Path
@@ -20,6 +21,7 @@ from mmengine.registry import MODELS, DefaultScope, Registry
 
 from backbones.errors import InputError
 from backbones.openmmlab.training.layer_decay import PARAMWISE_KEYS
+from backbones.roadmap import Design
 
 DATALOADER_KEYS = {
     "batch_size", "num_workers", "persistent_workers", "pin_memory", "drop_last", "sampler",
@@ -73,6 +75,7 @@ UNTYPED_KEYS = {
     "dist_cfg": {"backend", "timeout", "init_backend"},
     "custom_imports": {"imports", "allow_failed_imports"},
     "arch": {"depths", "dims"},
+    "design": {field.name for field in fields(Design)},  # of a step of the roadmap
     "paramwise_cfg": set().union(*CONSTRUCTOR_KEYS.values()),
     "compile": {"fullgraph", "dynamic", "backend", "mode"},
     "clip_grad": {"max_norm", "norm_type", "error_if_nonfinite", "foreach"},
