@@ -24,7 +24,7 @@ from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import leave_training_out
 from backbones.openmmlab.config.command_line import run_config, run_parser
 from backbones.openmmlab.config.machine import fit_to_machine
-from backbones.openmmlab.doctor.examination import check_data
+from backbones.openmmlab.doctor.checks import check_data
 from backbones.openmmlab.evaluation.corruption import (
     CORRUPTIONS,
     SEVERITIES,

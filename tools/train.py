@@ -17,7 +17,7 @@ from backbones.errors import reported_in_one_line
 from backbones.openmmlab.config.command_line import run_config, run_parser
 from backbones.openmmlab.config.global_batch import LR_SCALES, batch_norm_note, set_global_batch
 from backbones.openmmlab.config.machine import fit_to_machine
-from backbones.openmmlab.doctor.examination import check_data, examine_quickly
+from backbones.openmmlab.doctor.checks import check_data, check_quickly
 from backbones.openmmlab.training.fine_tuning import start_from
 from backbones.openmmlab.training.processes import process_group_left
 from backbones.openmmlab.training.runner import Runner
@@ -85,7 +85,7 @@ def main() -> None:
     if note := batch_norm_note(config):
         print_log(note, "current")
     check_data(config, ("train", "val"))
-    for issue in examine_quickly(config) if os.environ.get("RANK", "0") == "0" else ():
+    for issue in check_quickly(config) if os.environ.get("RANK", "0") == "0" else ():
         if issue.severity != "note":
             print_log(f"{issue.severity}: {issue}", "current")
     fit_to_machine(config)
