@@ -19,7 +19,9 @@ from PIL import Image
 from backbones.errors import InputError, UnreadableImage, reported_in_one_line
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.config.command_line import Overrides
-from backbones.openmmlab.data.image_files import read_image
+from backbones.openmmlab.data.decoding import read_image
+from backbones.openmmlab.data.files import IMAGES as IMAGE_SUFFIXES
+from backbones.openmmlab.data.files import files_in, is_clutter
 from backbones.openmmlab.prediction.predictions import Prediction, PredictionFiles, results, summary
 from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.openmmlab.prediction.tiles import TiledPredictor, check_tile
@@ -27,7 +29,7 @@ from backbones.openmmlab.prediction.videos import Video
 from backbones.openmmlab.training.progress import FileProgress
 from backbones.weights.checkpoints import trusted
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+IMAGES = set(IMAGE_SUFFIXES)
 VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}
 
 
@@ -185,6 +187,7 @@ def find_files(arguments: list[str]) -> list[Path]:
         elif has_magic(argument):
             matches = [Path(match) for match in sorted(glob(argument, recursive=True))]
             matches = [m for m in matches if m.suffix.lower() in IMAGES | VIDEOS and m.is_file()]
+            matches = [m for m in matches if not is_clutter(m.name)]
             if not matches:
                 raise InputError(f"{argument}: matches no image or video")
             found += matches
@@ -194,7 +197,7 @@ def find_files(arguments: list[str]) -> list[Path]:
 
 
 def in_folder(folder: Path) -> list[Path]:
-    inside = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGES | VIDEOS)
+    inside = files_in(folder, *IMAGES, *VIDEOS)
     if not inside:
         raise InputError(f"{folder}: no images or videos in this folder")
     return inside

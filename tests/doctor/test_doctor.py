@@ -16,11 +16,12 @@ from support.running import DETECTION, REPOSITORY, SEGMENTATION, run_here
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.data.image_files import read_header
+from backbones.openmmlab.data.files import spread
 from backbones.openmmlab.data.issues import Issue, by_severity, of_weight
 from backbones.openmmlab.data.own_data import change_place
 from backbones.openmmlab.doctor import stack
 from backbones.openmmlab.doctor.checks import check_all, check_data, check_quickly
-from backbones.openmmlab.doctor.dataset import pipeline_scales, spread
+from backbones.openmmlab.doctor.dataset import pipeline_scales
 from backbones.openmmlab.doctor.plan import RunPlan
 
 CONFIGS = REPOSITORY / "configs"
@@ -71,7 +72,7 @@ class TestAnnotations:
     @pytest.mark.parametrize(
         "key, value, severity, words",
         [
-            ("bbox", [200, 10, 20, 20], "error", ["outside its image", "mmdet drops it"]),
+            ("bbox", [200, 10, 20, 20], "warning", ["outside its image", "mmdet drops it"]),
             ("bbox", [80, 80, 60, 12], "warning", ["beyond its image", "corners"]),
             ("bbox", [10, 10, 0, 20], "warning", ["no area", "drops"]),
             ("bbox", [10, 10, 0.4, 20], "warning", ["thinner than a pixel"]),
@@ -81,7 +82,7 @@ class TestAnnotations:
             ("category_id", 77, "error", ["category 77", "does not define"]),
             ("image_id", 99, "error", ["image is not in the file"]),
             ("segmentation", None, "error", ["no segmentation", "with_mask"]),
-            ("segmentation", [[1, 2, 3, 4]], "warning", ["fewer than three points"]),
+            ("segmentation", [[1, 2, 3, 4]], "error", ["fewer than three points"]),
             ("id", 2, "error", ["annotation id 2: several have this id"]),
         ],
     )

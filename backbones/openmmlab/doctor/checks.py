@@ -19,6 +19,7 @@ from .plan import RunPlan
 from .stack import check_stack
 
 Check = Callable[[RunPlan], Iterator[Issue]]
+OPENED_BEFORE_A_RUN = 200  # images of each dataset, to compare their sizes with the annotations'
 
 BEFORE_A_RUN: tuple[Check, ...] = (
     files.check_splits,
@@ -26,8 +27,8 @@ BEFORE_A_RUN: tuple[Check, ...] = (
     files.check_categories,
     classes.check_class_names,
     classes.check_head_classes,
+    files.check_annotations,
     remaining.check_remaining,
-    remaining.check_swapped,
 )
 QUICK: tuple[Check, ...] = (
     recipe.check_batch,
@@ -40,8 +41,7 @@ QUICK: tuple[Check, ...] = (
 ALL: tuple[Check, ...] = (
     *QUICK,
     weights.check_weights,
-    *(check for check in BEFORE_A_RUN if check is not remaining.check_swapped),
-    files.check_annotations,  # every size that differs, a swapped one too
+    *BEFORE_A_RUN,
     files.check_label_maps,
     files.check_class_folders,
     files.check_images,
@@ -50,9 +50,9 @@ ALL: tuple[Check, ...] = (
 
 
 def check_data(config: Config, splits: Sequence[str]) -> None:
-    """Check data folders, annotation files, class names and every head's class count.
+    """Check folders, annotations, class names and every head's class count, before a run.
 
-    What is no error but is worth knowing before a run, such as how many images are left out, is
+    A few images are opened for their sizes. One that cannot be read is left to the run. What is no error but is worth knowing before a run, such as how many images are left out, is
     logged by the first rank.
 
     Args:
@@ -62,7 +62,7 @@ def check_data(config: Config, splits: Sequence[str]) -> None:
     Raises:
         InputError: the first thing that is missing, cut off or contradicts.
     """
-    for issue in _issues(BEFORE_A_RUN, RunPlan.of(config, splits)):
+    for issue in _issues(BEFORE_A_RUN, RunPlan.of(config, splits, OPENED_BEFORE_A_RUN)):
         if issue.severity == "error":
             raise issue.as_error()
         if os.environ.get("RANK", "0") == "0":

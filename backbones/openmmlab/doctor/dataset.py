@@ -5,20 +5,21 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from mmengine.registry import DATASETS, DefaultScope
 
 from backbones.errors import InputError
 from backbones.openmmlab.data.coco_annotations import CocoAnnotations
-from backbones.openmmlab.data.image_files import Header, read_headers
+from backbones.openmmlab.data.decoding import Header
+from backbones.openmmlab.data.files import one_line, spread
+from backbones.openmmlab.data.image_files import read_headers
 from backbones.openmmlab.data.issues import Issue
 from backbones.openmmlab.data.metainfo import dataset_class, dataset_metainfo
 
 from .walk import nodes, type_name
 
 WHERE_TO_GET = "tools/prepare_data.py makes or downloads it, --data ROOT names another folder"
-T = TypeVar("T")
 Kind = Literal["coco", "label maps", "class folders", "video", "other"]
 
 
@@ -85,7 +86,7 @@ class DatasetPlan:
         names = self.metainfo.get("classes")
         if isinstance(names, str):  # mmengine reads such a file line by line
             path = Path(names)
-            names = path.read_text().split("\n") if path.is_file() else None
+            names = path.read_text().splitlines() if path.is_file() else None
         return tuple(map(str, names)) if names else None
 
     @property
@@ -133,18 +134,13 @@ class DatasetPlan:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - 64))
-            end = file.read().rstrip()
+            end = file.read().rstrip(b" \t\r\n\0")
         if not end.endswith(b"}"):
             what = "cut off; copy or download it again" if end else "empty"
             raise InputError(
-                f"{path}: the annotation file is {what}", code="broken-file", where=path
+                f"{one_line(path)}: the annotation file is {what}", code="broken-file", where=path
             )
-        try:
-            return CocoAnnotations(path, self.classes or ())
-        except InputError as error:
-            if error.where is None:
-                raise InputError(str(error), code="bad-annotations", where=path) from error
-            raise
+        return CocoAnnotations(path, self.classes or ())
 
     @cached_property
     def file_issues(self) -> tuple[Issue, ...]:
@@ -226,13 +222,8 @@ class DatasetPlan:
 
     @cached_property
     def sampled_images(self) -> list[Path]:
-        """The images that are opened, spread evenly, and those of a COCO file that are missing."""
-        sample = spread(self.images, self.limit)
-        if self.kind != "coco":
-            return sample
-        # Opening is what takes long; whether a file is there can be asked of all.
-        opened = set(sample)
-        return [path for path in self.images if path in opened or not path.is_file()]
+        """The images that are opened, spread evenly over all."""
+        return spread(self.images, self.limit)
 
     @cached_property
     def headers_and_issues(self) -> tuple[dict[Path, Header], list[Issue]]:
@@ -267,10 +258,3 @@ def _pairs(value: Any) -> list[tuple[int, int]]:
     if len(value) == 2 and all(isinstance(side, int) and side > 0 for side in value):
         return [(max(value), min(value))]
     return [pair for each in value for pair in _pairs(each)]
-
-
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """Return `count` of these items, evenly spaced; all if there are no more or `count` is 0."""
-    if count == 0 or len(items) <= count:
-        return list(items)
-    return [items[i * len(items) // count] for i in range(count)]

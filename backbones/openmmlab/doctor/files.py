@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from backbones.openmmlab.data.files import one_line
 from backbones.openmmlab.data.image_files import check_images as check_headers
-from backbones.openmmlab.data.image_files import check_left_out
+from backbones.openmmlab.data.image_files import check_left_out, read_headers
 from backbones.openmmlab.data.issues import Issue, first_of, with_code
 from backbones.openmmlab.data.label_maps import LabelMaps
 
@@ -47,10 +48,10 @@ def check_categories(plan: RunPlan) -> Iterator[Issue]:
     for dataset in plan.datasets:
         if dataset.kind != "coco" or not dataset.is_readable or dataset.classes is None:
             continue
-        classes, path = dataset.classes, str(dataset.coco.path)
+        classes, path = dataset.classes, one_line(dataset.coco.path)
         names = [category["name"] for category in dataset.coco.categories]
-        unknown = [name for name in names if name not in classes]
-        lacking = [name for name in classes if name not in names]
+        unknown = [one_line(name) for name in names if name not in classes]
+        lacking = [one_line(name) for name in classes if name not in names]
         if lacking:
             other = f" and has {first_of(unknown)} beside them" if unknown else ""
             yield Issue(
@@ -61,7 +62,7 @@ def check_categories(plan: RunPlan) -> Iterator[Issue]:
             )  # fmt: skip
         elif unknown:
             # A detector of a few of a file's categories is common: mmdet leaves the others out.
-            ids = {row["id"] for row in dataset.coco.categories if row["name"] in unknown}
+            ids = {row["id"] for row in dataset.coco.categories if row["name"] not in classes}
             count = sum(row["category_id"] in ids for row in dataset.coco.annotations)
             yield Issue(
                 "warning" if count else "note", path,
@@ -77,7 +78,9 @@ def check_annotations(plan: RunPlan) -> Iterator[Issue]:
         if dataset.kind != "coco" or not dataset.is_readable or dataset.classes is None:
             continue
         steps = (step for _, step in nodes(dataset.pipeline))
+        scorers = (each for split in dataset.splits for each in plan.evaluators(split))
         with_mask = dataset.trained_on and any(step.get("with_mask") for step in steps)
+        with_mask |= any("segm" in (scorer.get("metric") or ()) for scorer in scorers)
         folder = dataset.folders.get("img", dataset.root)
         yield from with_code(dataset.coco.check(with_mask), "bad-annotations")
         yield from with_code(dataset.coco.check_sizes(folder, dataset.headers), "bad-annotations")
@@ -122,6 +125,11 @@ def check_images(plan: RunPlan) -> Iterator[Issue]:
         if not dataset.is_readable:
             continue
         headers, issues = dataset.headers_and_issues
+        if dataset.kind == "coco" and len(dataset.images) > len(dataset.sampled_images):
+            # Opening is what takes long; whether a file is there can be asked of all.
+            opened = set(dataset.sampled_images)
+            rest = [path for path in dataset.images if path not in opened and not path.is_file()]
+            issues = [*issues, *read_headers(rest)[1]]
         yield from with_code(issues, "bad-image")
         yield from with_code(check_headers(headers, dataset.key, dataset.scales), "bad-image")
         if dataset.limit and len(dataset.images) > dataset.limit:

@@ -4,13 +4,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from backbones.openmmlab.data.image_files import read_headers
+from backbones.openmmlab.data.files import one_line
 from backbones.openmmlab.data.issues import Issue
 
-from .dataset import spread
 from .plan import RunPlan
-
-OPENED = 64  # images of a file whose sizes are looked at before a run
 
 
 def check_remaining(plan: RunPlan) -> Iterator[Issue]:
@@ -27,14 +24,14 @@ def check_remaining(plan: RunPlan) -> Iterator[Issue]:
         if dataset.trained_on:
             rule = {} if settings.get("test_mode") else settings.get("filter_cfg") or {}
             yield from check_trained(
-                coco.images, coco.annotations, read, str(coco.path), rule.get("min_size", 0),
+                coco.images, coco.annotations, read, one_line(coco.path), rule.get("min_size", 0),
                 bool(rule.get("filter_empty_gt")), worst,
             )  # fmt: skip
         evaluated = [split for split in dataset.splits if split != "train"]
         scored = [e for s in evaluated for e in plan.evaluators(s) if not e.get("format_only")]
         if scored:
             yield from check_evaluated(
-                coco.images, coco.annotations, read, str(coco.path), worst
+                coco.images, coco.annotations, read, one_line(coco.path), worst
             )  # fmt: skip
 
 
@@ -163,35 +160,3 @@ def _counts(
         text = f"{left} of {total} {noun}s are left to {purpose}: {reasons}"
         severity = "warning" if 2 * left < total else "note"
         yield Issue(severity, where, text, code="no-data")
-
-
-def check_swapped(plan: RunPlan) -> Iterator[Issue]:
-    """Check in a few images that COCO files do not give the height as width and the reverse."""
-    for dataset in plan.datasets:
-        if dataset.kind != "coco" or not dataset.is_readable:
-            continue
-        rows = spread(dataset.coco.images, OPENED)
-        folder = dataset.folders.get("img", dataset.root)
-        headers, _ = read_headers([folder / row["file_name"] for row in rows])
-        opened, swapped = 0, []
-        for row in rows:
-            header = headers.get(folder / row["file_name"])
-            if header is None or header.size[0] == header.size[1]:
-                continue
-            opened += 1
-            if (row["width"], row["height"]) == header.upright[::-1]:
-                swapped.append((row, header))
-        if not swapped:
-            continue
-        row, header = swapped[0]
-        text = (
-            f"{row['file_name']} is {row['width']}x{row['height']} here, the image "
-            f"{row['height']}x{row['width']}{' as EXIF turns it' * header.rotated} "
-            f"({len(swapped)} of {opened} images opened that are not square)"
-        )
-        yield Issue(
-            "error" if len(swapped) == opened else "warning", str(dataset.coco.path), text,
-            "store the images upright, without EXIF orientation" if header.rotated
-            else "swap width and height: masks do not fit and boxes are cut off",
-            "bad-annotations",
-        )  # fmt: skip
