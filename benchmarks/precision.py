@@ -26,7 +26,7 @@ from backbones.atomic_write import atomic_path, write_atomically
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.config.machine import fit_to_machine
-from backbones.openmmlab.doctor.examination import check_data
+from backbones.openmmlab.doctor.checks import check_data
 from backbones.openmmlab.training.runner import Runner
 
 LAST = 20  # steps whose mean loss is compared

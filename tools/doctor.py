@@ -17,7 +17,7 @@ from rich.text import Text
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config.command_line import run_config, run_parser
 from backbones.openmmlab.data.issues import SEVERITIES, Issue, of_weight
-from backbones.openmmlab.doctor.examination import examine
+from backbones.openmmlab.doctor.checks import check_all
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -37,15 +37,15 @@ def main() -> None:
         raise InputError(f"--images {args.images}: give 0 or a positive number")
     # Libraries print while they are imported; standard output is for the issues alone.
     with redirect_stdout(sys.stderr):
-        issues = examine(run_config(args), args.images)
+        issues = check_all(run_config(args), args.images)
     if args.json:
         print(json.dumps([issue.as_dict() for issue in issues], indent=1))
     else:
-        print_findings(str(args.config), issues)
+        print_issues(str(args.config), issues)
     sys.exit(int(of_weight(issues)))
 
 
-def print_findings(name: str, issues: list[Issue]) -> None:
+def print_issues(name: str, issues: list[Issue]) -> None:
     console = Console(soft_wrap=True, highlight=False)
     for issue in issues:
         line = Text(f"{issue.severity:<9}", STYLES[issue.severity])

@@ -20,7 +20,7 @@ def main() -> None:
     require("tools/export.py", "cv2")
     # Not at the top: without OpenCV this would end in a traceback.
     from backbones.openmmlab.config.command_line import run_config, run_parser
-    from backbones.openmmlab.doctor.examination import check_data
+    from backbones.openmmlab.doctor.checks import check_data
     from backbones.openmmlab.export.files import OPSET, PACKAGES, SUFFIXES
     from backbones.openmmlab.export.graphs import PARTS
 

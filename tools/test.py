@@ -15,7 +15,7 @@ from backbones.errors import reported_in_one_line
 from backbones.openmmlab.config import leave_training_out, use_tta
 from backbones.openmmlab.config.command_line import run_config, run_parser
 from backbones.openmmlab.config.machine import fit_to_machine
-from backbones.openmmlab.doctor.examination import check_data
+from backbones.openmmlab.doctor.checks import check_data
 from backbones.openmmlab.segmentation.boundary import measure_boundaries
 from backbones.openmmlab.training.processes import process_group_left
 from backbones.openmmlab.training.runner import Runner

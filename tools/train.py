@@ -20,7 +20,7 @@ from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.config.prepare import start_from
 from backbones.openmmlab.config.strategy import STRATEGIES, check_strategy
 from backbones.openmmlab.config.tracking import TRACKERS, track
-from backbones.openmmlab.doctor.examination import check_data, examine_quickly
+from backbones.openmmlab.doctor.checks import check_data, check_quickly
 from backbones.openmmlab.training.processes import process_group_left
 from backbones.openmmlab.training.runner import Runner
 from backbones.weights import trusted
@@ -85,7 +85,7 @@ def main() -> None:
     if note := batch_norm_note(config):
         print_log(note, "current")
     check_data(config, ("train", "val"))
-    for issue in examine_quickly(config) if os.environ.get("RANK", "0") == "0" else ():
+    for issue in check_quickly(config) if os.environ.get("RANK", "0") == "0" else ():
         if issue.severity != "note":
             print_log(f"{issue.severity}: {issue}", "current")
     fit_to_machine(config)

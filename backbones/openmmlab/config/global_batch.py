@@ -111,8 +111,8 @@ def batch_norm_note(config: Config) -> str | None:
 
 
 def norm_keys(node: object, path: str = "model") -> Iterator[str]:
-    """The config keys of all batch norms, synchronised ones too."""
-    if isinstance(node, dict):
+    """Yield the config keys of all batch norms that train, synchronised ones too."""
+    if isinstance(node, dict) and not node.get("norm_eval"):
         if node.get("type") in ("BN", "SyncBN"):
             yield path
         for key, value in node.items():

@@ -15,18 +15,14 @@ from support.running import DETECTION, REPOSITORY, SEGMENTATION, run_here
 
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
+from backbones.openmmlab.data.files import spread
 from backbones.openmmlab.data.image_files import read_header
 from backbones.openmmlab.data.issues import Issue, by_severity, of_weight
 from backbones.openmmlab.data.own_data import change_place
 from backbones.openmmlab.doctor import stack
-from backbones.openmmlab.doctor.examination import (
-    check_data,
-    examine,
-    examine_quickly,
-    pipeline_scales,
-    spread,
-    training_size,
-)
+from backbones.openmmlab.doctor.checks import check_all, check_data, check_quickly
+from backbones.openmmlab.doctor.dataset import pipeline_scales
+from backbones.openmmlab.doctor.plan import RunPlan
 
 CONFIGS = REPOSITORY / "configs"
 CLASSES = CONFIGS / "classification" / "convnext_atto_demo.py"
@@ -39,12 +35,12 @@ def faulty(shapes, tmp_path) -> Path:
     return Path(shutil.copytree(shapes, tmp_path / "data"))
 
 
-def examined(path: Path, data: Path, **overrides) -> list[Issue]:
+def checked(path: Path, data: Path, **overrides) -> list[Issue]:
     """Of weight only, or there would be the notes on this machine."""
     config = load_config(path, {key.replace("__", "."): v for key, v in overrides.items()})
     change_place(config, data)
     config.work_dir, config.launcher = "work_dirs", "none"
-    return [issue for issue in examine(config) if issue.severity != "note"]
+    return [issue for issue in check_all(config) if issue.severity != "note"]
 
 
 def assert_named(issues: list[Issue], severity: str, *words: str) -> None:
@@ -60,7 +56,7 @@ def assert_named(issues: list[Issue], severity: str, *words: str) -> None:
 
 @pytest.mark.parametrize("path", [DETECTION, SEGMENTATION], ids=["detection", "segmentation"])
 def test_clean_data_has_no_finding_of_weight(path, shapes):
-    assert examined(path, shapes) == []
+    assert checked(path, shapes) == []
 
 
 class TestAnnotations:
@@ -71,7 +67,7 @@ class TestAnnotations:
         content = json.loads(path.read_text())
         change(content)
         path.write_text(json.dumps(content))
-        return examined(DETECTION, root)
+        return checked(DETECTION, root)
 
     @pytest.mark.parametrize(
         "key, value, severity, words",
@@ -136,7 +132,7 @@ class TestAnnotations:
 
     def test_missing_image(self, faulty):
         (faulty / "train2017" / "000000000004.jpg").unlink()
-        assert_named(examined(DETECTION, faulty), "error", "000000000004.jpg: no such image")
+        assert_named(checked(DETECTION, faulty), "error", "000000000004.jpg: no such image")
 
 
 class TestImages:
@@ -144,14 +140,14 @@ class TestImages:
         """Every second image replaced: JPEG's name with a PNG's content is read by content."""
         for path in sorted((root / "train2017").iterdir())[::2]:
             image.save(path, **options)
-        return examined(DETECTION, root)
+        return checked(DETECTION, root)
 
     @pytest.mark.parametrize("content", [b"", b"no picture", None])
     def test_broken(self, faulty, content):
         path = faulty / "train2017" / "000000000003.jpg"
         path.write_bytes(path.read_bytes()[:900] if content is None else content)
         words = ("000000000003.jpg: empty, cut off or not an image",)
-        assert_named(examined(DETECTION, faulty), "error", *words)
+        assert_named(checked(DETECTION, faulty), "error", *words)
 
     @pytest.mark.parametrize(
         "mode, words",
@@ -170,8 +166,8 @@ class TestImages:
         Image.new("L", (96, 96)).save(faulty / "train2017" / "000000000001.jpg")
         config = load_config(DETECTION)
         change_place(config, faulty)
-        assert_named(examine(config), "note", "image grey", "1 of 8", "read as three")
-        assert not of_weight(examine(config))
+        assert_named(check_all(config), "note", "image grey", "1 of 8", "read as three")
+        assert not of_weight(check_all(config))
 
     def test_exif_rotation(self, faulty):
         exif = Image.Exif()
@@ -189,26 +185,26 @@ class TestImages:
                 annotation["segmentation"] = [[1, 1, 10, 1, 10, 10]]
         annotations.write_text(json.dumps(content))
         words = ("000000000002.jpg: EXIF turns it to 64x96, annotated as 96x64", "upright")
-        assert_named(examined(DETECTION, faulty), "error", *words)
+        assert_named(checked(DETECTION, faulty), "error", *words)
         # Annotated as it is seen, it is right: OpenCV turns it.
         content["images"][1].update(width=64, height=96)
         annotations.write_text(json.dumps(content))
-        assert examined(DETECTION, faulty) == []
+        assert checked(DETECTION, faulty) == []
 
     def test_far_from_the_recipes_scale(self, shapes):
         scale = {"train_dataloader__dataset__pipeline__2__scale": (1280, 1280)}
-        issues = examined(SEGMENTATION, shapes, **scale)
+        issues = checked(SEGMENTATION, shapes, **scale)
         assert_named(issues, "warning", "train_.*pipeline", "enlarges the median image 13.3 times")
         scale = {"train_dataloader__dataset__pipeline__2__scale": (20, 20)}
         words = ("reduces the median image 4.8 times", "small objects")
-        assert_named(examined(SEGMENTATION, shapes, **scale), "warning", *words)
+        assert_named(checked(SEGMENTATION, shapes, **scale), "warning", *words)
 
 
 class TestLabelMaps:
     def plant(self, root: Path, change, split: str = "training", **overrides) -> list[Issue]:
         for path in sorted((root / "annotations" / split).iterdir()):
             Image.fromarray(change(np.array(Image.open(path)))).save(path)
-        return examined(SEGMENTATION, root, **overrides)
+        return checked(SEGMENTATION, root, **overrides)
 
     def test_label_beyond_the_classes(self, faulty):
         def change(labels):
@@ -250,14 +246,14 @@ class TestLabelMaps:
                 f"pipeline__{1 + (split != 'train')}__reduce_zero_label",
             )
         }
-        issues = examined(SEGMENTATION, shapes, **off)
+        issues = checked(SEGMENTATION, shapes, **off)
         words = ("label 8 is none of 8 classes", "reduce_zero_label=True")
         assert_named(issues, "error", "ADE_train", *words)
         assert_named(issues, "error", "ADE_val", *words)
 
     def test_two_that_contradict(self, shapes):
         key = "train_dataloader__dataset__pipeline__1__reduce_zero_label"
-        issues = examined(SEGMENTATION, shapes, **{key: False})
+        issues = checked(SEGMENTATION, shapes, **{key: False})
         words = ("pipeline.1.reduce_zero_label: False, but the data set's is True",)
         assert_named(issues, "error", *words)
 
@@ -276,14 +272,14 @@ class TestLabelMaps:
     def test_missing_and_broken(self, faulty):
         (faulty / "annotations" / "training" / "ADE_train_00000002.png").unlink()
         (faulty / "annotations" / "training" / "ADE_train_00000005.png").write_bytes(b"")
-        issues = examined(SEGMENTATION, faulty)
+        issues = checked(SEGMENTATION, faulty)
         assert_named(issues, "error", "ADE_train_00000002.png: no such label map", "1 of 8")
         assert_named(issues, "error", "ADE_train_00000005.png: label map is empty")
 
     def test_no_image_at_all(self, faulty):
         for path in (faulty / "images" / "training").iterdir():
             path.rename(path.with_suffix(".jpeg"))
-        assert_named(examined(SEGMENTATION, faulty), "error", r"finds no image \*.jpg")
+        assert_named(checked(SEGMENTATION, faulty), "error", r"finds no image \*.jpg")
 
 
 class TestClassFolders:
@@ -294,10 +290,10 @@ class TestClassFolders:
         return faulty / self.CLASS.format("train")
 
     def test_clean_folders_have_no_finding(self, shapes):
-        assert examined(CLASSES, shapes) == []
+        assert checked(CLASSES, shapes) == []
 
     def test_class_count_of_the_head(self, shapes):
-        issues = examined(CLASSES, shapes, model__num_classes=7)
+        issues = checked(CLASSES, shapes, model__num_classes=7)
         assert sum("model.num_classes: 7 classes, but" in str(f) for f in issues) == 2
 
     @pytest.mark.parametrize("content", [b"", b"text", None], ids=["empty", "text", "cut off"])
@@ -306,28 +302,28 @@ class TestClassFolders:
         for path in paths:
             path.write_bytes(path.read_bytes()[:700] if content is None else content)
         words = (f"star/{paths[0].name}: empty, cut off or not", f"1 more .*{paths[1].name}")
-        assert_named(examined(CLASSES, faulty), "error", *words)
+        assert_named(checked(CLASSES, faulty), "error", *words)
 
     def test_empty_class(self, faulty, folder):
         shutil.rmtree(folder)
         folder.mkdir()
-        assert_named(examined(CLASSES, faulty), "error", "train/star: no images of this class")
+        assert_named(checked(CLASSES, faulty), "error", "train/star: no images of this class")
 
     def test_class_that_the_config_lacks(self, faulty):
         shutil.copytree(faulty / self.CLASS.format("val"), faulty / "classes" / "val" / "hexagon")
         words = ("classes/val: has 5 folders", "does not know hexagon")
-        assert_named(examined(CLASSES, faulty), "error", *words)
+        assert_named(checked(CLASSES, faulty), "error", *words)
 
     @pytest.mark.parametrize("count", [4, 5], ids=["renamed", "more"])
     def test_class_that_training_lacks(self, faulty, count):
         """With `classes=None` each split's labels are the positions of its own folders."""
         found = {f"{split}_dataloader__dataset__classes": None for split in ("train", "val")}
         found["test_dataloader__dataset__classes"] = None
-        assert examined(CLASSES, faulty, **found) == []
+        assert checked(CLASSES, faulty, **found) == []
         star = faulty / self.CLASS.format("val")
         hexagon = star.with_name("hexagon")
         star.rename(hexagon) if count == 4 else shutil.copytree(star, hexagon)
-        issues = examined(CLASSES, faulty, **found)
+        issues = checked(CLASSES, faulty, **found)
         words = ["val_dataloader.dataset: has hexagon, which train_.*lacks", "same classes"]
         assert_named(issues, "error", *words, *["lacks its star"][: count == 4])
         config = load_config(CLASSES, {k.replace("__", "."): v for k, v in found.items()})
@@ -341,13 +337,13 @@ class TestClassFolders:
         Image.new("RGB", (64, 64)).save(folder.parent / "c.png")
         (folder / "d.txt").write_text("made on a Tuesday")
         (folder / ".DS_Store").write_text("")
-        issues = examined(CLASSES, faulty)
+        issues = checked(CLASSES, faulty)
         assert len(issues) == 2
         assert_named(issues, "warning", "star/a.gif: .*kind that is not read", "1 more .*b.heic")
         assert_named(issues, "warning", "train/c.png: outside the folders of the classes")
         config = load_config(CLASSES)
         change_place(config, faulty)
-        assert_named(examine(config), "note", "star/d.txt: not an image")
+        assert_named(check_all(config), "note", "star/d.txt: not an image")
 
 
 class TestConfig:
@@ -356,29 +352,29 @@ class TestConfig:
             "model__roi_head__bbox_head__1__num_classes": 5,
             "model__roi_head__mask_head__num_classes": 80,
         }
-        issues = examined(DETECTION, shapes, **overrides)
+        issues = checked(DETECTION, shapes, **overrides)
         for key, count in (("bbox_head.1", 5), ("mask_head", 80)):
             words = (f"model.roi_head.{key}.num_classes: {count} classes, but", "has 4")
             assert len([f for f in issues if re.search(words[0], str(f))]) == 2  # train, val
-        issues = examined(SEGMENTATION, shapes, model__auxiliary_head__num_classes=19)
+        issues = checked(SEGMENTATION, shapes, model__auxiliary_head__num_classes=19)
         assert sum("auxiliary_head.num_classes: 19" in str(f) for f in issues) == 2
 
     def test_windows(self, shapes):
         test = {"model__test_cfg__stride": (200, 200)}
-        assert_named(examined(SEGMENTATION, shapes, **test), "error", "never looked at")
+        assert_named(checked(SEGMENTATION, shapes, **test), "error", "never looked at")
         test = {"model__test_cfg__crop_size": (256, 256)}
         words = (r"model.test_cfg.crop_size: \(256, 256\)", r"\(128, 128\)")
-        assert_named(examined(SEGMENTATION, shapes, **test), "warning", *words)
+        assert_named(checked(SEGMENTATION, shapes, **test), "warning", *words)
 
     def test_batch_norm_of_one_value(self, shapes):
-        issues = examined(SEGMENTATION, shapes, train_dataloader__batch_size=1)
+        issues = checked(SEGMENTATION, shapes, train_dataloader__batch_size=1)
         assert_named(issues, "error", "decode_head.norm_cfg", "one value a channel", "batch_size=2")
 
     def test_batch_against_the_recipe(self):
         def quickly(**options):
             config = load_config(CONFIGS / "segmentation" / "upernet_convnext_t.py", options)
             config.launcher = "none"
-            return examine_quickly(config)
+            return check_quickly(config)
 
         assert_named(quickly(), "note", "2 images at once here, 16 in the recipe", "8 times")
         found = quickly(**{"train_dataloader.batch_size": 3})
@@ -397,7 +393,7 @@ class TestConfig:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free["bytes"]))
         for share, severity in ((0.99, "error"), (1.5, "warning"), (2.5, None)):
             free["bytes"] = int(share * 4 * expected)
-            found = [f for f in examine_quickly(config) if "checkpoints of" in str(f)]
+            found = [f for f in check_quickly(config) if "checkpoints of" in str(f)]
             assert [f.severity for f in found] == [severity] * (severity is not None)
         assert not (tmp_path / "a").exists()
 
@@ -405,7 +401,7 @@ class TestConfig:
         from backbones import ConvNeXt, ConvNeXtClassifier
 
         init = {"model__backbone__init_cfg": dict(type="Pretrained", checkpoint="none.pth")}
-        assert_named(examined(DETECTION, shapes, **init), "error", "none.pth", "no such checkpoint")
+        assert_named(checked(DETECTION, shapes, **init), "error", "none.pth", "no such checkpoint")
         for arch in ("atto", "femto"):
             path = tmp_path / f"{arch}.pth"
             torch.save(dict(model=ConvNeXtClassifier(arch).state_dict()), path)
@@ -415,15 +411,15 @@ class TestConfig:
             if arch == "atto":
                 total = len(list(ConvNeXt("atto", layer_scale_init_value=1.0).parameters()))
                 words = (rf"fills {total - 8} of the backbone's {total}", "norm0.weight.* are new")
-                assert_named(examine(config), "note", "atto.pth", *words)
+                assert_named(check_all(config), "note", "atto.pth", *words)
             else:
-                assert_named(examine(config), "error", "femto.pth", r"dims \(48")
+                assert_named(check_all(config), "error", "femto.pth", r"dims \(48")
 
     def test_a_file_that_is_not_here_is_not_downloaded(self, monkeypatch, tmp_path):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         config = load_config(CONFIGS / "segmentation" / "upernet_convnext_t.py")
         config.launcher = "none"
-        issues = examine(config)
+        issues = check_all(config)
         assert_named(issues, "note", "convnext_tiny_1k_224.pth: not here yet", "downloaded to")
         for split in ("train", "val"):
             words = (f"{split}_dataloader.dataset", "no such data folder", "prepare_data.py")
@@ -486,7 +482,7 @@ def test_only_the_quick_part_stops_before_training(faulty):
     config = load_config(DETECTION)
     change_place(config, faulty)
     check_data(config, ("train", "val"))
-    assert of_weight(examine(config))
+    assert of_weight(check_all(config))
 
 
 def test_pieces():
@@ -496,9 +492,9 @@ def test_pieces():
     assert by_severity([one, two, one]) == [two, one] and str(two) == "c: d; e"
     config = load_config(CONFIGS / "detection" / "cascade_convnext_t.py")
     assert (1333, 480) in pipeline_scales(config.train_dataloader.dataset.pipeline)
-    assert training_size(config, {}) == (1344, 800)
+    assert RunPlan.of(config).step_size() == (1344, 800)
     config = load_config(CONFIGS / "segmentation" / "upernet_convnext_t.py")
-    assert training_size(config, {}) == (512, 512)
+    assert RunPlan.of(config).step_size() == (512, 512)
 
 
 def measured_and_predicted(path: Path, data: Path, images: int, side: int) -> tuple[float, float]:
