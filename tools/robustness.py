@@ -21,9 +21,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import DATASETS
 
 from backbones.errors import InputError, reported_in_one_line
-from backbones.openmmlab.config import leave_training_out
-from backbones.openmmlab.config.command_line import run_config, run_parser
-from backbones.openmmlab.config.machine import fit_to_machine
+from backbones.openmmlab.config.command_line import run_parser
+from backbones.openmmlab.config.prepare import Options
+from backbones.openmmlab.config.prepare import prepare as prepare_config
 from backbones.openmmlab.doctor.examination import check_data
 from backbones.openmmlab.evaluation.corruption import (
     CORRUPTIONS,
@@ -63,9 +63,7 @@ def main() -> None:
     if args.images is not None and args.images < 1:
         raise InputError(f"--images {args.images}: at least one is needed")
     library = prepare()
-    config = run_config(args)
-    leave_training_out(config)
-    config.load_from = args.checkpoint
+    config = prepare_config(Options.of(args), "evaluate")
     check_data(config, ("test",))
     if args.boundary:
         measure_boundaries(config)
@@ -75,7 +73,6 @@ def main() -> None:
     # Workers that live on would keep the corruption that they were started with.
     config.test_dataloader.persistent_workers = False
     config.default_hooks.pop("report", None)
-    fit_to_machine(config)
     with trusted() if args.trust_checkpoint else nullcontext():
         runner = Runner.from_cfg(config)
         if images != "all":

@@ -52,7 +52,7 @@ def _check_batch(config: Config) -> Iterator[Issue]:
         severity = "warning" if counts > 1 else "error"
         advice = (
             "leave accumulative_counts out: tools/train.py accumulates by itself"
-            if counts > 1 else "give --total-batch and --scale-lr, or another batch_size"
+            if counts > 1 else "give --global-batch and --scale-lr, or another batch_size"
         )  # fmt: skip
         yield Issue(
             severity, "train_dataloader.batch_size",
