@@ -19,7 +19,8 @@ from backbones.weights import trusted
 def main() -> None:
     require("tools/export.py", "cv2")
     # Not at the top: without OpenCV this would end in a traceback.
-    from backbones.openmmlab.config.command_line import run_config, run_parser
+    from backbones.openmmlab.config.command_line import run_parser
+    from backbones.openmmlab.config.prepare import Options, prepare
     from backbones.openmmlab.doctor.checks import check_data
     from backbones.openmmlab.export.files import OPSET, PACKAGES, SUFFIXES
     from backbones.openmmlab.export.graphs import PARTS
@@ -48,7 +49,7 @@ def main() -> None:
         raise InputError(f"--out {out}: --to {args.target} writes files that end in {suffix}")
     if out.exists() and not args.force:
         raise InputError(f"{out}: exists already; --force writes over it")
-    config = run_config(args)
+    config = prepare(Options.of(args), "inspect")
     check_data(config, ("test",))
 
     from backbones.openmmlab.export.exporting import export

@@ -378,7 +378,7 @@ class TestConfig:
 
         assert_named(quickly(), "note", "2 images at once here, 16 in the recipe", "8 times")
         found = quickly(**{"train_dataloader.batch_size": 3})
-        assert_named(found, "error", "3 images a step", "for 16", "--total-batch")
+        assert_named(found, "error", "3 images a step", "for 16", "--global-batch")
         found = quickly(**{"optim_wrapper.accumulative_counts": 2})
         assert_named(found, "warning", "4 images a step", "accumulative_counts out")
         assert_named(quickly(), "note", "batch norm takes its statistics from 2 images")

@@ -192,7 +192,8 @@ def test_weights_go_on_into_a_detector(data, tmp_path):
 
     from backbones.openmmlab.config import load_config
 
-    config = load_config(REPOSITORY / "configs/detection/mask_rcnn_roadmap_wider.py")
+    path = REPOSITORY / "configs/detection/mask_rcnn_roadmap.py"
+    config = load_config(path, {"model.backbone.step": "wider"})
     here = Path.cwd()
     os.chdir(tmp_path)
     try:

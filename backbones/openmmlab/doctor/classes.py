@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from backbones.openmmlab.data.issues import Issue, first_of
+from backbones.openmmlab.walk import nodes, type_name
 
 from .dataset import DatasetPlan
 from .plan import RunPlan
-from .walk import nodes, type_name
 
 # Parts of a model whose num_classes is not the dataset's: proposals have one class, a backbone's
 # classifier is cut off, HTC and SCNet learn COCO's stuff beside its things.

@@ -16,8 +16,7 @@ from backbones.openmmlab.data.files import one_line, spread
 from backbones.openmmlab.data.image_files import read_headers
 from backbones.openmmlab.data.issues import Issue
 from backbones.openmmlab.data.metainfo import dataset_class, dataset_metainfo
-
-from .walk import nodes, type_name
+from backbones.openmmlab.walk import nodes, type_name
 
 WHERE_TO_GET = "tools/prepare_data.py makes or downloads it, --data ROOT names another folder"
 Kind = Literal["coco", "label maps", "class folders", "video", "other"]

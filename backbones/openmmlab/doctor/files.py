@@ -8,10 +8,10 @@ from backbones.openmmlab.data.image_files import check_images as check_headers
 from backbones.openmmlab.data.image_files import check_left_out, read_headers
 from backbones.openmmlab.data.issues import Issue, first_of, with_code
 from backbones.openmmlab.data.label_maps import LabelMaps
+from backbones.openmmlab.walk import nodes, type_name
 
 from .dataset import DatasetPlan
 from .plan import RunPlan
-from .walk import nodes, type_name
 
 
 def check_splits(plan: RunPlan) -> Iterator[Issue]:

@@ -6,9 +6,9 @@ import torch
 
 from backbones.openmmlab import mmcv_ops
 from backbones.openmmlab.data.issues import Issue
+from backbones.openmmlab.walk import nodes, type_name
 
 from .plan import RunPlan
-from .walk import nodes, type_name
 
 # What layers, heads, losses and samplers call, by the names of their classes (those that inherit
 # from them too) and by other names that configs have for them.

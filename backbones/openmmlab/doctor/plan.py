@@ -13,10 +13,10 @@ from backbones.errors import InputError
 from backbones.openmmlab.config.global_batch import micro_batch_size, norm_keys, recipe_batch
 from backbones.openmmlab.config.machine import process_count
 from backbones.openmmlab.tasks import Task, task_of
+from backbones.openmmlab.walk import type_name
 
 from .complexity import build_on_meta
 from .dataset import DatasetPlan
-from .walk import type_name
 
 SPLITS = ("train", "val", "test")
 

@@ -7,9 +7,9 @@ import torch
 
 from backbones.openmmlab.config.global_batch import batch_norm_note
 from backbones.openmmlab.data.issues import Issue
+from backbones.openmmlab.walk import type_name
 
 from .plan import RunPlan
-from .walk import type_name
 
 BATCH_SIZE = "train_dataloader.batch_size"
 
@@ -27,7 +27,7 @@ def check_batch(plan: RunPlan) -> Iterator[Issue]:
         advice = "leave accumulative_counts out: tools/train.py accumulates by itself"
         yield Issue("warning", BATCH_SIZE, text, advice, "bad-config")
     elif recipe % together:
-        advice = "give --total-batch and --scale-lr, or another batch_size"
+        advice = "give --global-batch and --scale-lr, or another batch_size"
         yield Issue("error", BATCH_SIZE, text, advice, "bad-config")
     else:
         yield Issue(

@@ -13,10 +13,10 @@ from torch import nn
 from backbones.errors import InputError
 from backbones.openmmlab.config.global_batch import set_global_batch
 from backbones.openmmlab.data.issues import Issue
+from backbones.openmmlab.walk import type_name
 
 from .memory import GIB, OPTIMIZER_STATES, available_memory, predict_training
 from .plan import RunPlan
-from .walk import type_name
 
 
 def check_model(plan: RunPlan) -> Iterator[Issue]:
