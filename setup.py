@@ -25,10 +25,13 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["backbones", "backbones.*"]),
-    package_data={"backbones.openmmlab.report": ["page.css"]},
+    package_data={
+        "backbones.openmmlab.export": ["model_card.md.jinja"],
+        "backbones.openmmlab.report": ["page.css"],
+    },
     install_requires=[
         # The exact stack that the tests ran on: releases of OpenMMLab break one another.
-        "torch==2.11.0",
+        "torch==2.11.0",  # and jinja2 with it
         "torchvision==0.26.0",
         "onedl-mmengine==0.10.12",
         "onedl-mmcv==2.3.6",

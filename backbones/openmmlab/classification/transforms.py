@@ -1,4 +1,4 @@
-"""Loading, augmentation and test-time resizing of classifiers' images."""
+"""Load, augment and resize classifiers' images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 from torchvision import transforms
@@ -17,9 +17,9 @@ from backbones.errors import UnreadableImage
 
 @TRANSFORMS.register_module()
 class LoadRGB(BaseTransform):
-    """Reads `img_path` into a PIL image `img` in RGB; takes an `img` that is there already.
+    """Read `img_path` into a PIL image `img` in RGB, upright by its EXIF orientation.
 
-    Such an image is (H, W, 3) uint8 in BGR order, as OpenCV reads it.
+    An `img` that is there already, (H, W, 3) uint8 in BGR order as OpenCV reads it, is converted.
 
     Raises:
         UnreadableImage: the file is missing, unreadable, cut off or not an image.
@@ -32,19 +32,19 @@ class LoadRGB(BaseTransform):
         path = results["img_path"]
         try:
             with open(path, "rb") as file:
-                image = Image.open(file).convert("RGB")
+                image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
         except UnidentifiedImageError:
-            raise UnreadableImage(f"{path}: empty, cut off or not an image") from None
+            raise UnreadableImage(f"{path}: empty, cut off or not an image", where=path) from None
         # Pillow's readers of formats fail in ways of their own.
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UnreadableImage(f"{path}: cannot be read ({reason})") from None
+            raise UnreadableImage(f"{path}: cannot be read ({reason})", where=path) from None
         return {**results, "img": image}
 
 
 @TRANSFORMS.register_module()
 class TimmAugment(BaseTransform):
-    """timm's augmentation for training: crop, flip, RandAugment, normalisation, random erasing.
+    """Augment for training as timm does: crop, flip, RandAugment, normalise, erase at random.
 
     Args:
         input_size: side of the crop in pixels.
@@ -52,10 +52,10 @@ class TimmAugment(BaseTransform):
         color_jitter: brightness, contrast and saturation change by up to this, without a policy;
             or one number for each of them, and for the hue (of which 0.5 is the whole circle).
         re_prob: probability of random erasing, with noise.
-        scale: share of the image's area that the crop covers, least and most.
-        vflip: probability of turning the image upside down.
-        interpolation: of the crop's resizing.
-        mean, std: of the channels, of values in [0, 1].
+        scale: smallest and largest share of the image's area that the crop covers.
+        vflip: probability of a vertical flip.
+        interpolation: how the crop is resized.
+        mean, std: those of the channels, for values in [0, 1].
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class TimmAugment(BaseTransform):
 
 @TRANSFORMS.register_module()
 class ResizeForTest(BaseTransform):
-    """What the official code evaluates on, normalised.
+    """Resize, crop and normalise as the official code does for evaluation.
 
     Below 384 pixels the short side is resized to 256/224 of `input_size` and the centre is cropped;
-    from 384 on the whole image is resized, whatever its ratio.
+    from 384 on the full image is resized, regardless of its aspect ratio.
 
     Args:
         input_size: side of the result in pixels.
@@ -123,7 +123,7 @@ class ResizeForTest(BaseTransform):
 
 
 def _pack(results: dict, transform: Callable[[Image.Image], Tensor]) -> dict[str, Any]:
-    """What `ImageClassifier` takes, of one image: it has no label when it is only predicted."""
+    """Pack an image for `ImageClassifier`; it has no label when it is only predicted."""
     packed = dict(inputs=transform(results["img"]), img_path=str(results["img_path"]))
     if "label" in results:
         packed["labels"] = results["label"]
