@@ -30,11 +30,12 @@ setup(
     packages=find_packages(include=["backbones", "backbones.*"]),
     package_data={
         "backbones": ["py.typed"],
+        "backbones.openmmlab.export": ["model_card.md.jinja"],
         "backbones.openmmlab.report": ["page.css", "templates/*.html"],
     },
     install_requires=[
         # The exact stack that the tests ran on: releases of OpenMMLab break one another.
-        "torch==2.11.0",
+        "torch==2.11.0",  # and jinja2 with it
         "torchvision==0.26.0",
         "onedl-mmengine==0.10.12",
         "onedl-mmcv==2.3.6",

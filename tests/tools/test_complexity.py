@@ -153,16 +153,48 @@ def test_what_cannot_be_counted_is_named():
     config = Config.fromfile(UPERNET)
     config.test_dataloader.dataset.pipeline = [dict(type="LoadImageFromFile")]
     assert_not_counted(config, "upernet_convnext_t.py", "test_dataloader.dataset.pipeline")
-    assert_not_counted(config, "20x20", "32", size=(20, 20))
-    config = Config.fromfile(CASCADE)
-    kept = ("backbone", "neck", "rpn_head")
-    config.model = dict(
-        type="RPN",
-        **{key: config.model[key] for key in kept},
-        train_cfg=dict(rpn=config.model.train_cfg.rpn),
-        test_cfg=dict(rpn=config.model.test_cfg.rpn),
-    )
-    assert_not_counted(config, "RPN", "roi_head", "decode_head")
+    assert_not_counted(config, "20x20", size=(20, 20))
+
+
+def stock(path: str) -> Config:
+    """One of mmdet's own configs, with a scope and without weights to download."""
+    import mmdet
+
+    config = Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / path)
+    config.model.backbone.init_cfg = None
+    return config
+
+
+# GFLOPs of mmdet's documentation (docs/en/user_guides/useful_tools.md) and of DETR's paper
+# (arXiv:2005.12872, table 1), which count an image of another size: relative to its area.
+@pytest.mark.parametrize(
+    ("path", "published_params", "published_gflops", "rel"),
+    [
+        ("retinanet/retinanet_r50_fpn_1x_coco.py", 37.74, 239.32, 0.01),
+        ("detr/detr_r50_8xb2-150e_coco.py", 41, 86, 0.05),
+    ],
+    ids=["retinanet", "detr"],
+)
+def test_detectors_without_regions(path, published_params, published_gflops, rel):
+    result = count(stock(path), None if "retinanet" in path else (1066, 800))
+    assert result.params["total"] / 1e6 == pytest.approx(published_params, rel=0.015)
+    assert result.macs["total"] / 1e9 == pytest.approx(published_gflops, rel=rel)
+    assert result.macs["bbox_head"] > 0 and result.executed == result.macs
+
+
+@pytest.mark.parametrize(
+    ("path", "where"),
+    [
+        ("condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py", "CondInst"),
+        ("deformable_detr/deformable-detr_r50_16xb2-50e_coco.py", "DeformableDETR"),
+        ("grid_rcnn/grid-rcnn_r50_fpn_gn-head_1x_coco.py", "roi_head.grid_head"),
+    ],
+    ids=["condinst", "deformable", "grid"],
+)
+def test_what_an_image_decides_is_not_counted(path, where):
+    with pytest.raises(InputError) as caught:
+        count(stock(path), (256, 256))
+    assert (caught.value.code, caught.value.where) == ("unsupported", where)
 
 
 def test_tool_prints_json_and_nothing_else(tmp_path):

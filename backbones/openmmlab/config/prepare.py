@@ -17,7 +17,8 @@ from mmengine.logging import print_log
 
 from backbones.errors import InputError
 from backbones.openmmlab.data.own_data import use_data
-from backbones.weights.reading import check_path, trusted
+from backbones.openmmlab.tasks import task_of
+from backbones.weights import check_path, trusted
 
 from .global_batch import batch_norm_note, set_global_batch
 from .loading import leave_training_out, load_config
@@ -177,4 +178,4 @@ def start_from(config: Config, checkpoint: str | None = None) -> None:
         )
     config.init_from = str(checkpoint)
     # The checkpoint fills the backbone; what it was pretrained from need not be fetched.
-    config.model.backbone.pop("init_cfg", None)
+    config.model[task_of(config).backbone].pop("init_cfg", None)

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 from backbones.errors import InputError
 from backbones.openmmlab.data.issues import Issue
-from backbones.weights.checkpoints import load_pretrained
+from backbones.weights import load_pretrained
 
 from .plan import RunPlan
 

@@ -1,13 +1,12 @@
-"""A segmentor as a function of images."""
+"""Express a segmentor as a function of images."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor, nn
 
 from backbones.errors import InputError
-
-from .graphs import Preprocessing
 
 
 class SegmentorGraph(nn.Module):
@@ -18,10 +17,14 @@ class SegmentorGraph(nn.Module):
 
     inputs = {"input": {0: "batch", 2: "height", 3: "width"}}
 
-    def __init__(self, preprocessing: Preprocessing, model: EncoderDecoder, logits: bool):
+    def __init__(self, preprocessing: nn.Module, model: Any, logits: bool):
         super().__init__()
         if model.data_preprocessor.test_cfg:
-            raise InputError("data_preprocessor.test_cfg: padding of test images is not exported")
+            raise InputError(
+                "data_preprocessor.test_cfg: padding of test images cannot be exported; remove it",
+                code="unsupported",
+                where="data_preprocessor.test_cfg",
+            )
         for module in list(model.modules()):
             if hasattr(module, "factorize"):  # UperNet's head as mmseg writes it
                 module.factorize = False
@@ -50,7 +53,7 @@ class SegmentorGraph(nn.Module):
 
 
 class AveragePool(nn.Module):
-    """`nn.AdaptiveAvgPool2d` of maps whose size the graph does not know, as two matrix products."""
+    """`nn.AdaptiveAvgPool2d` for maps of dynamic size, as two matrix products."""
 
     def __init__(self, output_size: int | tuple[int, int]):
         super().__init__()
@@ -65,7 +68,7 @@ class AveragePool(nn.Module):
 
 
 def _bins(length: int, bins: int, device: torch.device) -> Tensor:
-    """(bins, length): what each bin of an adaptive average takes from each cell of a line."""
+    """Return (bins, length) weights of a line's cells in the bins of an adaptive average."""
     number, cell = torch.arange(bins, device=device)[:, None], torch.arange(length, device=device)
     start = number * length // bins
     stop = ((number + 1) * length + bins - 1) // bins

@@ -1,10 +1,11 @@
-"""A detector as a function of one image.
+"""Express a detector as a function of one image.
 
-What mmdet does with data samples, lists of boxes and branches on their number is written here once
-more on tensors, so that one graph serves images of every size and any number of boxes.
+What mmdet does with data samples, lists of boxes and branches on their number is written again here
+on tensors, so that one graph serves images of every size and any number of boxes.
 """
 
 from math import log
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +17,8 @@ from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
 from backbones.errors import InputError
-from backbones.openmmlab.detection.roi_heads import (
-    CascadeMaskRoIHead,
-    FloatRoIExtractor,
-    MaskRoIHead,
-)
 
-from .graphs import Preprocessing
+from .roi_heads import CascadeMaskRoIHead, FloatRoIExtractor, MaskRoIHead
 
 
 class DetectorGraph(nn.Module):
@@ -35,7 +31,7 @@ class DetectorGraph(nn.Module):
 
     inputs = {"input": {2: "height", 3: "width"}}
 
-    def __init__(self, preprocessing: Preprocessing, model: nn.Module):
+    def __init__(self, preprocessing: nn.Module, model: Any):
         super().__init__()
         _check(model)
         self.preprocessing = preprocessing
@@ -71,7 +67,7 @@ class DetectorGraph(nn.Module):
         return *found, torch.stack(masks).mean(0)[None]
 
     def propose(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
-        """Boxes (n, 4) of the RPN, by descending score (mmdet's RPNHead, _predict_by_feat_single).
+        """Return the RPN's boxes (n, 4) by descending score (mmdet: `_predict_by_feat_single`).
 
         Args:
             maps: (1, C, H, W), finest first.
@@ -109,7 +105,7 @@ class DetectorGraph(nn.Module):
     def detect(
         self, maps: tuple[Tensor, ...], rois: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (n, 4), scores and labels (n,) of RoIs (m, 5), by descending score."""
+        """Return boxes (n, 4), scores and labels (n,) of RoIs (m, 5), by descending score."""
         config = self.model.roi_head.test_cfg
         total = 0
         for stage, (extractor, head) in enumerate(
@@ -136,12 +132,12 @@ class DetectorGraph(nn.Module):
 
 
 def _with_image(boxes: Tensor) -> Tensor:
-    """RoIs (n, 5) of boxes (n, 4) in the one image."""
+    """Return RoIs (n, 5) of boxes (n, 4) in the one image."""
     return torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
 
 
 def _extract(extractor: FloatRoIExtractor, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:
-    """Features (n, C, h, w) of RoIs (n, 5): each level's RoIs by themselves, in float32."""
+    """Extract features (n, C, h, w) of RoIs (n, 5), level by level, in float32."""
     maps = maps[: extractor.num_inputs]
     levels = extractor.map_roi_levels(rois, len(maps))
     layer = extractor.roi_layers[0]
@@ -167,7 +163,7 @@ def _extract(extractor: FloatRoIExtractor, maps: tuple[Tensor, ...], rois: Tenso
 def _decode(
     coder: DeltaXYWHBBoxCoder, boxes: Tensor, deltas: Tensor, size: tuple[int, int]
 ) -> Tensor:
-    """Boxes (n, 4) moved and scaled by deltas (n, 4), clipped to the image (mmdet's delta2bbox)."""
+    """Move and scale boxes (n, 4) by deltas (n, 4) and clip them (mmdet's delta2bbox)."""
     deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
     limit = abs(log(16 / 1000))
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -179,7 +175,7 @@ def _decode(
 
 
 def _keep(boxes: Tensor, scores: Tensor, groups: Tensor, config: ConfigDict) -> Tensor:
-    """Indices of the boxes that non-maximum suppression within each group leaves, the best first.
+    """Return indices of the boxes that suppression within each group keeps, the best first.
 
     mmcv's batched_nms: groups are moved apart by more than the largest coordinate.
     """
@@ -191,16 +187,23 @@ def _keep(boxes: Tensor, scores: Tensor, groups: Tensor, config: ConfigDict) -> 
 
 
 def _check(model: nn.Module) -> None:
-    """Refuse what the graph would compute in another way than the model."""
+    """Refuse what the graph would compute differently from the model."""
     roi_head = getattr(model, "roi_head", None)
     if not isinstance(roi_head, CascadeMaskRoIHead | MaskRoIHead):
+        name = type(model).__name__
         raise InputError(
-            f"{type(model).__name__}: of detectors Mask R-CNN and Cascade Mask R-CNN with our RoI "
-            "heads can be exported; --part backbone exports the backbone alone"
+            f"{name}: only detectors with a roi_head of type MaskRoIHead or CascadeMaskRoIHead can "
+            "be exported; --part backbone exports the backbone alone",
+            code="unsupported",
+            where=name,
         )
     rpn = model.rpn_head
     if not isinstance(rpn, RPNHead) or not rpn.use_sigmoid_cls:
-        raise InputError(f"rpn_head: {type(rpn).__name__} without sigmoid scores is not exported")
+        raise InputError(
+            f"rpn_head: a {type(rpn).__name__} without sigmoid scores cannot be exported",
+            code="unsupported",
+            where="rpn_head",
+        )
     heads = list(roi_head.bbox_head) if isinstance(roi_head.bbox_head, nn.ModuleList) else []
     heads = heads or [roi_head.bbox_head]
     checks: list[tuple[bool, str]] = [
@@ -213,10 +216,14 @@ def _check(model: nn.Module) -> None:
         if kind != "nms":
             raise InputError(
                 f"model.test_cfg.{name}.nms.type={kind!r}: cannot be exported; "
-                f"--cfg-options model.test_cfg.{name}.nms.type=nms takes plain suppression"
+                f"--cfg-options model.test_cfg.{name}.nms.type=nms takes plain suppression",
+                code="unsupported",
+                where=f"model.test_cfg.{name}.nms.type",
             )
         known = {"type", "iou_threshold", "split_thr"}  # the last changes nothing but memory
         checks += [(key in known, f"model.test_cfg.{name}.nms.{key}") for key in config.nms]
     for holds, name in checks:
         if not holds:
-            raise InputError(f"{name}: has no counterpart in an exported graph")
+            raise InputError(
+                f"{name}: cannot be expressed in an exported graph", code="unsupported", where=name
+            )
