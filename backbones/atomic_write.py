@@ -31,7 +31,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException as error:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+            reason = error.strerror or error
+            raise InputError(
+                f"{path}: cannot be written ({reason})", code="write-failed", where=path
+            ) from error
         raise
 
 
