@@ -34,7 +34,11 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.images < 0:
-        raise InputError(f"--images {args.images}: give 0 or a positive number")
+        raise InputError(
+            f"--images {args.images}: give 0 or a positive number",
+            code="bad-argument",
+            where="--images",
+        )
     # Libraries print while they are imported; standard output is for the issues alone.
     with redirect_stdout(sys.stderr):
         issues = check_all(run_config(args), args.images)

@@ -1,6 +1,6 @@
 """One dataset of a run: what its config says, and what its files hold, each read once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
