@@ -354,7 +354,8 @@ def describe_config(config: Config) -> dict:
     if text:
         bases: dict = {}
         for base in Config._get_base_files(str(path)):
-            bases.update(Config.fromfile(str(path.parent / base))._cfg_dict)
+            inherited, _ = Config._get_cfg_path(base, str(path))  # it may be mmdet:: and a name
+            bases.update(Config.fromfile(inherited)._cfg_dict)
         before = flatten(bases)
         for key in sorted({**before, **resolved}):
             if key not in resolved and any(k.startswith(f"{key}.") for k in resolved):
