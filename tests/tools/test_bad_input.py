@@ -101,7 +101,7 @@ class TestConfig:
         assert_error(outcome, "unknown-name", "model.backbone.type", "'ConvNext'", "ConvNeXt")
 
     def test_optional_dicts_have_their_keys_checked(self, tmp_path):
-        """`loss_scale` may hold GradScaler's arguments, `compile` those of torch.compile."""
+        """`loss_scale` may be a dict of GradScaler's arguments."""
         path = tmp_path / "mine.py"
         base = f"_base_ = {str(DETECTION)!r}\n"
         path.write_text(f"{base}optim_wrapper = dict(loss_scale=dict(enabled=False))")
