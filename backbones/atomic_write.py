@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import ENOSPC
 from pathlib import Path
 
 from .errors import InputError
@@ -31,7 +32,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException as error:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise InputError(
+                f"{path}: cannot be written ({error.strerror or error})",
+                code="no-space" if error.errno == ENOSPC else "write-failed",
+                where=path,
+            ) from error
         raise
 
 

@@ -22,9 +22,9 @@ from backbones.openmmlab.config.command_line import Overrides
 from backbones.openmmlab.data.image_files import read_image
 from backbones.openmmlab.prediction.predictions import Prediction, PredictionFiles, results, summary
 from backbones.openmmlab.prediction.predictor import Predictor
+from backbones.openmmlab.prediction.progress import FileProgress
 from backbones.openmmlab.prediction.tiles import TiledPredictor, check_tile
 from backbones.openmmlab.prediction.videos import Video
-from backbones.openmmlab.training.progress import FileProgress
 from backbones.weights.checkpoints import trusted
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}

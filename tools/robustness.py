@@ -35,7 +35,7 @@ from backbones.openmmlab.evaluation.robustness import FILE, Robustness, weights_
 from backbones.openmmlab.report import ReportHook
 from backbones.openmmlab.report.page import NAMES, main_metrics
 from backbones.openmmlab.segmentation.boundary import measure_boundaries
-from backbones.openmmlab.training.processes import process_group_left
+from backbones.openmmlab.training.ranks import process_group_cleanup
 from backbones.openmmlab.training.runner import Runner
 from backbones.weights.checkpoints import trusted
 
@@ -169,5 +169,5 @@ def _shown(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    with reported_in_one_line("run it again to go on"), process_group_left():
+    with reported_in_one_line("run it again to go on"), process_group_cleanup():
         main()

@@ -17,7 +17,7 @@ from backbones.openmmlab.config.command_line import run_config, run_parser
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.doctor.examination import check_data
 from backbones.openmmlab.segmentation.boundary import measure_boundaries
-from backbones.openmmlab.training.processes import process_group_left
+from backbones.openmmlab.training.ranks import process_group_cleanup
 from backbones.openmmlab.training.runner import Runner
 from backbones.weights.checkpoints import trusted
 
@@ -59,5 +59,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_in_one_line(), process_group_left():
+    with reported_in_one_line(), process_group_cleanup():
         main()

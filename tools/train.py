@@ -19,7 +19,7 @@ from backbones.openmmlab.config.global_batch import LR_SCALES, batch_norm_note, 
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.doctor.examination import check_data, examine_quickly
 from backbones.openmmlab.training.fine_tuning import start_from
-from backbones.openmmlab.training.processes import process_group_left
+from backbones.openmmlab.training.ranks import process_group_cleanup
 from backbones.openmmlab.training.runner import Runner
 from backbones.openmmlab.training.sharding import STRATEGIES, check_strategy
 from backbones.openmmlab.training.tracking import TRACKERS, track
@@ -94,5 +94,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_in_one_line("continue with --resume"), process_group_left():
+    with reported_in_one_line("continue with --resume"), process_group_cleanup():
         main()

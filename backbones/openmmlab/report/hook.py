@@ -22,7 +22,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from backbones.atomic_write import write_atomically
 from backbones.errors import InputError
 from backbones.openmmlab.evaluation.robustness import read_robustness
-from backbones.openmmlab.training.progress import peak_memory
+from backbones.openmmlab.peak_memory import peak_memory
 
 from .evaluation import DetectionFigures, SegmentationFigures
 from .page import render
