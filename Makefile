@@ -20,7 +20,7 @@ test: quick
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 bench: setup
-	$(BIN)/python benchmarks/speed.py --out docs/performance
+	$(BIN)/python -m benchmarks.speed --out docs/performance
 
 quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
@@ -30,7 +30,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 campaign: setup
-	$(BIN)/python benchmarks/kills.py
+	$(BIN)/python -m benchmarks.kills
 
 setup: .venv/installed
 

@@ -25,7 +25,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["backbones", "backbones.*"]),
-    package_data={"backbones.openmmlab.report": ["page.css"]},
+    package_data={"backbones.openmmlab.report": ["page.css", "templates/*.html"]},
     install_requires=[
         # The exact stack that the tests ran on: releases of OpenMMLab break one another.
         "torch==2.11.0",
@@ -36,6 +36,7 @@ setup(
         "onedl-mmsegmentation==1.4.2",
         "faster-coco-eval==1.8.0",
         "timm==1.0.31",
+        "jinja2>=3.1",
         "numpy>=1.26",
         "pillow>=10.1",
         "pycocotools>=2.0.8",

@@ -9,7 +9,8 @@ from importlib.util import find_spec
 
 if find_spec("mmengine"):
     from . import openmmlab
-    from .convnext import ARCHITECTURES, ConvNeXt, ConvNeXtClassifier
+    from .architectures import ARCHITECTURES
+    from .convnext import ConvNeXt, ConvNeXtClassifier
     from .errors import InputError
     from .isotropic import IsotropicConvNeXt, IsotropicConvNeXtClassifier
     from .pretrained import create_backbone

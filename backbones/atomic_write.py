@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes: a file appears complete under its name, or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -6,20 +6,20 @@ from contextlib import contextmanager
 from errno import ENOSPC
 from pathlib import Path
 
-from .errors import InputError
+from .errors import Code, InputError
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary name beside `path` to write to, flushed to disk and renamed at the end.
+    """Yield a temporary path beside `path`, which is flushed to disk and renamed at the end.
 
-    A kill, a full disk or an exception at any moment leaves what was at `path` as it was.
+    A kill, a full disk or an exception at any moment leaves the former file at `path` as it was.
 
     Args:
-        path: the file; its folder exists.
+        path: the file to write; its folder must exist.
 
     Raises:
-        InputError: it cannot be written; nothing is left of it.
+        InputError: the file cannot be written; no partial file is left.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
@@ -28,20 +28,19 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
-        _flush_folder(path.parent)  # the new name has to outlive a power cut too
+        _flush_folder(path.parent)  # the new name must survive a power cut too
     except BaseException as error:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError):
+            code: Code = "no-space" if error.errno == ENOSPC else "write-failed"
             raise InputError(
-                f"{path}: cannot be written ({error.strerror or error})",
-                code="no-space" if error.errno == ENOSPC else "write-failed",
-                where=path,
+                f"{path}: cannot be written ({error.strerror or error})", code=code, where=path
             ) from error
         raise
 
 
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
-    """Write a small file whole; see `atomic_path`."""
+    """Write a small file; see `atomic_path`."""
     with atomic_path(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 

@@ -21,24 +21,11 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .architectures import ARCHITECTURES
 from .errors import InputError
 from .ops.depthwise_conv import depthwise_conv2d
 from .ops.norm_mlp import norm_mlp
-from .weights.checkpoints import load_pretrained
-
-# Paper Table 9 (V1), V2 paper section 4: blocks and channels of each stage.
-ARCHITECTURES = {
-    "atto": dict(depths=(2, 2, 6, 2), dims=(40, 80, 160, 320)),
-    "femto": dict(depths=(2, 2, 6, 2), dims=(48, 96, 192, 384)),
-    "pico": dict(depths=(2, 2, 6, 2), dims=(64, 128, 256, 512)),
-    "nano": dict(depths=(2, 2, 8, 2), dims=(80, 160, 320, 640)),
-    "tiny": dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768)),
-    "small": dict(depths=(3, 3, 27, 3), dims=(96, 192, 384, 768)),
-    "base": dict(depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024)),
-    "large": dict(depths=(3, 3, 27, 3), dims=(192, 384, 768, 1536)),
-    "xlarge": dict(depths=(3, 3, 27, 3), dims=(256, 512, 1024, 2048)),
-    "huge": dict(depths=(3, 3, 27, 3), dims=(352, 704, 1408, 2816)),
-}
+from .weights import load_pretrained
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -201,8 +188,8 @@ class ConvNeXt(BaseModule):
     """ConvNeXt as a backbone: images in, a normalised feature map of each stage asked for out.
 
     Args:
-        arch: a name in `ARCHITECTURES`, or `dict(depths=..., dims=...)` with blocks and channels of
-            each stage.
+        arch: a name in `backbones.ARCHITECTURES`, or `dict(depths=..., dims=...)` with blocks and
+            channels of each stage.
         in_channels: channels of the image.
         use_grn: global response normalisation in every block, as in V2.
         drop_path_rate: stochastic depth rate of the last block; rises linearly from 0.
@@ -218,7 +205,7 @@ class ConvNeXt(BaseModule):
             Without it the last rows and columns of other sizes reach no map, as in the official
             network; this is said once.
         init_cfg: `dict(type="Pretrained", checkpoint=...)` loads ConvNeXt weights of any known
-            layout or raises (see `backbones.checkpoints`); anything else is mmengine's.
+            layout or raises (see `backbones.weights`); anything else is mmengine's.
 
     Raises:
         InputError: an unknown or inconsistent architecture, index, rate or size.

@@ -16,16 +16,11 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .architectures import ISOTROPIC
 from .convnext import Block, LayerNorm2d
 from .errors import InputError
-from .weights.checkpoints import mismatches, read_checkpoint, state_dict
+from .weights import mismatches, read_checkpoint, state_dict
 
-# Paper, Table 2: blocks and channels. Layer scale as in the official TRAINING.md, L's alone.
-ISOTROPIC = {
-    "small": dict(depth=18, dim=384, layer_scale_init_value=0.0),
-    "base": dict(depth=18, dim=768, layer_scale_init_value=0.0),
-    "large": dict(depth=36, dim=1024, layer_scale_init_value=1e-6),
-}
 STRIDE = 16
 
 

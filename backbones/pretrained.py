@@ -3,9 +3,9 @@
 import os
 from collections.abc import Sequence
 
-from .convnext import ARCHITECTURES, ConvNeXt
-from .weights.checkpoints import load_pretrained
-from .weights.zoo import find
+from .architectures import ARCHITECTURES
+from .convnext import ConvNeXt
+from .weights import find, load_pretrained
 
 
 def create_backbone(

@@ -26,8 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .convnext import LayerNorm2d
 from .errors import InputError
-from .weights.checkpoints import mismatches, read_checkpoint, recognise, state_dict
-from .weights.dialects import to_official
+from .weights import mismatches, read_checkpoint, recognise, state_dict, to_official
 
 
 @dataclass(frozen=True)
@@ -710,7 +709,7 @@ def load_step(
         checkpoint: anything `read_checkpoint` reads, with `{regime}` and `{step}` for the model's:
             a file of this network (its classifier, a whole detector or segmentor), of torchvision's
             ResNet, or of a ConvNeXt in any known layout.
-        prefix, wrapper, sha256, replace_head: as for `checkpoints.load_pretrained`.
+        prefix, wrapper, sha256, replace_head: as for `load_pretrained`.
 
     Raises:
         InputError: the file cannot be read, or its tensors are not this step's.

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Kill runs with SIGKILL at random moments, resume them, compare them bit for bit.
 
-python benchmarks/kills.py --runs 100
-python benchmarks/kills.py --runs 10 --out work_dirs/campaign --seed 1
-python benchmarks/kills.py --runs 100 --resume    # the runs that an interrupted campaign lacks
+python -m benchmarks.kills --runs 100
+python -m benchmarks.kills --runs 10 --out work_dirs/campaign --seed 1
+python -m benchmarks.kills --runs 100 --resume    # the runs that an interrupted campaign lacks
 
 Every run is a small one of a demo config, on CPU, alternately a detector by epochs and a segmentor
 by iterations, each by one process and by two. A third of the kills come at any moment, a third
@@ -35,7 +35,7 @@ from rich.table import Table
 
 from backbones.atomic_write import write_atomically
 from backbones.errors import InputError, reported_in_one_line
-from backbones.weights.checkpoints import read_checkpoint
+from backbones.weights import read_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = {

@@ -1,6 +1,6 @@
 """Other libraries' ConvNeXt, and OpenMMLab's whole models on it, with the weights of ours.
 
-What `benchmarks/speed.py` measures against. They come with the project's test extras.
+`benchmarks/speed.py` measures against them. They come with the project's test extras.
 """
 
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from backbones import ConvNeXt
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.registration import register
-from backbones.weights.dialects import TARGETS, from_official
+from backbones.weights import TARGETS, from_official
 
 STOCK_CONFIGS = {
     "mmdet": "convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py",

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Train a config's first steps in float32, bfloat16 and float16 and hold the losses together.
 
-python benchmarks/precision.py configs/detection/cascade_convnext_atto_demo.py
-python benchmarks/precision.py CONFIG CONFIG --steps 100 --seeds 3 --out docs/precision
+python -m benchmarks.precision configs/detection/cascade_convnext_atto_demo.py
+python -m benchmarks.precision CONFIG CONFIG --steps 100 --seeds 3 --out docs/precision
 
 Every precision starts from the same weights and sees the same images, once for each seed. What the
 seeds differ by in float32 is the noise; a precision whose mean lies within it has lost nothing.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from backbones.errors import InputError, reported_in_one_line
 from backbones.packages import require
-from backbones.weights.reading import trusted
+from backbones.weights import trusted
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from mmengine.config import DictAction
 from backbones.errors import reported_in_one_line
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.export.publishing import publish
-from backbones.weights.reading import trusted
+from backbones.weights import trusted
 
 
 def main() -> None:

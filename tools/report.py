@@ -2,11 +2,10 @@
 """Compare runs on one page: scores, curves over each other, where their configs differ.
 
 python tools/report.py work_dirs/a work_dirs/b --out comparison.html
-python tools/report.py work_dirs/a             # writes its report.html anew
+python tools/report.py work_dirs/a             # writes its report.html again
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -15,61 +14,59 @@ from rich.table import Table
 
 from backbones.atomic_write import write_atomically
 from backbones.errors import InputError, reported_in_one_line
-from backbones.openmmlab.report.hook import VERSION
-from backbones.openmmlab.report.page import NAMES, compare, render, score_table
+from backbones.openmmlab.report.comparison import compare, score_table
+from backbones.openmmlab.report.metrics import Metrics
+from backbones.openmmlab.report.page import render
+from backbones.openmmlab.report.saved import named_runs, read_report
 
 
 def main() -> None:
-    first, _, rest = __doc__.partition("\n")
+    first, _, rest = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path, nargs="+", help="work dirs, or report.json files")
-    parser.add_argument("--out", type=Path, help="default: comparison.html, or the run's own page")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="work dirs of runs, or their report.json files"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="HTML file to write (default: comparison.html, or report.html in the work dir of a "
+        "single run)",
+    )
     args = parser.parse_args()
-    reports = {name: read(path) for name, path in named(args.runs).items()}
+    reports = {name: read_report(path) for name, path in named_runs(args.runs).items()}
+    alone = len(reports) == 1
     try:
-        page = render(*reports.values()) if len(reports) == 1 else compare(reports)
+        page = render(*reports.values()) if alone else compare(reports)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{', '.join(reports)}: report.json is damaged ({error!r})") from error
-    if len(reports) == 1:
-        folder = args.runs[0] if args.runs[0].is_dir() else args.runs[0].parent
-        out = args.out or folder / "report.html"
-    else:
-        out = args.out or Path("comparison.html")
-        table = Table("", *map(escape, reports))
-        for key, values in score_table(list(reports.values())):
-            cells = ["" if value is None else f"{value:.4g}" for value in values]
-            table.add_row(escape(NAMES.get(key, key)), *cells)
-        Console().print(table)
+        names = ", ".join(reports)
+        raise InputError(
+            f"{names}: report.json is damaged ({error!r}); write it again by tools/test.py",
+            code="broken-file",
+            where=names,
+        ) from error
+    folder = args.runs[0] if args.runs[0].is_dir() else args.runs[0].parent
+    out = args.out or (folder / "report.html" if alone else Path("comparison.html"))
     if not out.parent.is_dir():
-        raise InputError(f"--out {out}: no such folder {out.parent}")
+        raise InputError(
+            f"--out {out}: no such folder {out.parent}", code="not-found", where=out.parent
+        )
     write_atomically(out, page)
+    if not alone:
+        show(reports)
     print(f"report: {out}")
 
 
-def named(paths: list[Path]) -> dict[str, Path]:
-    """Runs by the name of their folder, or by as much of the path as tells them apart."""
-    folders = [(path if path.is_dir() else path.parent).absolute() for path in paths]
-    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
-        names = ["/".join(folder.parts[-depth:]) for folder in folders]
-        if len(set(names)) == len(names):
-            return dict(zip(names, paths, strict=True))
-    raise InputError(f"{paths[0]}: the same run is named twice")
-
-
-def read(path: Path) -> dict:
-    """A run's figures."""
-    file = path / "report.json" if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(f"{file}: no such report; tools/train.py and tools/test.py write it")
-    try:
-        report = json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError(f"{file}: not a report ({error})") from None
-    if not isinstance(report, dict) or report.get("version") != VERSION:
-        raise InputError(f"{file}: not a report of version {VERSION}; run tools/test.py again")
-    return report
+def show(reports: dict[str, dict]) -> None:
+    """Print the scores of several runs side by side."""
+    runs = list(reports.values())
+    metrics = Metrics(runs)
+    table = Table("", *map(escape, reports))
+    for key, values in score_table(runs):
+        cells = ["" if value is None else f"{value:.4g}" for value in values]
+        table.add_row(escape(metrics.name(key)), *cells)
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from backbones.openmmlab.doctor.examination import check_data
 from backbones.openmmlab.segmentation.boundary import measure_boundaries
 from backbones.openmmlab.training.ranks import process_group_cleanup
 from backbones.openmmlab.training.runner import Runner
-from backbones.weights.checkpoints import trusted
+from backbones.weights import trusted
 
 
 def main() -> None:

@@ -17,13 +17,13 @@ from backbones.errors import reported_in_one_line
 from backbones.openmmlab.config.command_line import run_config, run_parser
 from backbones.openmmlab.config.global_batch import LR_SCALES, batch_norm_note, set_global_batch
 from backbones.openmmlab.config.machine import fit_to_machine
+from backbones.openmmlab.config.prepare import start_from
+from backbones.openmmlab.config.strategy import STRATEGIES, check_strategy
+from backbones.openmmlab.config.tracking import TRACKERS, track
 from backbones.openmmlab.doctor.examination import check_data, examine_quickly
-from backbones.openmmlab.training.fine_tuning import start_from
 from backbones.openmmlab.training.ranks import process_group_cleanup
 from backbones.openmmlab.training.runner import Runner
-from backbones.openmmlab.training.sharding import STRATEGIES, check_strategy
-from backbones.openmmlab.training.tracking import TRACKERS, track
-from backbones.weights.checkpoints import trusted
+from backbones.weights import trusted
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """All of mmengine's private names that this package relies on.
 
-The functions stand in for public interfaces that mmengine lacks. `PROTECTED` lists what our
-subclasses of mmengine's classes use of them. A test holds every name against the installed release.
+The functions stand in for public interfaces that mmengine lacks. `PROTECTED` lists what they and
+our subclasses of mmengine's classes use. A test holds every name against the installed release.
 """
 
 from collections import OrderedDict
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import (
     BaseLoop,
@@ -16,10 +17,11 @@ from mmengine.runner import (
     EpochBasedTrainLoop,
     IterBasedTrainLoop,
     Runner,
+    find_latest_checkpoint,
 )
 from mmengine.runner.loops import _update_losses
 
-from backbones.weights.checkpoints import read_checkpoint
+from backbones.weights import read_checkpoint
 
 update_losses = _update_losses  # of a validation that computes losses too
 
@@ -45,6 +47,7 @@ PROTECTED: dict[type, tuple[str, ...]] = {
         "_save_checkpoint_with_step",
     ),
     EMAHook: ("_swap_ema_parameters",),
+    BaseModel: ("_run_forward",),
     OptimWrapper: ("_accumulative_counts",),
     CheckpointLoader: ("_schemes",),
 }
@@ -82,8 +85,18 @@ def accumulative_counts(wrapper: OptimWrapper) -> int:
 
 
 def is_resuming(runner: Runner) -> bool:
-    """Return whether the runner was asked to resume and has something to resume from."""
+    """Return whether the runner was asked to resume."""
     return bool(runner._resume)
+
+
+def resumes(runner: Runner) -> bool:
+    """Return whether the runner was asked to resume and there is a checkpoint to resume from."""
+    return bool(runner._resume and (runner._load_from or find_latest_checkpoint(runner.work_dir)))
+
+
+def forward_losses(model: BaseModel, data_batch: object) -> object:
+    """Run the forward pass of a training step."""
+    return model._run_forward(model.data_preprocessor(data_batch, True), mode="loss")
 
 
 def set_iteration(loop: BaseLoop, iteration: int) -> None:

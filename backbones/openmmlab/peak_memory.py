@@ -1,4 +1,4 @@
-"""The peak memory of this process."""
+"""How much memory a run has taken, for logs and reports."""
 
 import resource
 

@@ -6,9 +6,10 @@ the tools ask `task_of` and know neither libraries nor names of heads.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from backbones.errors import InputError
 
@@ -53,6 +54,9 @@ class Task:
         metrics: all figures that its evaluators return, those that it is judged by first.
         compiled_parts: modules whose forward pass torch.compile takes.
         compiled_region_parts: the same for modules that are given a changing number of regions.
+        figures: what a report tells beyond scores: takes the evaluator's metrics, the data set's
+            meta and how many of the worst images to keep; returns an `evaluation.figures.Figures`,
+            or None.
         class_layers: pattern of the names of layers that have rows for each class.
     """
 
@@ -63,6 +67,7 @@ class Task:
     compiled_parts: tuple[str, ...]
     class_layers: re.Pattern[str]
     compiled_region_parts: tuple[str, ...] = ()
+    figures: Callable[..., Any] | None = None
 
     def metric(self, key: str) -> Metric | None:
         """Return the metric of this key, or None."""

@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 # Pixels that one float32 sum runs over. Longer sums are a little faster and less exact; with this
 # many the error against float64 stays below 1.5 times that of PyTorch's own gradient.
 PIXELS_PER_SUM = 512
-# Elements of a map that are worked on at a time: their copies stay in the cache.
+# Elements of a map that are worked on at a time: their copies, 2 MiB in float32, stay in the cache.
+# Tuned on an AMD EPYC (Zen 4, 32 MiB of L3 for two cores); results are right with any number.
 ELEMENTS_AT_A_TIME = 2**19
 
 

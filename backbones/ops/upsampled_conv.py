@@ -25,6 +25,7 @@ from .interpolation import interpolation_matrix, interpolation_sources
 from .winograd_conv import conv3x3
 
 # Low pixels in a tile's rows and output columns in it: what a cache holds; on a GPU, few launches.
+# The CPU's were tuned on an AMD EPYC (Zen 4, 32 MiB of L3); results are right with any.
 CPU_TILE = (1024, 32)
 GPU_TILE = (2**15, 128)
 

@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from .interpolation import interpolation_matrix, interpolation_sources
 
-# Enlarged logits at once: what the cores' caches hold.
+# Enlarged logits at once: 2 MiB in float32, what the cores' caches hold. Tuned on two cores of an
+# AMD EPYC (Zen 4, 1 MiB of L2 each); results are right with any number.
 BLOCK = 2**19
 
 

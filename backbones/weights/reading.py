@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from and how it is read: nothing in it is run, nothing half is used."""
+"""Reading and writing checkpoints: nothing in one is run, nothing is used in part."""
 
 import hashlib
 import os
@@ -13,12 +13,10 @@ from contextvars import ContextVar
 from pathlib import Path, PosixPath
 from pickle import UnpicklingError
 from threading import Lock
-from urllib.error import URLError
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -27,15 +25,7 @@ from torch import Tensor
 from backbones.atomic_write import atomic_path
 from backbones.errors import InputError
 
-# How transformers, timm and open_clip call the weights in a repository of the hub.
-HUB_FILES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)
-# What stands before the first colon of a source that is no path.
-REMOTE = ("http", "https", "timm", "hf-hub")
+from .sources import check_is_file, locate
 
 _trusting: ContextVar[bool] = ContextVar("trusting", default=False)
 # What PyTorch may load is set for the whole process: another thread's end would take it back.
@@ -59,7 +49,7 @@ def read_checkpoint(
             pickle that needs more than tensors and numbers.
     """
     source = os.fspath(source)
-    path, downloaded = _locate(source)
+    path, downloaded = locate(source)
     try:
         _check_file(path, source)
         _check_sum(path, source, sha256)
@@ -96,17 +86,6 @@ def write_checkpoint(
         raise InputError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
 
 
-def check_path(source: str | os.PathLike) -> None:
-    """Refuse, before anything is built, a path that leads to no file; URLs and hub names pass.
-
-    Raises:
-        InputError: there is no such file, or it is a folder.
-    """
-    source = os.fspath(source)
-    if source.partition(":")[0] not in REMOTE:
-        _check_is_file(Path(source).expanduser(), source)
-
-
 @contextmanager
 def trusted() -> Iterator[None]:
     """Inside, every checkpoint may run code while it loads, `init_cfg`'s too: the user said so."""
@@ -117,103 +96,9 @@ def trusted() -> Iterator[None]:
         _trusting.reset(token)
 
 
-def _locate(source: str) -> tuple[Path, bool]:
-    """The local file of a checkpoint, and whether it was downloaded from a URL just now."""
-    scheme, _, rest = source.partition(":")
-    if scheme in ("http", "https"):
-        return _download(source)
-    if scheme == "timm":
-        if not re.fullmatch(r"[\w-]+\.[\w.-]+", rest):
-            raise InputError(
-                f"{source}: name the training too, as timm does: timm:convnext_tiny.fb_in1k"
-            )
-        return _download_from_hub(source, f"timm/{rest}"), False
-    if scheme == "hf-hub":
-        return _download_from_hub(source, rest), False
-    return Path(source).expanduser(), False
-
-
-def _first_on_this_machine() -> bool:
-    """Whether this process downloads; every launcher sets LOCAL_RANK, mmengine makes no group."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0
-
-
-def _download(url: str) -> tuple[Path, bool]:
-    """The local copy of `url` in torch's hub folder; one process a machine downloads it."""
-    parts = urlparse(url)
-    # By host and folder: half of the world's checkpoints are called pytorch_model.bin.
-    below = [part for part in parts.path.split("/") if part not in ("", ".", "..")]
-    if parts.query:
-        below.insert(-1, hashlib.sha256(parts.query.encode()).hexdigest()[:8])
-    path = Path(torch.hub.get_dir(), "checkpoints", parts.netloc.replace(":", "_"), *below)
-    failure = None
-    missing = not path.is_file()
-    if _first_on_this_machine() and missing:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path))
-        except (URLError, OSError, ValueError) as error:
-            failure = getattr(error, "reason", error)
-    barrier()
-    if not path.is_file():
-        raise InputError(
-            f"{url}: download failed ({failure or 'see the first process'}); "
-            f"fetch it where there is a network and put it at {path}"
-        )
-    return path, missing
-
-
-def _download_from_hub(source: str, name: str) -> Path:
-    """The cached file of `owner/name[/file][@revision]`; one process a machine downloads it."""
-    from huggingface_hub import hf_hub_download  # takes a second, and few sources need it
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-    name, _, revision = name.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(/.+)?", name):
-        raise InputError(f"{source}: a hub name is hf-hub:owner/name, with @revision if need be")
-    owner, repository, *file = name.split("/", 2)
-    first = _first_on_this_machine()
-    path, failure = None, None
-    for turn in (True, False):
-        if turn == first:
-            for candidate in file or HUB_FILES:
-                try:
-                    path = hf_hub_download(
-                        f"{owner}/{repository}",
-                        candidate,
-                        revision=revision or None,
-                        local_files_only=not first,
-                    )
-                    break
-                except LocalEntryNotFoundError as error:  # no connection, or not what is cached
-                    failure = error.__cause__ or error
-                    if first:
-                        break
-                except EntryNotFoundError:
-                    failure = failure or f"it has none of {', '.join(file or HUB_FILES)}"
-                except (HfHubHTTPError, OSError, ValueError) as error:
-                    failure = error
-                    break
-        barrier()
-    if path is None:
-        reason = str(failure).strip().splitlines()[0]
-        raise InputError(
-            f"{source}: download failed ({reason}); for a gated repository accept its licence on "
-            "the hub and log in, or download the file and give its path"
-        )
-    return Path(path)
-
-
-def _check_is_file(path: Path, source: str) -> None:
-    if path.is_dir():
-        raise InputError(f"{source}: is a folder; give the checkpoint file in it")
-    if not path.is_file():
-        raise InputError(f"{source}: no such checkpoint file")
-
-
 def _check_file(path: Path, source: str) -> None:
     """Refuse what is no checkpoint at a glance."""
-    _check_is_file(path, source)
+    check_is_file(path, source)
     with path.open("rb") as file:
         head = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not head:

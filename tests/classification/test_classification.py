@@ -30,9 +30,14 @@ from backbones.openmmlab import classification
 from backbones.openmmlab.config import load_config, validate
 from backbones.openmmlab.doctor.complexity import build_on_meta, count
 from backbones.openmmlab.training.schedule import trace
-from backbones.weights.checkpoints import load_pretrained, load_whole, read_checkpoint
-from backbones.weights.dialects import TARGETS, from_official
-from backbones.weights.zoo import find
+from backbones.weights import (
+    TARGETS,
+    find,
+    from_official,
+    load_pretrained,
+    load_strictly,
+    read_checkpoint,
+)
 
 FOLDER = REPOSITORY / "configs" / "classification"
 DEMO = FOLDER / "convnext_atto_demo.py"
@@ -585,7 +590,7 @@ class TestWeights:
         tensors = state if layout == "official" else from_official(state, TARGETS["timm"])
         torch.save(dict(model=tensors), tmp_path / "published.pth")
         model = classifier()
-        load_whole(model, read_checkpoint(tmp_path / "published.pth"), "published.pth")
+        load_strictly(model, read_checkpoint(tmp_path / "published.pth"), "published.pth")
         for name, tensor in model.network.state_dict().items():
             torch.testing.assert_close(tensor, state[name], rtol=0, atol=0)
 

@@ -23,7 +23,7 @@ from support.running import REPOSITORY
 from backbones import ARCHITECTURES, InputError
 from backbones.openmmlab.config import load_config, use_tta, validate
 from backbones.openmmlab.doctor.complexity import Complexity, build_on_meta, count
-from backbones.weights.zoo import find
+from backbones.weights import find
 
 FOLDER = REPOSITORY / "configs"
 # Those of classification are in test_classification.py.

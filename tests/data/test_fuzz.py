@@ -27,14 +27,15 @@ from torch import nn
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.config.command_line import Overrides
-from backbones.openmmlab.data.annotations import _read_coco, image_size
 from backbones.openmmlab.data.coco_annotations import CocoAnnotations
+from backbones.openmmlab.data.decoding import image_size
+from backbones.openmmlab.data.formats import coco
 from backbones.openmmlab.data.image_files import read_headers
 from backbones.openmmlab.data.issues import Issue
-from backbones.openmmlab.data.label_folders import ClassList, label_rule
+from backbones.openmmlab.data.label_folders import ClassList, label_rule, values_in
 from backbones.openmmlab.data.label_maps import LabelMaps
 from backbones.openmmlab.data.loading import LoadImage
-from backbones.weights.checkpoints import load_pretrained, load_whole, read_checkpoint
+from backbones.weights import load_pretrained, load_strictly, read_checkpoint
 
 SECONDS = 10  # a reader that takes longer hangs: every input here is tiny
 
@@ -101,7 +102,7 @@ class TestCheckpoints:
             load_pretrained(model, path)
         unchanged(model, before)
         with refused(name):
-            load_whole(model, read_checkpoint(path), path)
+            load_strictly(model, read_checkpoint(path), path)
         unchanged(model, before)
         assert [p.name for p in tmp_path.iterdir()] == [name]
 
@@ -192,7 +193,7 @@ class TestAnnotations:
         path.write_text(json.dumps(hostile.coco()))
         assert findings_of(path) == []
         Image.new("RGB", (64, 48)).save(tmp_path / "1.jpg")
-        assert _read_coco(tmp_path, path).as_is
+        assert coco.read(tmp_path, path).as_is
 
     @pytest.mark.parametrize("name", names(ANNOTATIONS))
     def test_own_data(self, name, tmp_path):
@@ -202,7 +203,7 @@ class TestAnnotations:
         Image.new("RGB", (64, 48)).save(tmp_path / "1.jpg")
         with in_time():
             try:
-                _read_coco(tmp_path, path)
+                coco.read(tmp_path, path)
             except InputError as error:
                 assert "\n" not in str(error)
 
@@ -222,7 +223,7 @@ class TestAnnotations:
         row[data.draw(st.sampled_from(sorted(row)))] = data.draw(values)
         path = tmp_path_factory.mktemp("any") / "annotations.json"
         path.write_text(json.dumps(content))
-        for read in (findings_of, lambda p: _read_coco(p.parent, p)):
+        for read in (findings_of, lambda p: coco.read(p.parent, p)):
             with in_time():
                 try:
                     read(path)
@@ -280,7 +281,9 @@ def check_label_map(path: Path, size: tuple[int, int]) -> list[Issue]:
     maps = LabelMaps([(image, path)], hostile.CLASSES, False, "train_dataloader.dataset", True)
     found = list(maps.check(headers, training=True))
     try:
-        label_rule([(image, path)], ClassList(Path("classes.txt"), list(hostile.CLASSES)))
+        label_rule(
+            values_in([(image, path)], False), ClassList(Path("classes.txt"), list(hostile.CLASSES))
+        )
     except InputError as error:
         assert path.name in str(error)
     return found

@@ -664,9 +664,9 @@ class TestFineTuning:
 
         def build(path: Path, classes: int, **overrides):
             config = load_config(path, overrides)
-            from backbones.openmmlab.data.own_data import _set_class_count
+            from backbones.openmmlab.data.config_edits import set_class_count
 
-            _set_class_count(config.model, classes)
+            set_class_count(config.model, classes)
             with DefaultScope.overwrite_default_scope(config.default_scope):
                 return MODELS.build(config.model)
 

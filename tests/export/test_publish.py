@@ -14,8 +14,8 @@ from support.running import REPOSITORY, SEGMENTATION, run_here, run_tool
 from backbones import ConvNeXt, InputError
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.export.publishing import publish
-from backbones.weights.checkpoints import load_pretrained
-from backbones.weights.zoo import PUBLISHED, find, licence_of, published_in
+from backbones.weights import find, licence_of, load_pretrained, published_in
+from backbones.weights.zoo import PUBLISHED
 
 NARROW = dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
 METRICS = {"mIoU": 41.25, "aAcc": 80.5, "mAcc": float("nan")}

@@ -261,6 +261,7 @@ def test_gradients_equal_mmpretrain(use_grn):
     torch.testing.assert_close(torch.tensor(norms[0]), torch.tensor(norms[1]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.instruction_set
 def test_layer_norm_and_grn_are_as_accurate_as_plain_pytorch():
     """Against float64, in fp16 and bf16; the definitions below are V1's and V2's own."""
 
@@ -400,6 +401,7 @@ class TestContract:
 
 
 class TestFuse:
+    @pytest.mark.instruction_set
     @pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
     def test_same_maps_from_an_untouched_network(self, use_grn):
         network = randomise(ConvNeXt(NARROW, use_grn=use_grn)).eval()
@@ -419,6 +421,7 @@ class TestFuse:
         for key, value in network.state_dict().items():
             assert torch.equal(value, before[key]), key
 
+    @pytest.mark.instruction_set
     def test_classifier(self):
         network = randomise(ConvNeXtClassifier(NARROW, num_classes=5)).eval()
         x = torch.randn(2, 3, 64, 64)

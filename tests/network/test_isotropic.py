@@ -7,7 +7,7 @@ from support.oracles import randomise
 from torch import Tensor, nn
 
 from backbones import InputError, IsotropicConvNeXt, IsotropicConvNeXtClassifier
-from backbones.isotropic import ISOTROPIC
+from backbones.architectures import ISOTROPIC
 from backbones.openmmlab.doctor.complexity import multiply_adds
 
 NARROW = dict(depth=3, dim=8)

@@ -44,6 +44,7 @@ def leaves_of(*shapes: tuple[int, ...], dtype: torch.dtype) -> tuple[list[Tensor
     ]
 
 
+@pytest.mark.instruction_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("n", "height", "width", "c"),
@@ -113,6 +114,7 @@ def test_mlp_equals_its_definition(n, height, width, c, hidden_bytes, grn, scale
         torch.testing.assert_close(ours(*leaves), reference(*leaves), rtol=1e-12, atol=1e-11)
 
 
+@pytest.mark.instruction_set
 @pytest.mark.parametrize("grn", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mlp_is_as_exact_as_pytorchs(dtype, grn):
@@ -124,6 +126,18 @@ def test_mlp_is_as_exact_as_pytorchs(dtype, grn):
     calls = (mlp(f, grn, True) for f in (norm_mlp.norm_mlp, norm_mlp.norm_mlp_reference))
     for ours, plain in errors(*calls, leaves, exact):
         assert ours <= 2 * plain
+
+
+@pytest.mark.instruction_set
+@pytest.mark.parametrize("grn", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_mlp_inference_is_as_exact_as_pytorchs(dtype, grn):
+    leaves, exact = leaves_of(*mlp_shapes(2, 24, 20, 32, grn, True), dtype=dtype)
+    calls = [mlp(f, grn, True) for f in (norm_mlp.norm_mlp, norm_mlp.norm_mlp_reference)]
+    with torch.no_grad():
+        truth = calls[1](*exact)
+        ours, plain = (root_mean_square(f(*leaves).double() - truth) for f in calls)
+    assert 0 < ours <= 2 * plain
 
 
 @pytest.mark.parametrize("grn", [False, True])
@@ -162,6 +176,7 @@ def test_block_on_a_cpu_equals_its_definition(use_grn, drop_path_rate, with_cp, 
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.instruction_set
 @pytest.mark.parametrize("use_grn", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 def test_network_under_autocast(training, use_grn, monkeypatch):
@@ -219,10 +234,11 @@ def conv3x3_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, padding=1)
 
 
+@pytest.mark.instruction_set
 @pytest.mark.parametrize(
-    ("n", "height", "width", "c", "o"), [(1, 96, 96, 128, 160), (2, 67, 65, 192, 128)]
+    ("n", "height", "width", "c", "o", "activation"),
+    [(1, 96, 96, 128, 160, "noise"), (2, 67, 65, 192, 128, "relu")],
 )
-@pytest.mark.parametrize("activation", ["noise", "relu"])
 def test_winograd_is_as_exact_as_pytorchs(n, height, width, c, o, activation):
     leaves, exact = leaves_of((n, c, height, width), (o, c, 3, 3), (o,), dtype=torch.float32)
     for tensors in (leaves, exact):
@@ -247,6 +263,7 @@ def test_winograd_of_any_shape(n, height, width, c, o, pixels, monkeypatch):
         assert ours <= 4 * plain + 1e-5
 
 
+@pytest.mark.instruction_set
 def test_winograd_only_where_it_pays():
     x, weight = torch.randn(1, 128, 96, 96), torch.randn(128, 128, 3, 3)
     assert pays_off(x, weight)
@@ -254,7 +271,9 @@ def test_winograd_only_where_it_pays():
         assert not pays_off(other, weight.to(other.dtype))
     assert not pays_off(x[:, :64], weight[:, :64])
     with torch.autocast("cpu", torch.bfloat16):
-        assert not pays_off(x, weight) and conv3x3(x, weight).dtype == torch.bfloat16
+        assert not pays_off(x, weight)
+        # A few pixels: where bf16 is emulated the whole map takes seconds.
+        assert conv3x3(x[:, :, :4, :4], weight).dtype == torch.bfloat16
 
 
 def test_winograd_gradient_only_where_it_is_asked_for():

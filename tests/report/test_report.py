@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,25 +16,38 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from support.running import DETECTION, SEGMENTATION, command, run_here, run_tool
+from support.running import (
+    DETECTION,
+    REPOSITORY,
+    SEGMENTATION,
+    assert_error,
+    command,
+    run_here,
+    run_tool,
+)
 
+from backbones import InputError
 from backbones.openmmlab import detection, segmentation  # noqa: F401
 from backbones.openmmlab.config import load_config
+from backbones.openmmlab.detection.coco_ap import CocoAP
+from backbones.openmmlab.detection.figures import DetectionFigures, detection_figures, match
+from backbones.openmmlab.evaluation.figures import Worst, as_data_url
 from backbones.openmmlab.report import compare, render
 from backbones.openmmlab.report.charts import Series, line_chart, number
-from backbones.openmmlab.report.evaluation import (
-    DetectionFigures,
-    SegmentationFigures,
-    Worst,
-    match,
-)
-from backbones.openmmlab.report.hook import Curves, describe_config, flatten, jsonable
-from backbones.openmmlab.report.page import config_differences
+from backbones.openmmlab.report.comparison import config_differences, score_table
+from backbones.openmmlab.report.curves import Curves
+from backbones.openmmlab.report.experiment import describe_config, flatten
+from backbones.openmmlab.report.saved import jsonable, named_runs, read_report
+from backbones.openmmlab.segmentation.boundary import BoundaryIoU
+from backbones.openmmlab.segmentation.figures import SegmentationFigures, segmentation_figures
+from backbones.openmmlab.tasks import task_of_scope
 
+DETECTION_TASK = task_of_scope("mmdet")
 HOSTILE = '<script>alert("x")</script>'
 CHROMIUM = shutil.which("chromium")
 # Headless and on its own: nothing of it goes to a network.
@@ -110,6 +124,14 @@ def coco_set(seed: int, images: int = 12, classes: int = 3) -> tuple[COCO, list[
     return truth, found
 
 
+def coco_metric(truth: COCO, folder: Path, asked: list[str]) -> CocoAP:
+    path = folder / "truth.json"
+    path.write_text(json.dumps(truth.dataset))
+    metric = CocoAP(str(path), metric="bbox")
+    metric.dataset_meta = dict(classes=asked)
+    return metric
+
+
 def detection_samples(truth: COCO, found: list[dict], names: list[str]) -> list:
     """mmdet's data samples of COCO detections."""
     from mmdet.structures import DetDataSample
@@ -139,9 +161,9 @@ class TestDetection:
     ASKED = ["class 5", "class 7", "class 2"]
 
     @pytest.mark.parametrize("seed", range(3))
-    def test_right_ones_are_cocos_true_positives(self, seed):
+    def test_right_ones_are_cocos_true_positives(self, seed, tmp_path):
         truth, found = coco_set(seed)
-        figures = DetectionFigures(self.ASKED, truth, 0)
+        figures = DetectionFigures(self.ASKED, coco_metric(truth, tmp_path, self.ASKED), 0)
         for sample in detection_samples(truth, found, self.NAMES):
             figures.add(sample)
         kept = [row for row in found if row["score"] >= 0.3]
@@ -164,37 +186,38 @@ class TestDetection:
         assert sum(n for (_, j), n in figures.confusion.items() if j < 3) == len(kept)
         assert sum(n for (i, j), n in figures.confusion.items() if i != j and max(i, j) < 3) > 0
 
-    def test_scores_by_class_and_size_are_pycocotools(self):
-        from faster_coco_eval import COCOeval_faster
-
+    def test_scores_by_class_and_size_are_pycocotools(self, tmp_path):
         truth, found = coco_set(5, images=40)
         oracle = COCOeval(truth, truth.loadRes([dict(row) for row in found]), "bbox")
+        oracle.params.maxDets = [1, 10, 1000]  # mmdet's AP is over 1000 detections, not 100
         oracle.evaluate()
         oracle.accumulate()
-        oracle.summarize()
-        from faster_coco_eval import COCO as FastCOCO
-
-        fast = FastCOCO()
-        fast.dataset = truth.dataset
-        fast.createIndex()
-        run = COCOeval_faster(fast, fast.loadRes([dict(row) for row in found]), "bbox")
-        run.evaluate()
-        run.accumulate()
-        figures = DetectionFigures(self.ASKED, truth, 0)
-        result = figures.figures(dict(bbox=np.asarray(run.eval["precision"])))
+        metric = coco_metric(truth, tmp_path, self.ASKED)
+        figures = detection_figures([metric], metric.dataset_meta, 0)
+        for sample in detection_samples(truth, found, self.NAMES):
+            metric.process({}, [sample.to_dict()])
+            figures.add(sample)
+        scores = metric.evaluate(len(truth.imgs))
+        result = figures.to_dict()
+        assert result["kinds"] == dict(bbox="box")
         sizes = result["sizes"]["bbox"]
-        stats = [sizes[name] for name in ("all", "small", "medium", "large")]
-        np.testing.assert_allclose(stats, oracle.stats[[0, 3, 4, 5]], rtol=0, atol=1e-12)
+        precision = oracle.eval["precision"][..., -1]
+        for a, (name, key) in enumerate(
+            zip(("all", "small", "medium", "large"), ("", "_s", "_m", "_l"), strict=True)
+        ):
+            values = precision[..., a]
+            assert sizes[name] == pytest.approx(values[values > -1].mean(), abs=1e-12)
+            assert scores[f"coco/bbox_mAP{key}"] == pytest.approx(sizes[name], abs=5.1e-4)
+        assert 0.1 < sizes["all"] < 0.9
         for k, category in enumerate(sorted(truth.cats)):
             row = result["per_class"][self.NAMES.index(truth.cats[category]["name"])]
-            precision = oracle.eval["precision"][:, :, k, 0, -1]
-            assert row["bbox"]["AP"] == pytest.approx(precision.mean(), abs=1e-12)
-            assert row["bbox"]["AP50"] == pytest.approx(precision[0].mean(), abs=1e-12)
-            assert row["bbox"]["AP75"] == pytest.approx(precision[5].mean(), abs=1e-12)
+            of_class = precision[:, :, k, 0]
+            assert row["bbox"]["AP"] == pytest.approx(of_class.mean(), abs=1e-12)
+            assert row["bbox"]["AP50"] == pytest.approx(of_class[0].mean(), abs=1e-12)
+            assert row["bbox"]["AP75"] == pytest.approx(of_class[5].mean(), abs=1e-12)
             label = self.NAMES.index(row["name"])
-            curve = dict(map(tuple, ((a, tuple(b)) for a, b in
-                             result["precision_recall"]["bbox"]["classes"])))[label]  # fmt: skip
-            np.testing.assert_allclose(curve, precision[0], rtol=0, atol=6e-5)
+            curve = dict(map(tuple, result["precision_recall"]["bbox"]["classes"]))[label]
+            np.testing.assert_allclose(curve, of_class[0], rtol=0, atol=6e-5)
             assert row["objects"] == len(truth.getAnnIds(catIds=[category]))
 
     def test_own_class_before_a_better_overlap_of_another(self):
@@ -206,7 +229,7 @@ class TestDetection:
         # The first takes the object of its class, the third that of its own; one is left over.
         assert pairs.tolist() == [0, -1, 1]
 
-    def test_detections_on_a_crowd_are_left_out(self):
+    def test_detections_on_a_crowd_are_left_out(self, tmp_path):
         truth = COCO()
         truth.dataset = dict(
             images=[dict(id=0, width=300, height=300)],
@@ -220,20 +243,46 @@ class TestDetection:
             dict(image_id=0, category_id=1, bbox=[10, 10, 20, 20], score=0.9),
             dict(image_id=0, category_id=1, bbox=[200, 200, 20, 20], score=0.9),
         ]
-        figures = DetectionFigures(["person"], truth, 0)
-        figures.add(*detection_samples(truth, found, ["person"]))
-        assert dict(figures.confusion) == {(1, 0): 1}
+        metric = coco_metric(truth, tmp_path, ["person"])
+        (sample,) = detection_samples(truth, found, ["person"])
+        for _ in range(2):  # evaluating must not change what the next evaluation finds
+            figures = DetectionFigures(["person"], metric, 0)
+            figures.add(sample)
+            assert dict(figures.confusion) == {(1, 0): 1}
+            metric.process({}, [sample.to_dict()])
+            metric.evaluate(1)
 
-    def test_no_objects_and_no_detections(self):
+    def test_no_objects_and_no_detections(self, tmp_path):
         truth, _ = coco_set(0)
         truth.dataset["annotations"] = []
-        truth.createIndex()
-        figures = DetectionFigures(self.ASKED, truth, 4)
+        metric = coco_metric(truth, tmp_path, self.ASKED)
+        figures = DetectionFigures(self.ASKED, metric, 4)
         for sample in detection_samples(truth, [], self.NAMES):
             figures.add(sample)
-        result = figures.figures({})
+            metric.process({}, [sample.to_dict()])
+        metric.evaluate(12)
+        result = figures.to_dict()
         assert result["images"] == 12 and result["confusion"] == []
+        assert np.isnan(result["sizes"]["bbox"]["all"])
         assert "class 5" in render(jsonable(dict(version=1, evaluation=result)))
+
+    def test_what_has_figures(self, tmp_path):
+        """mmdet's own metrics have confusions too; nothing else has."""
+        from mmdet.evaluation.metrics import CocoMetric, DumpDetResults
+
+        truth, found = coco_set(1)
+        path = coco_metric(truth, tmp_path, self.ASKED)._file
+        dump = DumpDetResults(out_file_path=str(tmp_path / "found.pkl"))
+        meta = dict(classes=self.ASKED)
+        figures = detection_figures([dump, CocoMetric(path)], meta, 0)
+        for sample in detection_samples(truth, found, self.NAMES):
+            figures.add(sample)
+        assert figures.to_dict()["confusion"] and figures.to_dict()["sizes"] == {}
+        assert detection_figures([dump], meta, 0) is None
+        assert detection_figures([CocoMetric(path)], {}, 0) is None
+        assert detection_figures([CocoMetric()], meta, 0) is None
+        written = CocoMetric(path, format_only=True, outfile_prefix=str(tmp_path / "x"))
+        assert detection_figures([written], meta, 0) is None
 
 
 class TestSegmentation:
@@ -257,11 +306,32 @@ class TestSegmentation:
             areas.append(IoUMetric.intersect_and_union(predicted[0], truth[0], 5, 255))
         totals = [sum(column) for column in zip(*areas, strict=True)]
         expected = IoUMetric.total_area_to_metrics(*totals, metrics=["mIoU", "mFscore"])
-        rows = figures.figures()["per_class"]
+        rows = figures.to_dict()["per_class"]
         for key, name in (("IoU", "IoU"), ("Acc", "recall"), ("Precision", "precision")):
             mine = [row[name] for row in rows]
             np.testing.assert_allclose(mine, expected[key], rtol=1e-6)
         assert np.isnan(rows[4]["IoU"]) and 0.2 < rows[0]["IoU"] < 0.9
+
+    def test_boundaries_by_class_are_its_own_metrics(self):
+        from mmseg.evaluation.metrics import IoUMetric
+        from mmseg.structures import SegDataSample
+
+        boundary, meta = BoundaryIoU(), dict(classes=["a", "b"], palette=[[1, 2, 3], [4, 5, 6]])
+        boundary.dataset_meta = meta
+        figures = segmentation_figures([IoUMetric(), boundary], meta, 0)
+        truth = torch.zeros(1, 40, 40, dtype=torch.long)
+        truth[:, 10:30, 10:30] = 1
+        sample = SegDataSample(metainfo=dict(img_path="none.png"))
+        sample.gt_sem_seg = PixelData(data=truth)
+        sample.pred_sem_seg = PixelData(data=truth.roll(2, 2))
+        figures.add(sample)
+        boundary.process({}, [sample.to_dict()])
+        boundary.evaluate(1)
+        result = figures.to_dict()
+        values = [row["boundary IoU"] for row in result["per_class"]]
+        assert values == boundary.boundary_iou and 0.1 < values[1] < 0.9
+        assert result["colours"] == ["#010203", "#040506"]
+        assert segmentation_figures([boundary], meta, 0) is None
 
     def test_two_processes_make_one(self):
         one, two, both = (SegmentationFigures(["a", "b"], None, 255, 2) for _ in range(3))
@@ -317,10 +387,8 @@ def test_what_a_config_changes(tmp_path):
 
 
 def picture(seed: int) -> str:
-    from backbones.openmmlab.report.evaluation import _as_address
-
     noise = np.random.default_rng(seed).integers(0, 255, (20, 30, 3), np.uint8)
-    return _as_address(Image.fromarray(cv2.resize(noise, (360, 240))))
+    return as_data_url(Image.fromarray(cv2.resize(noise, (360, 240))))
 
 
 def made_up_report(seed: int = 0, name: str = "run", classes: int = 12, evil: str = "") -> dict:
@@ -344,6 +412,11 @@ def made_up_report(seed: int = 0, name: str = "run", classes: int = 12, evil: st
     ]
     return dict(
         version=1,
+        task="detection",
+        metrics=[
+            *(asdict(metric) for metric in DETECTION_TASK.metrics),
+            dict(key=f"{evil}other", name=f"{evil}another", best=1.0, main=True),
+        ],
         run=dict(name=name + evil, folder=f"/somewhere/{evil}"),
         training=dict(
             curves=dict(stride=2, steps=steps, values={**losses, **rates, "time": falling}),
@@ -356,9 +429,9 @@ def made_up_report(seed: int = 0, name: str = "run", classes: int = 12, evil: st
             seconds_per_iteration=0.51, parameters=86_000_000,
         ),
         evaluation=dict(
-            task="detection", split="validation", step=800, images=5000, seconds=12.0,
+            split="validation", step=800, images=5000, seconds=12.0,
             scores={"coco/bbox_mAP": 0.5 + seed / 100, f"{evil}other": 1.0}, classes=names,
-            data=evil,
+            data=evil, kinds=dict(bbox=f"{evil}box", segm="mask"),
             per_class=[dict(name=n, objects=9, **kinds) for n in names],
             sizes={k: dict(all=0.5, small=0.3, medium=None, large=0.7) for k in ("bbox", "segm")},
             precision_recall=dict(
@@ -418,7 +491,7 @@ class Reader(HTMLParser):
 def test_names_of_strangers_stay_text(evil, classes):
     report = made_up_report(evil=evil, classes=classes)
     pages = [render(report), compare({evil + "a": report, "b": made_up_report(1)})]
-    report["evaluation"]["task"] = "segmentation"
+    report["task"] = "segmentation"
     for row in report["evaluation"]["per_class"]:
         row.update(IoU=0.5, recall=0.5, precision=None, pixels=0.1)
     pages.append(render(report))
@@ -440,18 +513,74 @@ def test_an_image_address_that_is_none_is_left_out():
     assert "elsewhere.example" not in render(report)
 
 
-def test_pages_say_the_figures():
+def test_pages_have_the_figures():
     text = Reader(render(made_up_report())).text
-    for words in ("1 h 23 min", "8 of 8 epochs", "8.8 GiB", "86.0 M", "Losses of stage 2"):
-        assert words in text, words
-    assert "2 runs" in (page := compare(dict(a=made_up_report(0), b=made_up_report(3))))
+    for shown in ("1 h 23 min", "8 of 8 epochs", "8.8 GiB", "86.0 M", "box AP", "mask AP small"):
+        assert shown in text, shown
+    for title in ("Losses: s1", "Losses: rpn"):  # by what the names of the losses begin with
+        assert title in text, title
+    page = compare(dict(a=made_up_report(0), b=made_up_report(3)))
     text = Reader(page).text
-    assert "0.530" in text and "seed" in text
+    assert "0.530" in text and "seed" in text and "Box AP by iteration" in text
     assert config_differences([made_up_report(0), made_up_report(3)]) == [["seed", "0", "3"]]
-    # An empty or older report is a page too.
+    # An empty report is a page too.
     for report in ({}, dict(training={}), dict(evaluation=dict(scores={}))):
         Reader(render(report))
         Reader(compare(dict(a=report, b=report)))
+
+
+def test_main_metrics_come_first():
+    report = made_up_report()
+    report["evaluation"]["scores"] = {
+        "coco/bbox_mAP_s": 0.1, "coco/segm_mAP_50": 0.2, "mine": 0.3, "coco/segm_mAP": 0.4,
+        "coco/bbox_mAP": 0.5,
+    }  # fmt: skip
+    keys = [key for key, _ in score_table([report, report])]
+    assert keys[:2] == ["coco/bbox_mAP", "coco/segm_mAP"] and len(keys) == 5
+    found = Reader(render(report)).found
+    assert [dict(a).get("class") for tag, a in found if tag == "dl"] == ["tiles"]
+    # What an earlier version wrote names neither task nor metrics: keys stand in for names.
+    for key in ("task", "metrics"):
+        del report[key]
+    report["evaluation"].update(task="detection", kinds=None)
+    for text in (Reader(render(report)).text, Reader(compare(dict(a=report, b=report))).text):
+        assert "coco/segm_mAP" in text and "mask AP" not in text
+    assert score_table([report])[0] == ("coco/bbox_mAP_s", [0.1])
+
+
+def test_pages_need_no_openmmlab_library(tmp_path):
+    """Nor does the tool: what a metric is called stands in report.json."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(made_up_report(0, name)))
+    code = (
+        "import sys; from backbones.openmmlab.report import compare, render; "
+        "from backbones.openmmlab.report.saved import read_report; "
+        "runs = {name: read_report(name) for name in 'ab'}; "
+        "assert 'box AP' in render(runs['a']) and 'box AP' in compare(runs); "
+        "print(*{'mmdet', 'mmseg', 'mmpretrain'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
+
+
+def test_a_hostile_config_stays_text(tmp_path):
+    path = tmp_path / "<script>alert(1)<!--.py"
+    path.write_text(
+        f'"""{HOSTILE} Claim."""\n_base_ = {str(SEGMENTATION)!r}\nnote = {HOSTILE!r}\n'
+        f"model = dict(backbone=dict(drop_path_rate=0.3))  # </pre>{HOSTILE}\n"
+    )
+    described = jsonable(describe_config(Config.fromfile(path)))
+    changes = {row["key"]: row["value"] for row in described["changes"]}
+    assert changes == {"note": repr(HOSTILE), "model.backbone.drop_path_rate": "0.3"}
+    page = render(dict(version=1, run=dict(name=path.stem), config=described))
+    reader = Reader(page)
+    assert not any(tag == "script" for tag, _ in reader.found)
+    assert reader.text.count(HOSTILE) >= 4 and path.stem in reader.text
 
 
 def test_points_are_where_they_belong():
@@ -531,20 +660,40 @@ class TestTool:
             "report.json",
         ]
 
-    @pytest.mark.parametrize("text, words", [
-        (None, "no such report"), ("{", "not a report"), ("[]", "not a report of version"),
-        ('{"version": 1, "training": 3}', "is damaged"),
-    ])  # fmt: skip
-    def test_mistakes_end_in_one_line(self, text, words, tmp_path):
+    @pytest.mark.parametrize(
+        "text, code",
+        [
+            (None, "not-found"),
+            ("{", "broken-file"),
+            ("[]", "broken-file"),
+            ('{"version": 0}', "broken-file"),
+            ('{"version": 1, "training": 3}', "broken-file"),
+            ('{"version": 1, "metrics": [{"key": 3}]}', "broken-file"),
+        ],
+    )
+    def test_mistakes_end_in_one_line(self, text, code, tmp_path):
         if text is not None:
             (tmp_path / "report.json").write_text(text)
-        outcome = run_here("report.py", tmp_path)
-        assert outcome.status == 2 and words in outcome.last_line
-        assert "Traceback" not in outcome.err and not (tmp_path / "report.html").exists()
+        assert_error(run_here("report.py", tmp_path), code, "report.json")
+        assert not (tmp_path / "report.html").exists()
+
+    def test_a_folder_that_is_not_there(self, tmp_path):
+        (tmp_path / "report.json").write_text(json.dumps(made_up_report()))
+        outcome = run_here("report.py", tmp_path, "--out", tmp_path / "x" / "y.html")
+        assert_error(outcome, "not-found", tmp_path / "x")
 
     def test_same_run_twice(self, tmp_path):
         (tmp_path / "report.json").write_text(json.dumps(made_up_report()))
-        assert "named twice" in run_here("report.py", tmp_path, tmp_path).last_line
+        with pytest.raises(InputError) as caught:
+            named_runs([tmp_path, tmp_path / "report.json"])
+        assert (caught.value.code, caught.value.where) == ("bad-argument", str(tmp_path))
+        other = tmp_path / "b" / "run"
+        other.mkdir(parents=True)
+        assert list(named_runs([tmp_path / "a" / "run" / "report.json", other])) == [
+            "a/run",
+            "b/run",
+        ]
+        assert read_report(tmp_path)["run"]["name"] == "run"
 
 
 EPOCHS = (

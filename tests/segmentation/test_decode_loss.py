@@ -92,6 +92,7 @@ def test_blocks_do_not_show(block, monkeypatch):
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.instruction_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_error_is_at_most_twice_the_plain_one(dtype):
     logits, labels = problem(19, (24, 24), (96, 96))

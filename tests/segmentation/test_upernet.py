@@ -126,6 +126,7 @@ def test_only_what_asks_for_gradients_gets_them():
     )
 
 
+@pytest.mark.instruction_set
 @pytest.mark.parametrize(
     ("dtype", "autocast"),
     [
@@ -153,6 +154,7 @@ def test_error_is_at_most_twice_mmsegs(dtype, autocast):
     assert error(factorised, exact) <= 2 * error(plain, exact)
 
 
+@pytest.mark.instruction_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_at_most_twice_as_far_off(dtype):
     exact_maps = features(SIZES[0], channels=(32, 32, 32, 32))

@@ -1,14 +1,16 @@
-"""Running the tools as a user does."""
+"""Runs of the tools, as a user starts them."""
 
 import io
 import os
 import re
+import resource
 import runpy
 import socket
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -37,10 +39,10 @@ class Outcome:
 
 
 def command(program: str, *arguments: object) -> list[str]:
-    """The command line of a program in tools/ or benchmarks/."""
-    folders = (REPOSITORY / "tools", REPOSITORY / "benchmarks")
-    (path,) = (folder / program for folder in folders if (folder / program).is_file())
-    return [sys.executable, str(path), *map(str, arguments)]
+    """Return the command line of a program in tools/ or benchmarks/."""
+    path = REPOSITORY / "tools" / program
+    start = [str(path)] if path.is_file() else ["-m", f"benchmarks.{path.stem}"]
+    return [sys.executable, *start, *map(str, arguments)]
 
 
 def free_port() -> int:
@@ -49,8 +51,14 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
-def run_tool(tool: str, *arguments: object, cwd: Path, **environment: str) -> Outcome:
-    """In a process of its own."""
+def run_tool(
+    tool: str,
+    *arguments: object,
+    cwd: Path,
+    largest_file: int | None = None,
+    **environment: str,
+) -> Outcome:
+    """Run a tool in a process of its own, which may write files of `largest_file` bytes at most."""
     done = subprocess.run(
         command(tool, *arguments),
         cwd=cwd,
@@ -58,24 +66,27 @@ def run_tool(tool: str, *arguments: object, cwd: Path, **environment: str) -> Ou
         capture_output=True,
         text=True,
         timeout=1800,
+        preexec_fn=largest_file
+        and partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest_file, largest_file)),
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def run_here(tool: str, *arguments: object) -> Outcome:
-    """In this process, for what ends before a run is built: importing mmdet takes seconds."""
-    argv = command(tool, *arguments)[1:]
+def run_here(program: str, *arguments: object) -> Outcome:
+    """Run a program in this process, if it ends before a run is built: imports take seconds."""
+    path = REPOSITORY / "tools" / program
     out, err = io.StringIO(), io.StringIO()
     status = 0
-    path = [str(Path(argv[0]).parent), *sys.path]
     with (
-        patch.object(sys, "argv", argv),
-        patch.object(sys, "path", path),
+        patch.object(sys, "argv", [str(path), *map(str, arguments)]),
         redirect_stdout(out),
         redirect_stderr(err),
     ):
         try:
-            runpy.run_path(argv[0], run_name="__main__")
+            if path.is_file():
+                runpy.run_path(str(path), run_name="__main__")
+            else:
+                runpy.run_module(f"benchmarks.{path.stem}", run_name="__main__", alter_sys=True)
         except SystemExit as end:
             status = end.code or 0
     return Outcome(status, out.getvalue(), err.getvalue())

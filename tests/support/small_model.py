@@ -33,12 +33,14 @@ class SmallModel(BaseModel):
 
 @MODELS.register_module()
 class TwoOptimizers(SmallModel):
-    """Each layer has an optimizer of its own."""
+    """Each layer has an optimizer and a loss of its own."""
 
     def train_step(self, data, optim_wrapper):
-        for name in ("first", "second"):
-            loss = self(**data, mode="loss")["loss"]
-            optim_wrapper[name].update_params(loss)
+        inputs = torch.stack(list(data["inputs"]))
+        loss = self.first(inputs).square().mean()
+        optim_wrapper["first"].update_params(loss)
+        loss = self.second(self.first(inputs).detach()).square().mean()
+        optim_wrapper["second"].update_params(loss)
         return dict(loss=loss)
 
 

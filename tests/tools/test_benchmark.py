@@ -1,36 +1,29 @@
 """The benchmark: what it writes, and that it times nothing which computes another function."""
 
 import json
-import runpy
-import sys
 from functools import partial
 
 import pytest
 import torch
-from support.running import REPOSITORY, run_here
+from support.running import assert_error, run_here
 
 from backbones import InputError
+from benchmarks.candidates import Candidate, check
+from benchmarks.cases import CASES
 
-WORK = "ConvNeXt-tiny inference 1x512x512 fp32"
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    """The tool's names."""
-    monkeypatch.setattr(sys, "path", [str(REPOSITORY / "benchmarks"), *sys.path])
-    return runpy.run_path(str(REPOSITORY / "benchmarks" / "speed.py"))
+CASE = "ConvNeXt-tiny inference 1x512x512 fp32"
 
 
 @pytest.mark.slow
 def test_every_peer_gives_our_output_and_all_figures_are_written(tmp_path):
     out = tmp_path / "folder" / "report"
-    arguments = ("--only", WORK, "--rounds", 2, "--ways", "eager", "channels-last", "--out", out)
+    arguments = ("--only", CASE, "--rounds", 2, "--ways", "eager", "channels-last", "--out", out)
     outcome = run_here("speed.py", *arguments)
     assert outcome.status == 0, outcome.err
     report = json.loads(out.with_suffix(".json").read_text())
     assert {"device", "threads", "versions"} <= set(report["machine"])
-    (work,) = report["works"]
-    rows = {row["name"]: row for row in work["contenders"]}
+    (case,) = report["cases"]
+    rows = {row["name"]: row for row in case["candidates"]}
     libraries = ("mmpretrain", "timm", "torchvision", "transformers")
     assert set(rows) == {"ours eager"} | {
         f"{library} {way}" for library in libraries for way in ("eager", "channels-last")
@@ -44,21 +37,21 @@ def test_every_peer_gives_our_output_and_all_figures_are_written(tmp_path):
     assert out.with_suffix(".png").stat().st_size > 10_000
 
 
-def test_another_function_is_not_timed(tool):
-    work = next(w for w in tool["WORKS"] if w.name.endswith(WORK))
+def test_another_function_is_not_timed():
+    case = next(case for case in CASES if case.name.endswith(CASE))
 
-    def run(work, scale):
+    def run(case, scale):
         return [scale * torch.ones(3)]
 
-    same = [tool["Contender"](name, partial(run, work, 1.0)) for name in ("first", "second")]
-    tool["check"](work, same)
-    other = tool["Contender"]("third", partial(run, work, 1.01))
-    with pytest.raises(InputError, match="third differs from first by 0.01"):
-        tool["check"](work, [*same, other])
+    same = [Candidate(name, partial(run, case, 1.0)) for name in ("first", "second")]
+    check(case, same)
+    other = Candidate("third", partial(run, case, 1.01))
+    with pytest.raises(InputError, match="0.01") as caught:
+        check(case, [*same, other])
+    assert (caught.value.code, caught.value.where) == ("checkpoint-mismatch", "third")
 
 
 def test_bad_arguments_are_named():
-    outcome = run_here("speed.py", "--only", "UperNetty")
-    assert outcome.status == 2 and "matches no work" in outcome.last_line
+    assert_error(run_here("speed.py", "--only", "UperNetty"), "bad-argument", "UperNetty")
     outcome = run_here("speed.py", "--list")
     assert "Cascade Mask R-CNN train 1x480x640 bf16" in outcome.out

@@ -23,8 +23,7 @@ from backbones import ConvNeXt
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config, use_tta
 from backbones.openmmlab.training.layer_decay import LayerDecayConstructor
-from backbones.weights.checkpoints import load_pretrained
-from backbones.weights.dialects import TARGETS, from_official
+from backbones.weights import TARGETS, from_official, load_pretrained
 
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

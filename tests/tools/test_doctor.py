@@ -76,7 +76,7 @@ class TestAnnotations:
     @pytest.mark.parametrize(
         "key, value, severity, words",
         [
-            ("bbox", [200, 10, 20, 20], "error", ["outside its image", "mmdet drops it"]),
+            ("bbox", [200, 10, 20, 20], "warning", ["outside its image", "mmdet drops it"]),
             ("bbox", [80, 80, 60, 12], "warning", ["beyond its image", "corners"]),
             ("bbox", [10, 10, 0, 20], "warning", ["no area", "drops"]),
             ("bbox", [10, 10, 0.4, 20], "warning", ["thinner than a pixel"]),
@@ -86,7 +86,7 @@ class TestAnnotations:
             ("category_id", 77, "error", ["category 77", "does not define"]),
             ("image_id", 99, "error", ["image is not in the file"]),
             ("segmentation", None, "error", ["no segmentation", "with_mask"]),
-            ("segmentation", [[1, 2, 3, 4]], "warning", ["fewer than three points"]),
+            ("segmentation", [[1, 2, 3, 4]], "error", ["fewer than three points"]),
             ("id", 2, "error", ["annotation id 2: several have this id"]),
         ],
     )
@@ -444,6 +444,18 @@ def test_versions(monkeypatch):
     assert_named(issues, "warning", "mmcv: 2.1.0 is installed beside onedl-mmcv", "uninstall mmcv")
     assert_named(issues, "error", "safetensors: not installed", "pip install 'safetensors>=0.4.3'")
     assert not [f for f in issues if f.where == "onedl-mmcv"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes instead")
+def test_dtypes_that_the_cpu_emulates():
+    """Without oneDNN every processor is one that has no bfloat16."""
+    config = load_config(DETECTION, {"inference_dtype": "bfloat16"})
+    with torch.backends.mkldnn.flags(enabled=False):
+        findings = list(stack.check_inference_dtype(config))
+        assert_named(findings, "note", "^inference_dtype: bfloat16 is emulated", "=float32")
+        assert not list(stack.check_inference_dtype(load_config(DETECTION)))
+        kernels = torch.backends.cpu.get_cpu_capability()
+        assert_named(list(stack.check_stack()), "note", f"{kernels} kernels, native in float32\\)")
 
 
 class TestTool:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
-from support.running import REPOSITORY, command, run_here, run_tool
+from support.running import REPOSITORY, assert_error, command, run_here, run_tool
 from torchvision.datasets import ImageFolder
 
 from backbones import ModernizedResNetClassifier
@@ -70,17 +70,16 @@ def test_figure_is_drawn(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "code", "name"),
     [
-        (["--plot", "figure.jpeg2"], "has to end in .png"),
-        (["--plot", "nowhere/figure.png"], "nowhere/figure.png: cannot be written"),
-        (["--train", "data", "--config", "nowhere.py"], "nowhere.py: no such config file"),
+        (["--plot", "figure.jpeg2"], "bad-argument", "figure.jpeg2"),
+        (["--plot", "nowhere/figure.png"], "write-failed", "nowhere/figure.png"),
+        (["--train", "data", "--config", "nowhere.py"], "not-found", "nowhere.py"),
     ],
 )
-def test_mistakes_are_named(arguments, words, tmp_path, monkeypatch):
+def test_mistakes_are_named(arguments, code, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = run_here("roadmap.py", *arguments)
-    assert done.status == 2 and words in done.last_line
+    assert_error(run_here("roadmap.py", *arguments), code, name)
 
 
 def test_runs_of_another_setting_are_not_mixed(tmp_path):
@@ -94,9 +93,9 @@ def test_runs_of_another_setting_are_not_mixed(tmp_path):
     (row,) = json.loads(done.out)
     assert row["measured_top1"] == 12.5
     done = run_here("roadmap.py", *arguments, "--seed", 1)
-    assert done.status == 2 and "holds runs with seed 0, not 1" in done.last_line
+    assert_error(done, "bad-argument", tmp_path / "resnet50", "seed 0")
     done = run_here("roadmap.py", *arguments, "--cfg-options", "train_cfg.max_epochs=1")
-    assert done.status == 2 and "holds runs with options" in done.last_line
+    assert_error(done, "bad-argument", tmp_path / "resnet50", "options")
 
 
 @pytest.fixture(scope="module")

@@ -156,6 +156,7 @@ def test_backbone_is_one_graph(drop_path_rate):
     assert all(p.grad is not None for p in network.parameters())
 
 
+@pytest.mark.instruction_set
 @pytest.mark.parametrize(
     "dtype, grn, fused",
     [
@@ -200,6 +201,7 @@ def test_inference_on_a_cpu_keeps_blocks_by_rows(dtype, grn, fused):
     assert torch.nn.functional.gelu not in called
 
 
+@pytest.mark.instruction_set
 def test_operator_by_rows_is_described_rightly():
     """What torch.compile believes of its result: shape, dtype, nothing written in place."""
     x, residual = torch.randn(2, 5, 4, 8, dtype=torch.bfloat16), torch.randn(2, 5, 4, 8)

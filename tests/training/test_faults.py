@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from backbones.openmmlab.training.data_workers import raising_worker_deaths
 from backbones.openmmlab.training.ranks import lost_process_error
-from backbones.weights.reading import read_checkpoint
+from backbones.weights import read_checkpoint
 
 # Spoils images by name: the loss of a batch with one of them is not a number.
 POISON = """
@@ -93,7 +93,7 @@ def test_disk_full_while_saving(shapes, tmp_path):
         remount = ["mount", "-o", f"remount,size={int(size * 1.6)}", str(disk)]
         subprocess.run(remount, check=True)
         full = run_forked("train.py", *arguments, "--resume", cwd=tmp_path)
-        assert_error(full, "no-space", "iter_4.pth")
+        assert_error(full, "no-space", disk / "run" / "iter_4.pth")
         assert [p.name for p in (disk / "run").glob("*.pth*")] == ["iter_2.pth"]
         assert not list((disk / "run").glob(".*"))
         read_checkpoint(disk / "run" / "iter_2.pth")

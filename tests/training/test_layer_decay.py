@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from backbones.convnext import ARCHITECTURES, ConvNeXt, ConvNeXtClassifier
+from backbones import ARCHITECTURES, ConvNeXt, ConvNeXtClassifier
 from backbones.errors import InputError
 from backbones.openmmlab.training.layer_decay import LayerDecayConstructor, locate, num_layers
 

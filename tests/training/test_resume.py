@@ -26,7 +26,7 @@ from backbones.openmmlab.training.seeded_data import (
     PlacedBatchSampler,
     SeededDataset,
 )
-from backbones.weights.reading import check_archive, read_checkpoint
+from backbones.weights import check_archive, read_checkpoint
 from benchmarks import kills
 
 WORKERS = {"train_dataloader.num_workers": 2, "train_dataloader.persistent_workers": True}

@@ -27,15 +27,15 @@ from torch.distributed.tensor import DTensor
 
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
+from backbones.openmmlab.config.strategy import check_strategy
 from backbones.openmmlab.training import ranks
 from backbones.openmmlab.training.sharding import (
-    check_strategy,
     divide_loaded_state,
     is_sharded,
     shard,
     whole_states,
 )
-from backbones.weights.reading import read_checkpoint
+from backbones.weights import read_checkpoint
 
 WORLD = 2
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 31))

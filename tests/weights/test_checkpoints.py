@@ -23,13 +23,7 @@ from safetensors.torch import save_file
 from support.oracles import import_mmpretrain, randomise
 
 from backbones import ConvNeXt, ConvNeXtClassifier, InputError
-from backbones.weights.checkpoints import (
-    adapt_stem,
-    load_pretrained,
-    load_whole,
-    read_checkpoint,
-    trusted,
-)
+from backbones.weights import adapt_stem, load_pretrained, load_strictly, read_checkpoint, trusted
 
 NARROW = dict(depths=(1, 1, 2, 1), dims=(8, 12, 16, 20))
 V1 = dict(arch=NARROW, layer_scale_init_value=1.0)
@@ -720,7 +714,7 @@ class TestWholeModels:
         theirs = mm_model("mmdet", name, "mmdet", narrow_detector)
         self.save(theirs, tmp_path / "cascade.pth")
         ours = our_model("configs/detection/cascade_convnext_t.py", narrow_detector)
-        line = load_whole(ours, read_checkpoint(tmp_path / "cascade.pth"), "cascade.pth")
+        line = load_strictly(ours, read_checkpoint(tmp_path / "cascade.pth"), "cascade.pth")
         assert line.endswith("(backbone in the mmpretrain layout)")
         x = torch.randn(1, 3, 128, 160)
         ours_maps, theirs_maps = ours.extract_feat(x), theirs.extract_feat(x)
@@ -770,8 +764,8 @@ class TestWholeModels:
         ):
             match = f"^x.pth: does not fit .*{words}" if words else "^x.pth: no ConvNeXt weights"
             with pytest.raises(InputError, match=match):
-                load_whole(ours, dict(state_dict=state), "x.pth")
+                load_strictly(ours, dict(state_dict=state), "x.pth")
             for name, tensor in ours.state_dict().items():
                 assert torch.equal(tensor, before[name]), name
-        load_whole(ours, {f"model.{name}": tensor for name, tensor in good.items()}, "x.pth")
+        load_strictly(ours, {f"model.{name}": tensor for name, tensor in good.items()}, "x.pth")
         assert torch.equal(ours.state_dict()[head], good[head])

@@ -22,7 +22,7 @@ from test_dialects import (
 )
 
 from backbones import ConvNeXt, ConvNeXtClassifier
-from backbones.weights.checkpoints import convert, state_dict
+from backbones.weights import convert, state_dict
 
 TARGETS = ["official", "timm", "torchvision", "transformers", "mmpretrain"]
 PAIRS = [(target, V1) for target in TARGETS]

@@ -10,8 +10,7 @@ from support.oracles import import_mmpretrain, randomise
 from torch import nn
 
 from backbones import ConvNeXt, InputError
-from backbones.weights.checkpoints import load_pretrained, recognise
-from backbones.weights.dialects import DIALECTS
+from backbones.weights import DIALECTS, load_pretrained, recognise
 
 DEPTHS, DIMS = (1, 1, 2, 1), (8, 12, 16, 20)
 NARROW = dict(depths=DEPTHS, dims=DIMS)

@@ -10,7 +10,8 @@ import timm
 from support.running import REPOSITORY, run_here
 
 from backbones import ARCHITECTURES, InputError
-from backbones.weights.zoo import LICENCES, ZOO, Score, Weights, find, licence_of
+from backbones.weights import ZOO, Score, Weights, find, licence_of
+from backbones.weights.zoo import LICENCES
 
 NAMES = [weights.name for weights in ZOO]
 TIMM_LICENCES = {
@@ -184,14 +185,18 @@ def test_licence_of(source, licence):
 def test_module_needs_no_library():
     """The loader asks it at every load: the standard library and our errors are all it imports."""
     code = (
-        "import sys, types; package = types.ModuleType('backbones');"
-        f"package.__path__ = [{str(REPOSITORY / 'backbones')!r}];"
-        "sys.modules['backbones'] = package; import backbones.weights.zoo;"
+        "import sys, types\n"
+        "for name, folder in (('backbones', '.'), ('backbones.weights', 'weights')):\n"
+        "    sys.modules[name] = types.ModuleType(name)\n"
+        f"    sys.modules[name].__path__ = [{str(REPOSITORY / 'backbones')!r} + '/' + folder]\n"
+        "import backbones.weights.zoo\n"
         "print(sorted(m for m in sys.modules if m.split('.')[0] in "
         "('torch', 'numpy', 'mmengine', 'timm', 'rich') or m.startswith('backbones.')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['backbones.errors', 'backbones.weights.zoo']"
+    assert (
+        done.stdout.strip() == "['backbones.errors', 'backbones.weights', 'backbones.weights.zoo']"
+    )
 
 
 def listed(*arguments: str) -> list[dict]:

@@ -11,6 +11,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from backbones.errors import InputError
+from backbones.openmmlab.data.files import files_below, folders_in
 
 IMAGENETS = ("imagenet-1k", "imagenet-22k")  # whose folders timm knows
 
@@ -53,6 +54,17 @@ class ClassFolders(ImageFolder):
         _check_folders(Path(directory), self.folders)
         return list(self.folders), {name: label for label, name in enumerate(self.folders)}
 
+    @staticmethod
+    def make_dataset(
+        directory: str, class_to_idx: dict[str, int], *args: Any, **kwargs: Any
+    ) -> list[tuple[str, int]]:
+        """List images and labels, which torchvision asks for; hidden files are passed over."""
+        return [
+            (str(path), label)
+            for name, label in class_to_idx.items()
+            for path in files_below(Path(directory) / name, *IMG_EXTENSIONS)
+        ]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, label = self.samples[index]
         return self.pipeline(dict(img_path=path, label=label))
@@ -77,7 +89,7 @@ class ClassFolders(ImageFolder):
                     f"{folder}: no such folder; it holds a folder of images for each class "
                     "(--data ROOT names another place)"
                 )
-            classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
+            classes = [inside.name for inside in folders_in(folder)]
         return tuple(classes), tuple(classes)
 
     @classmethod
@@ -103,7 +115,7 @@ def _check_folders(folder: Path, expected: Sequence[str]) -> None:
             f"{folder}: no such folder; it holds a folder of images for each class "
             "(--data ROOT names another place)"
         )
-    found = {path.name for path in folder.iterdir() if path.is_dir()}
+    found = {inside.name for inside in folders_in(folder)}
     lacking = [name for name in expected if name not in found]
     unknown = sorted(found.difference(expected))
     if lacking or unknown or not expected:
@@ -117,6 +129,5 @@ def _check_folders(folder: Path, expected: Sequence[str]) -> None:
             "that are there) and model.num_classes"
         )
     for name in expected:
-        inside = (path for path in (folder / name).rglob("*"))
-        if not any(path.suffix.lower() in IMG_EXTENSIONS for path in inside):
+        if not files_below(folder / name, *IMG_EXTENSIONS):
             raise InputError(f"{folder / name}: no images of this class")

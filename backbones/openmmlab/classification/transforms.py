@@ -1,25 +1,27 @@
 """Loading, augmentation and test-time resizing of classifiers' images."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from backbones.errors import UnreadableImage
+from backbones.openmmlab.data.decoding import read_image
 
 
 @TRANSFORMS.register_module()
 class LoadRGB(BaseTransform):
-    """Reads `img_path` into a PIL image `img` in RGB; takes an `img` that is there already.
+    """Read `img_path` into a PIL image `img` in RGB, or take an `img` that is there already.
 
-    Such an image is (H, W, 3) uint8 in BGR order, as OpenCV reads it.
+    Such an image is (H, W, 3) uint8 in BGR order. The decoder is that of every other task: the EXIF
+    orientation of JPEG, PNG and TIFF is applied.
 
     Raises:
         UnreadableImage: the file is missing, unreadable, cut off or not an image.
@@ -29,17 +31,8 @@ class LoadRGB(BaseTransform):
         if "img" in results:
             rgb = cv2.cvtColor(results["img"], cv2.COLOR_BGR2RGB)
             return {**results, "img": Image.fromarray(rgb)}
-        path = results["img_path"]
-        try:
-            with open(path, "rb") as file:
-                image = Image.open(file).convert("RGB")
-        except UnidentifiedImageError:
-            raise UnreadableImage(f"{path}: empty, cut off or not an image") from None
-        # Pillow's readers of formats fail in ways of their own.
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UnreadableImage(f"{path}: cannot be read ({reason})") from None
-        return {**results, "img": image}
+        image = read_image(Path(results["img_path"]))
+        return {**results, "img": Image.fromarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))}
 
 
 @TRANSFORMS.register_module()

@@ -9,7 +9,7 @@ from mmengine.config import Config, DictAction
 
 from backbones.errors import InputError
 from backbones.openmmlab.data.own_data import use_data
-from backbones.weights.reading import check_path, trusted
+from backbones.weights import check_path, trusted
 
 from .loading import load_config
 

@@ -1,92 +1,31 @@
 """Faults in a COCO annotation file that mmdet drops, repairs or trips over without a word."""
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from backbones.errors import InputError
+from backbones.errors import Code
 
-from .image_files import Header
+from .coco_file import ROWS, check_rows, read_coco
+from .coco_ids import is_sound, what_ids_are
+from .decoding import Header
+from .files import one_line
 from .issues import Issue, first_of
+from .masks import are_numbers, mask_fault
 
-# What the rows of a COCO file hold, and what each may be.
-ROWS = {
-    "images": dict(id=(int, str), file_name=str, width=int, height=int),
-    "annotations": dict(id=(int, str), image_id=(int, str), category_id=(int, str), bbox=list),
-    "categories": dict(id=(int, str), name=str),
-}
-OPTIONAL = dict(area=float, iscrowd=int, segmentation=(list, dict, type(None)))
-LARGEST = 1e9  # beyond any number of pixels
-LARGEST_ID = 2**63  # COCO's own crowds have ids of twelve digits
-
-
-def read_json(path: Path) -> object:
-    """The content of a JSON file.
-
-    Raises:
-        InputError: it is not JSON, or nested without end.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-
-
-def check_rows(content: object, path: Path, sizes: bool = True) -> None:
-    """Refuse what is not in COCO's format, by the first row that is not.
-
-    Args:
-        content: of the file.
-        path: the file.
-        sizes: images have to have their width and height.
-
-    Raises:
-        InputError: a list, a row or a value of it is missing or of another kind.
-    """
-    for name, kinds in ROWS.items():
-        rows = content.get(name) if isinstance(content, dict) else None
-        if not isinstance(rows, list):
-            raise InputError(f"{path}: not COCO's format, no list {name!r} in it")
-        for number, row in enumerate(rows):
-            if not isinstance(row, dict):
-                raise InputError(f"{path}: not COCO's format, {name}[{number}] is no dict")
-            for key in kinds:
-                if key not in row and (sizes or key not in ("width", "height")):
-                    raise InputError(f"{path}: not COCO's format, no {key!r} in {name}[{number}]")
-            if name == "annotations":
-                kinds = kinds | {key: kind for key, kind in OPTIONAL.items() if key in row}
-            for key, kind in kinds.items():
-                if key in row and not _is(row[key], kind):
-                    raise InputError(
-                        f"{path}: not COCO's format, {key} of {name}[{number}] is {row[key]!r:.40}"
-                    )
-            if name == "images" and min(row.get("width", 1), row.get("height", 1)) < 1:
-                raise InputError(f"{path}: {name}[{number}] has a width or height below 1")
-
-
-def _is(value: object, kind: type | tuple[type, ...]) -> bool:
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if int in kinds or float in kinds:  # JSON of other languages has 3.0 and false for them
-        largest = LARGEST_ID if str in kinds else LARGEST
-        number = isinstance(value, int | float) and abs(value) < largest
-        if number and (float in kinds or value == int(value)):
-            return True
-        kinds = tuple(k for k in kinds if k not in (int, float))
-    return isinstance(value, kinds)
-
-
-def are_numbers(values: object) -> bool:
-    """Whether it is a list of finite numbers, none beyond any number of pixels."""
-    return isinstance(values, list) and all(_is(value, float) for value in values)
+REREAD = "give its folder as --data, which reads it repaired"
 
 
 class CocoAnnotations:
-    """A COCO annotation file, read whole.
+    """A COCO annotation file of a config, read whole.
 
     Args:
         path: the file.
         classes: the config's, in the order of their labels.
+
+    Attributes:
+        images, annotations, categories: its rows, of the kinds that COCO's format has.
 
     Raises:
         InputError: it is not JSON, or lacks a list that COCO's format has.
@@ -94,21 +33,26 @@ class CocoAnnotations:
 
     def __init__(self, path: Path, classes: Sequence[str]):
         self.path, self.classes = path, classes
-        content = read_json(path)
+        content, self.is_utf8 = read_coco(path)
         check_rows(content, path)
         self.images, self.annotations, self.categories = (content[key] for key in ROWS)
         self._by_image = {image["id"]: image for image in self.images}
 
     def names(self) -> list[str]:
-        """File names of the images."""
+        """Return the file names of the images."""
         return [image["file_name"] for image in self.images]
 
     def check(self, with_mask: bool) -> Iterator[Issue]:
-        """Findings about the file alone.
+        """Check the file alone.
 
         Args:
-            with_mask: masks are trained.
+            with_mask: masks are trained or scored.
         """
+        if not self.is_utf8:
+            yield Issue(
+                "error", one_line(self.path), "has a byte order mark or is not UTF-8",
+                f"COCO's tools cannot read it: save it as plain UTF-8, or {REREAD}", "broken-file",
+            )  # fmt: skip
         yield from self._check_ids()
         yield from self._check_categories()
         yield from self._check_boxes()
@@ -119,17 +63,36 @@ class CocoAnnotations:
         self, severity: str, what: str, ids: Sequence[object], advice: str, name: str = "annotation"
     ) -> Iterator[Issue]:
         if ids:
-            text = f"{name} {'id ' * (name != 'image file')}{first_of(ids)}: {what}"
+            shown = [one_line(each) for each in ids]
+            text = f"{name} {'id ' * (name != 'image file')}{first_of(shown)}: {what}"
             if len(ids) > 3:
-                text = f"{len(ids)} {name}s, first {', '.join(map(str, ids[:3]))}: {what}"
-            yield Issue(severity, str(self.path), text, advice)
+                text = f"{len(ids)} {name}s, first {', '.join(shown[:3])}: {what}"
+            yield self._issue(severity, text, advice)
+
+    def _issue(
+        self, severity: str, text: str, advice: str, code: Code = "bad-annotations"
+    ) -> Issue:
+        return Issue(severity, one_line(self.path), text, advice, code)
 
     def _check_ids(self) -> Iterator[Issue]:
-        for rows, name in ((self.images, "image"), (self.annotations, "annotation")):
-            repeated = [each for each, count in Counter(r["id"] for r in rows).items() if count > 1]
+        for part, rows in (
+            ("images", self.images),
+            ("annotations", self.annotations),
+            ("categories", self.categories),
+        ):
+            ids = [row["id"] for row in rows]
+            wrong = [value for value in ids if not is_sound(value, part)]
+            if wrong:
+                yield self._issue(
+                    "error",
+                    f"{what_ids_are(wrong, part)}: COCO's evaluation scores them wrongly or ends",
+                    f"number them from 1 on, or {REREAD}",
+                )
+            repeated = [each for each, count in Counter(ids).items() if count > 1]
             yield from self._found(
                 "error", "several have this id, all but one are lost", repeated,
-                "number them anew", name,
+                f"number them anew, or {REREAD}",
+                dict(images="image", annotations="annotation", categories="category")[part],
             )  # fmt: skip
         files = Counter(self.names())
         repeated = [name for name, count in files.items() if count > 1]
@@ -143,14 +106,9 @@ class CocoAnnotations:
 
     def _check_categories(self) -> Iterator[Issue]:
         known = {category["id"]: category["name"] for category in self.categories}
-        repeated = [
-            n for n, count in Counter(c["id"] for c in self.categories).items() if count > 1
-        ]
-        yield from self._found(
-            "error", "several have this id", repeated, "give each its own", "category"
-        )
         unknown = [a["id"] for a in self.annotations if a["category_id"] not in known]
         kinds = sorted({a["category_id"] for a in self.annotations} - known.keys(), key=str)
+        kinds = [one_line(repr(kind)) for kind in kinds]
         yield from self._found(
             "error", f"of category {first_of(kinds)}, which the file does not define", unknown,
             "define it or take them out: mmdet drops them",
@@ -158,19 +116,21 @@ class CocoAnnotations:
         used = Counter(known.get(a["category_id"]) for a in self.annotations)
         unused = [name for name in self.classes if name in known.values() and not used[name]]
         if unused:
-            yield Issue(
-                "warning", str(self.path), f"no annotation of {first_of(unused)}",
+            yield self._issue(
+                "warning",
+                f"no annotation of {first_of([one_line(name) for name in unused])}",
                 "it can be neither learnt nor scored",
-            )  # fmt: skip
+            )
         order = [c["name"] for c in self.categories if c["name"] in self.classes]
         if order != list(self.classes) and sorted(order) == sorted(self.classes):
             at = next(i for i, name in enumerate(order) if name != self.classes[i])
-            yield Issue(
-                "error", str(self.path),
-                f"label {at} is {order[at]} by its categories' order, {self.classes[at]} by "
-                "metainfo.classes",
+            yield self._issue(
+                "error",
+                f"label {at} is {one_line(order[at])} by its categories' order, "
+                f"{one_line(self.classes[at])} by metainfo.classes",
                 "mmdet numbers labels in the file's order: write metainfo.classes in that order",
-            )  # fmt: skip
+                "class-mismatch",
+            )
 
     def _check_boxes(self) -> Iterator[Issue]:
         malformed, empty, outside, beyond = [], [], [], []
@@ -193,7 +153,7 @@ class CocoAnnotations:
             ("error", "bbox is not four finite numbers", malformed, "write [x, y, width, height]"),
             ("warning", "box of no area, or thinner than a pixel", empty,
              "mmdet drops it; correct or delete it"),
-            ("error", "box outside its image", outside,
+            ("warning", "box outside its image", outside,
              "mmdet drops it; is it [x, y, width, height] in pixels?"),
             ("warning", "box reaches beyond its image", beyond,
              "clip it; is it [x, y, width, height], not corners?"),
@@ -201,66 +161,143 @@ class CocoAnnotations:
             yield from self._found(severity, what, ids, advice)
 
     def _check_masks(self) -> Iterator[Issue]:
-        lacking, malformed, thin = [], [], []
+        lacking, faults = [], {}
         for annotation in self.annotations:
             mask = annotation.get("segmentation")
             image = self._by_image.get(annotation["image_id"])
-            if not mask:
+            size = (image["height"], image["width"]) if image else None
+            if not mask or mask == [[]]:
                 lacking.append(annotation["id"])
-            elif not (_is_code(mask, image) if isinstance(mask, dict) else _are_polygons(mask)):
-                malformed.append(annotation["id"])
-            elif isinstance(mask, list) and any(len(part) < 6 for part in mask):
-                thin.append(annotation["id"])
+            elif fault := mask_fault(mask, size):
+                faults[annotation["id"]] = fault
         yield from self._found(
-            "error", "no segmentation, but masks are trained", lacking,
+            "error", "no segmentation, but masks are trained or scored", lacking,
             "add it, or train without masks (mask_head and with_mask)",
         )  # fmt: skip
-        yield from self._found(
-            "error", "segmentation is neither polygons nor run lengths of its image's size",
-            malformed, "write [[x, y, x, y, ...], ...] or dict(size=[height, width], counts=...)",
-        )  # fmt: skip
-        yield from self._found(
-            "warning", "polygon of fewer than three points", thin, "mmdet drops the mask: redraw it"
-        )
+        if faults:
+            first, fault = next(iter(faults.items()))
+            more = f" (and {len(faults) - 1} more masks)" if len(faults) > 1 else ""
+            yield self._issue(
+                "error",
+                f"annotation id {one_line(first)}: segmentation: {one_line(fault)}{more}",
+                f"correct it, or {REREAD} where it can be",
+            )
 
-    def check_sizes(self, folder: Path, headers: dict[Path, Header]) -> Iterator[Issue]:
-        """Findings where the file's width and height are not those of the image."""
+    def check_left(self, filter_cfg: Mapping[str, Any] | None, training: bool) -> Iterator[Issue]:
+        """Check that something is left to train on or to score once mmdet has dropped its part.
+
+        Args:
+            filter_cfg: the data set's, which training heeds.
+            training: the split is trained on.
+        """
+        if not self.annotations:
+            yield self._issue(
+                "error", f"no objects in its {len(self.images)} images",
+                "is it the file that you mean?", "no-data",
+            )  # fmt: skip
+            return
+        names = {c["id"]: c["name"] for c in self.categories}
+        dropped: Counter[str] = Counter()
+        for row in self.annotations:
+            reason = self._why_dropped(row)
+            if names.get(row["category_id"]) not in self.classes:
+                reason = "of no class of the config's"
+            dropped[reason] += 1
+        kept = dropped.pop("", 0)
+        shown = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+        if not kept:
+            yield self._issue(
+                "error", f"no object of {len(self.annotations)} is left to learn or to score: "
+                f"{shown}",
+                "crowds and objects without area are neither learnt nor scored", "no-data",
+            )  # fmt: skip
+        elif dropped:
+            yield self._issue(
+                "note", f"{shown}, of {len(self.annotations)} objects", "they are not learnt",
+                "no-data",
+            )  # fmt: skip
+        if training and filter_cfg:
+            yield from self._check_filter(filter_cfg)
+
+    def _why_dropped(self, row: dict) -> str:
+        """Say why mmdet drops an object; empty if it does not."""
+        x, y, w, h = row["bbox"] if are_numbers(row["bbox"]) and len(row["bbox"]) == 4 else [0] * 4
+        image = self._by_image.get(row["image_id"])
+        if row.get("iscrowd"):
+            return "crowds (iscrowd 1)"
+        if row.get("ignore"):
+            return "marked ignore"
+        if w < 1 or h < 1 or row.get("area", w * h) <= 0:
+            return "without area"
+        if image is None or x >= image["width"] or y >= image["height"] or x + w <= 0 or y + h <= 0:
+            return "outside their image"
+        return ""
+
+    def _check_filter(self, filter_cfg: Mapping[str, Any]) -> Iterator[Issue]:
+        least = filter_cfg.get("min_size", 0)
+        names = {c["id"]: c["name"] for c in self.categories}
+        labelled = {
+            row["image_id"]
+            for row in self.annotations
+            if names.get(row["category_id"]) in self.classes
+        }
+        small = [i for i in self.images if min(i["width"], i["height"]) < least]
+        empty = []
+        if filter_cfg.get("filter_empty_gt"):
+            empty = [i for i in self.images if i["id"] not in labelled]
+        left = len(self.images) - len({i["id"] for i in [*small, *empty]})
+        reasons = []
+        if small:
+            reasons.append(f"{len(small)} smaller than {least} pixels (filter_cfg.min_size)")
+        if empty:
+            reasons.append(f"{len(empty)} without objects (filter_cfg.filter_empty_gt)")
+        if not left:
+            yield self._issue(
+                "error", f"no image of {len(self.images)} is left to train on: "
+                f"{', '.join(reasons)}",
+                "set train_dataloader.dataset.filter_cfg, or enlarge the images", "no-data",
+            )  # fmt: skip
+        elif reasons:
+            yield self._issue(
+                "warning" if small else "note",
+                f"not trained on: {', '.join(reasons)}, of {len(self.images)} images",
+                "", "no-data",
+            )  # fmt: skip
+
+    def check_sizes(self, folder: Path, headers: Mapping[Path, Header]) -> Iterator[Issue]:
+        """Check the file's width and height against those of the images as they are decoded.
+
+        Args:
+            folder: that the images' names are relative to.
+            headers: of some or all images.
+        """
         turned, other = [], []
         for image in self.images:
             header = headers.get(folder / image["file_name"])
-            said = (image["width"], image["height"])
-            if header is None or said == header.upright:
+            stated = (image["width"], image["height"])
+            if header is None or stated == header.upright:
                 continue
-            (turned if said == header.size else other).append((image, header))
+            (turned if stated == header.size else other).append((image, header))
         if turned:
             image, header = turned[0]
             yield Issue(
-                "error", str(folder / image["file_name"]),
+                "error", one_line(folder / image["file_name"]),
                 f"EXIF turns it to {_by(header.upright)}, annotated as {_by(header.size)} "
                 f"({len(turned)} of {len(headers)} images)",
                 "boxes do not lie on what is seen: store it upright, without EXIF orientation",
+                "bad-annotations",
             )  # fmt: skip
         if other:
             image, header = other[0]
-            yield Issue(
-                "error", str(self.path),
-                f"{image['file_name']} is {image['width']}x{image['height']} here, the file "
-                f"{_by(header.upright)} ({len(other)} of {len(headers)} images)",
-                "were the images resized after annotation? scale the boxes or restore the images",
+            swapped = header.upright == (image["height"], image["width"])
+            yield self._issue(
+                "error",
+                f"{one_line(image['file_name'])} is {image['width']}x{image['height']} here, the "
+                f"file {_by(header.upright)}{' (width and height are swapped)' * swapped} "
+                f"({len(other)} of {len(headers)} images)",
+                "correct width and height here" if swapped
+                else "were the images resized after annotation? scale the boxes or restore them",
             )  # fmt: skip
-
-
-def _are_polygons(mask: list) -> bool:
-    return all(are_numbers(part) and len(part) % 2 == 0 for part in mask)
-
-
-def _is_code(mask: dict, image: dict | None) -> bool:
-    size, counts = mask.get("size"), mask.get("counts")
-    if not isinstance(counts, str | list) or not are_numbers(size) or len(size) != 2:
-        return False
-    if isinstance(counts, list) and not (are_numbers(counts) and sum(counts) == size[0] * size[1]):
-        return False
-    return image is None or size == [image["height"], image["width"]]
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -1,6 +1,7 @@
 """Folders of images and label maps as people have them: pairs, class names, what values mean."""
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.progress import track
 
-from backbones.errors import InputError
+from backbones.errors import InputError, UnreadableImage
 
-from .annotations import IMAGES, SPLITS, image_size, split_of
+from .decoding import image_size, read_label_map
+from .files import IMAGES, files_in, find_file, folders_in, one_line, read_text
+from .issues import first_of
+from .splits import SPLITS, split_of
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
 LABEL_FOLDERS = (
@@ -65,13 +68,13 @@ class LabelRule:
 
     @property
     def reduces_zero(self) -> bool:
-        """Whether it is mmseg's: 0 is ignored, other labels are one less."""
+        """Return whether it is mmseg's: 0 is ignored, other labels are one less."""
         rule = {IGNORED: IGNORED, 0: IGNORED}
         return all(rule.get(value, _minus_one(value)) == x for value, x in self.labels.items())
 
     @property
     def is_plain(self) -> bool:
-        """Whether the values are the labels."""
+        """Return whether the values are the labels."""
         return all(value == label for value, label in self.labels.items())
 
 
@@ -80,110 +83,125 @@ def _minus_one(value: Any) -> Any:
 
 
 def find_label_maps(root: Path) -> dict[str | None, tuple[Path, Path]]:
-    """Folders of images and of label maps by split; None stands for data that is not split."""
+    """Find folders of images and of label maps by split; None is for data that is not split."""
     found: dict[str | None, tuple[Path, Path]] = {}
     images, labels = _named(root, IMAGE_FOLDERS), _named(root, LABEL_FOLDERS)
     if images and labels:
-        below = {split_of(Path(p.name)): p for p in sorted(images.iterdir()) if p.is_dir()}
+        below = {split_of(Path(folder.name)): folder for folder in folders_in(images)}
         for split, folder in below.items():
             if split and (labels / folder.name).is_dir():
                 found[split] = folder, labels / folder.name
         if not found:
             found[None] = images, labels
     else:
-        for folder in sorted(p for p in root.iterdir() if p.is_dir()):
+        for folder in folders_in(root):
             split = split_of(Path(folder.name))
             images, labels = _named(folder, IMAGE_FOLDERS), _named(folder, LABEL_FOLDERS)
             if split and images and labels:
                 found[split] = images, labels
-            elif split and any(folder.glob("*_mask.png")):
+            elif split and any(p.stem.lower().endswith("_mask") for p in files_in(folder, ".png")):
                 found[split] = folder, folder
-    return {s: f for s, f in found.items() if any(p.suffix == ".png" for p in f[1].iterdir())}
+    return {split: folders for split, folders in found.items() if files_in(folders[1], ".png")}
 
 
 def _named(root: Path, names: tuple[str, ...]) -> Path | None:
-    folders = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir()}
+    folders = {folder.name.lower(): folder for folder in folders_in(root)}
     return next((folders[name] for name in names if name in folders), None)
 
 
 def read_pairs(root: Path) -> dict[str | None, list[Pair]]:
-    """Images with their label maps by split, ImageSets/Segmentation's lists heeded.
+    """List images with their label maps by split, ImageSets/Segmentation's lists heeded.
 
     Raises:
         InputError: an image has no label map, or there are no images.
     """
     read: dict[str | None, list[Pair]] = {}
     for split, (images, labels) in find_label_maps(root).items():
-        maps = {p.stem: p for p in sorted(labels.iterdir()) if p.suffix.lower() == ".png"}
+        maps = {path.stem.lower(): path for path in files_in(labels, ".png")}
+        maps |= {path.stem: path for path in files_in(labels, ".png")}
         pairs, bare = [], []
-        for image in sorted(p for p in images.iterdir() if p.suffix.lower() in IMAGES):
-            if images == labels and image.stem.endswith(LABEL_ENDINGS[1:]):
+        for image in files_in(images, *IMAGES):
+            stem = image.stem
+            if images == labels and stem.lower().endswith(LABEL_ENDINGS[1:]):
                 continue
-            stems = [image.stem + end for end in LABEL_ENDINGS[images == labels :]]
-            label = next((maps[stem] for stem in stems if stem in maps), None)
+            stems = [stem + end for end in LABEL_ENDINGS[images == labels :]]
+            stems += [each.lower() for each in stems]
+            label = next((maps[each] for each in stems if each in maps), None)
             pairs.append((image, label)) if label else bare.append(image)
         # VOC labels a part of its pictures only; its lists say which.
         lists = root / "ImageSets" / "Segmentation"
-        if split is None and (lists / "train.txt").is_file():
+        if split is None and find_file(lists / "train.txt"):
             by_stem = {image.stem: (image, label) for image, label in pairs}
             for name in SPLITS:
-                if (lists / f"{name}.txt").is_file():
-                    stems = (lists / f"{name}.txt").read_text().split()
+                if listed := find_file(lists / f"{name}.txt"):
+                    stems = [line.strip() for line in read_text(listed).split("\n") if line.strip()]
                     lacking = [stem for stem in stems if stem not in by_stem]
                     if lacking:
-                        raise InputError(f"{lists / name}.txt: {lacking[0]} has no label map")
+                        raise InputError(
+                            f"{one_line(listed)}: {one_line(lacking[0])} has no label map",
+                            code="bad-labels",
+                            where=listed,
+                        )
                     read[name] = [by_stem[stem] for stem in stems]
             continue
         if bare:
             raise InputError(
-                f"{bare[0]}: no label map {bare[0].stem}.png in {labels}, and none for "
-                f"{len(bare) - 1} more of {len(bare) + len(pairs)} images"
+                f"{one_line(bare[0])}: no label map {one_line(bare[0].stem)}.png in "
+                f"{one_line(labels)}, and none for {len(bare) - 1} more of "
+                f"{len(bare) + len(pairs)} images",
+                code="bad-labels",
+                where=bare[0],
             )
         if not pairs:
-            raise InputError(f"{images}: no images in this folder")
+            raise InputError(
+                f"{one_line(images)}: no images in this folder", code="no-data", where=images
+            )
         read[split] = pairs
     return read
 
 
 def read_classes(root: Path) -> ClassList:
-    """Class names from the first of `CLASS_FILES` in the folder.
+    """Read class names from the first of `CLASS_FILES` in the folder.
 
     Raises:
         InputError: the file cannot be understood.
     """
     places = [root / name for name in CLASS_FILES] + [root / "train" / n for n in CLASS_FILES]
-    path = next((place for place in places if place.is_file()), None)
+    path = next((found for place in places if (found := find_file(place))), None)
     if path is None:
         return ClassList()
     found = ClassList(path)
+    text = read_text(path)
     try:
-        if path.name == "classes.txt":
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            found.names = [line.strip() for line in lines if line.strip()]
-        elif path.suffix == ".json":
-            _from_json(json.loads(path.read_text(encoding="utf-8-sig")), found)
-        elif path.suffix == ".csv":
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+        if path.name.lower() == "classes.txt":
+            found.names = [line.strip() for line in text.split("\n") if line.strip()]
+        elif path.suffix.lower() == ".json":
+            _from_json(json.loads(text), found)
+        elif path.suffix.lower() == ".csv":
+            rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
             for row in rows[1:]:  # a line of headings comes first
                 if len(row) >= 4:  # name, r, g, b
                     found.colours[tuple(map(int, row[1:4]))] = row[0]
                 else:  # pixel value, class
                     found.values[int(row[0])] = row[1]
         else:  # CVAT's: name:r,g,b:parts:actions
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in text.split("\n"):
                 if line.strip() and not line.startswith("#"):
                     name, colour = line.split(":")[:2]
                     found.colours[tuple(map(int, colour.split(",")))] = name
         found.names = found.names or [*found.values.values(), *found.colours.values()]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{path}: cannot be read as a list of classes ({error})") from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise _bad_list(path, f"cannot be read as a list of classes ({error})") from None
     if not found.names:
-        raise InputError(f"{path}: names no class")
+        raise _bad_list(path, "names no class")
     if len(set(found.names)) < len(found.names):
         twice = next(name for name in found.names if found.names.count(name) > 1)
-        raise InputError(f"{path}: names {twice!r} twice")
+        raise _bad_list(path, f"names {twice!r} twice")
     return found
+
+
+def _bad_list(path: Path, what: str) -> InputError:
+    return InputError(f"{one_line(path)}: {one_line(what)}", code="bad-labels", where=path)
 
 
 def _from_json(data: Any, found: ClassList) -> None:
@@ -206,18 +224,17 @@ def _from_json(data: Any, found: ClassList) -> None:
         found.values = dict(sorted(found.values.items()))
 
 
-def label_rule(pairs: Iterable[Pair], classes: ClassList) -> LabelRule:
-    """What the pixels in all label maps mean, from the class list and the values that occur.
+def label_rule(where: Mapping[Any, Path], classes: ClassList) -> LabelRule:
+    """Decide what the pixels in all label maps mean.
 
     Args:
-        pairs: all images and label maps.
+        where: every value or colour that occurs and a file with it, as from `values_in`.
         classes: what `read_classes` found.
 
     Raises:
-        InputError: a label map cannot be read, has another size than its image, or holds a value
-            or colour that no class is for.
+        InputError: a value or colour occurs that no class is for, or values leave gaps and nothing
+            names them.
     """
-    where = _values_present(pairs, bool(classes.colours))
     present = set(where) - {IGNORED}
     if classes.colours or classes.values:
         means: dict = dict(classes.colours or classes.values)
@@ -233,9 +250,9 @@ def label_rule(pairs: Iterable[Pair], classes: ClassList) -> LabelRule:
         unknown = [value for value in where if value not in labels]
         if unknown:
             kind = "colour" if classes.colours else "value"
-            raise InputError(
-                f"{where[unknown[0]]}: holds {kind} {unknown[0]}, which {classes.source} does not "
-                "name"
+            raise _bad_map(
+                where[unknown[0]],
+                f"holds {kind} {unknown[0]}, which {classes.source} does not name",
             )
         palette = None
         if classes.colours:
@@ -251,6 +268,13 @@ def label_rule(pairs: Iterable[Pair], classes: ClassList) -> LabelRule:
     if len(names) == 2 and set(where) == {0, IGNORED}:
         return LabelRule(names, {0: 0, IGNORED: 1}, None, f"0 is {names[0]}, 255 is {names[1]}")
     if not names:
+        if 2 * len(present) < highest + 1:
+            given = ", ".join(f'"{value}": "..."' for value in sorted(where)[:3])
+            raise _bad_map(
+                where[highest],
+                f"values {first_of(sorted(where))} occur, and nothing says which class is which; "
+                f"put classes.json, {{{given}}}, into the folder",
+            )
         names = [f"label {value}" for value in range(highest + 1)]
         labels = {value: value for value in range(len(names))}
         statement = f"no list of classes: one for each value up to {highest}"
@@ -258,9 +282,9 @@ def label_rule(pairs: Iterable[Pair], classes: ClassList) -> LabelRule:
         labels = {0: IGNORED} | {i: i - 1 for i in range(1, len(names) + 1)}
         statement = f"values 1 to {len(names)} are {classes.source.name}'s classes, 0 is ignored"
     elif highest > len(names):
-        raise InputError(
-            f"{where[highest]}: holds value {highest}, but {classes.source} names "
-            f"{len(names)} classes"
+        raise _bad_map(
+            where[highest],
+            f"holds value {highest}, but {classes.source} names {len(names)} classes",
         )
     else:
         labels = {value: value for value in range(len(names))}
@@ -284,54 +308,71 @@ def _with_ignored(statement: str, ignored: set, where: Mapping) -> str:
     return statement + (", 255 is ignored" if IGNORED in where else "")
 
 
-def _values_present(pairs: Iterable[Pair], coloured: bool) -> dict[Any, Path]:
-    """Every value or colour in the label maps and one file that holds it."""
+def values_in(pairs: Iterable[Pair], coloured: bool) -> dict[Any, Path]:
+    """Find every value or colour in label maps, and one file that holds it.
+
+    Args:
+        pairs: images and their label maps.
+        coloured: colours are to be found.
+
+    Raises:
+        InputError: a label map cannot be read, has another size than its image, or holds colours
+            where values are to be found, or the reverse.
+    """
     where: dict[Any, Path] = {}
     for image, path in track(list(pairs), "reading label maps", transient=True):
         pixels = load_label_map(path)
         if pixels.shape[1::-1] != image_size(image):
             size = "{} x {}".format(*pixels.shape[1::-1])
             wanted = "{} x {}".format(*image_size(image))
-            raise InputError(f"{path}: the label map is {size}, its image {image.name} {wanted}")
+            raise _bad_map(
+                path, f"the label map is {size}, its image {one_line(image.name)} {wanted}"
+            )
         if coloured:
             if pixels.ndim == 2:
-                raise InputError(f"{path}: has values, but a palette of colours is given")
+                raise _bad_map(path, "has values, but a palette of colours is given")
             flat = pixels[..., :3].astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
             found = [(int(x) >> 16, int(x) >> 8 & 255, int(x) & 255) for x in np.unique(flat)]
         else:
             if pixels.ndim == 3:
-                raise InputError(
-                    f"{path}: the label map is coloured (RGB); put palette.json, "
-                    '{"name": [r, g, b], ...}, into the folder to say which colour is which class'
+                raise _bad_map(
+                    path,
+                    "the label map is coloured (RGB); put palette.json, "
+                    '{"name": [r, g, b], ...}, into the folder to say which colour is which class',
                 )
             found = np.unique(pixels).tolist()
             if found[-1] > IGNORED:
-                raise InputError(f"{path}: holds value {found[-1]}; labels end at 255")
+                raise _bad_map(path, f"holds value {found[-1]}; labels end at 255")
         for value in found:
             where.setdefault(value, path)
     return where
 
 
+def _bad_map(path: Path, what: str) -> InputError:
+    return InputError(f"{one_line(path)}: {what}", code="bad-labels", where=path)
+
+
 def load_label_map(path: Path) -> np.ndarray:
-    """(H, W) values, palette images by their index; (H, W, 3) for a coloured one.
+    """Load (H, W) values, palette images by their index; (H, W, 3) of a coloured label map.
 
     Raises:
-        InputError: the file is missing or not an image.
+        InputError: the file is missing or not an image, or holds no whole numbers.
     """
     try:
-        with Image.open(path) as image:
-            pixels = np.array(image)
-    except Exception:  # a damaged file may fail anywhere in a reader
-        raise InputError(f"{path}: missing, empty, cut off or not an image") from None
+        pixels = read_label_map(path)
+    except OSError:
+        raise UnreadableImage(
+            f"{one_line(path)}: missing, empty, cut off or not an image", where=path
+        ) from None
     if pixels.dtype.kind not in "bui" or pixels.min(initial=0) < 0:
-        raise InputError(f"{path}: a label map holds whole numbers from 0 on, one for each pixel")
+        raise _bad_map(path, "a label map holds whole numbers from 0 on, one for each pixel")
     if pixels.ndim == 3 and pixels.shape[2] == 2:  # grey with transparency
         pixels = pixels[..., 0]
     return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
 
 
 def converted(pixels: np.ndarray, labels: Mapping[Any, int]) -> np.ndarray:
-    """A label map in uint8 labels (H, W) of one in values (H, W) or colours (H, W, 3)."""
+    """Convert a label map in values (H, W) or colours (H, W, 3) into uint8 labels (H, W)."""
     if pixels.ndim == 3:
         flat = pixels[..., :3].astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
         out = np.full(flat.shape, IGNORED, np.uint8)

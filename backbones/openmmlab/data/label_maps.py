@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image
 
-from .image_files import Header
-from .issues import Issue, first_of
+from .decoding import Header, read_label_map
+from .files import one_line
+from .issues import Issue, first_of, with_code
 
 IGNORED = 255
 
@@ -36,17 +35,26 @@ class LabelMaps:
         self.reduces, self.complete = reduce_zero_label, complete
 
     def check(self, headers: dict[Path, Header], training: bool) -> Iterator[Issue]:
-        """Findings about all maps.
+        """Check all maps.
 
         Args:
             headers: of the images.
             training: the split is trained on; in others a class may well be missing.
         """
+        yield from with_code(self._check(headers, training), "bad-labels")
+
+    def _check(self, headers: dict[Path, Header], training: bool) -> Iterator[Issue]:
         pixels = np.zeros(256, np.int64)  # of every value
-        beyond, missing, broken, unlike, coloured, odd, deep = [], [], [], [], [], [], []
+        beyond: list[tuple[Path, int]] = []
+        unlike: list[tuple[Path, tuple[int, ...], Header]] = []
+        missing: list[Path] = []
+        broken: list[Path] = []
+        coloured: list[Path] = []
+        odd: list[Path] = []
+        deep: list[Path] = []
         for image, path in self.pairs:
             try:
-                labels = _read(path)
+                labels = read_label_map(path)
             except FileNotFoundError:
                 missing.append(path)
                 continue
@@ -81,12 +89,12 @@ class LabelMaps:
             (deep, "label above 255", "mmseg reads 8 bits: 256 would become 0"),
         ):
             if paths:
-                yield Issue("error", str(paths[0]), _of(what, paths, self.pairs), advice)
+                yield Issue("error", one_line(paths[0]), _of(what, paths, self.pairs), advice)
         if unlike:
             path, size, header = unlike[0]
             turned = size == header.size
             yield Issue(
-                "error", str(path),
+                "error", one_line(path),
                 f"label map is {size[0]}x{size[1]}, its image {header.upright[0]}x"
                 f"{header.upright[1]}{' as EXIF turns it' if turned else ''} "
                 f"({len(unlike)} of {len(self.pairs)})",
@@ -100,13 +108,15 @@ class LabelMaps:
     def _lowest_beyond(self) -> int:
         return min(len(self.classes) + self.reduces, IGNORED)
 
-    def _check_values(self, pixels: np.ndarray, beyond: list, training: bool) -> Iterator[Issue]:
+    def _check_values(
+        self, pixels: np.ndarray, beyond: list[tuple[Path, int]], training: bool
+    ) -> Iterator[Issue]:
         number = len(self.classes)
         seen = np.flatnonzero(pixels[:IGNORED])
         key = f"{self.key}.reduce_zero_label"
         if pixels[IGNORED] and set(seen) <= {0}:
             yield Issue(
-                "error", str(self.pairs[0][1]),
+                "error", one_line(self.pairs[0][1]),
                 "holds no label but 0 and 255, and 255 is ignored: nothing is left to tell apart",
                 "write the foreground as 1, not 255",
             )  # fmt: skip
@@ -115,7 +125,7 @@ class LabelMaps:
             path, value = beyond[0]
             starts_at_one = not self.reduces and value == number
             yield Issue(
-                "error", str(path),
+                "error", one_line(path),
                 f"label {value} is none of {number} classes ({len(beyond)} of {len(self.pairs)} "
                 f"label maps; labels are {int(self.reduces)} to {number - 1 + self.reduces}, 255 "
                 "is ignored)",
@@ -153,25 +163,6 @@ class LabelMaps:
                 f"(255{' and 0' if self.reduces else ''})",
                 "is a class written as 255, or reduce_zero_label not meant?",
             )  # fmt: skip
-
-
-def _read(path: Path) -> np.ndarray:
-    """Labels (H, W), or (H, W, channels) of a map in colours.
-
-    Raises:
-        OSError: missing, cut off, damaged or not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            labels, kind = np.asarray(image), image.format
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file may fail anywhere in a reader
-        raise OSError(f"not an image ({error})") from None
-    # PIL leaves rows that a PNG lacks at 0, which is a class.
-    if kind == "PNG" and cv2.imread(str(path), cv2.IMREAD_UNCHANGED) is None:
-        raise OSError("damaged")
-    return labels
 
 
 def _of(what: str, paths: Sequence[Path], pairs: Sequence) -> str:

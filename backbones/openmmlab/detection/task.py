@@ -4,6 +4,8 @@ import re
 
 from backbones.openmmlab.tasks import Metric, Task, register_task
 
+from .figures import detection_figures
+
 
 def _average_precision(kind: str, name: str, **said) -> tuple[Metric, ...]:
     key = f"coco/{kind}_mAP"
@@ -29,5 +31,6 @@ DETECTION = register_task(
         compiled_parts=("backbone", "neck", "rpn_head"),
         compiled_region_parts=("roi_head.bbox_head", "roi_head.mask_head"),
         class_layers=re.compile(r"(?:^|\.)(?:fc_cls|fc_reg|conv_logits)$"),
+        figures=detection_figures,
     )
 )

@@ -4,20 +4,24 @@
 a run would and says everything it finds.
 """
 
-import json
-import mmap
+import os
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS, DefaultScope
 
 from backbones.errors import InputError
 from backbones.openmmlab.config.global_batch import micro_batch_size, set_global_batch
-from backbones.openmmlab.data.coco_annotations import CocoAnnotations
+from backbones.openmmlab.data.coco_dataset import (
+    check_categories,
+    check_coco_dataset,
+    spread,
+)
 from backbones.openmmlab.data.image_files import Header, check_images, check_left_out, read_headers
 from backbones.openmmlab.data.issues import Issue, by_severity, first_of
 from backbones.openmmlab.data.label_maps import LabelMaps
@@ -25,11 +29,10 @@ from backbones.openmmlab.data.metainfo import dataset_class, dataset_metainfo
 
 from .memory import GIB, available_memory, predict_training
 from .recipe import check_disk, check_recipe, check_weights, training_crop
-from .stack import check_stack
+from .stack import check_inference_dtype, check_stack
 
 WHERE_TO_GET = "tools/prepare_data.py makes or downloads it, --data ROOT names another folder"
 SPLITS = ("train", "val", "test")
-T = TypeVar("T")
 
 
 def check_data(config: Config, splits: tuple[str, ...]) -> None:
@@ -54,6 +57,22 @@ def check_data(config: Config, splits: tuple[str, ...]) -> None:
         for path, count in _class_counts(config.model, "model") if classes else ():
             if count != len(classes):
                 raise InputError(_wrong_count(path, count, split, classes))
+        if classes:
+            _check_annotations(config, split, classes)
+
+
+def _check_annotations(config: Config, split: str, classes: Sequence[str]) -> None:
+    """Read a split's COCO file whole: raise the first error, log what is left out."""
+    dataset, evaluator = config[f"{split}_dataloader"].dataset, config.get(f"{split}_evaluator")
+    if not str(dataset.get("ann_file", "")).endswith(".json"):
+        return
+    issues, _ = check_coco_dataset(dataset, classes, training=split == "train", evaluator=evaluator)
+    for issue in issues:
+        if issue.severity == "error":
+            raise issue.as_error()
+    for issue in issues if os.environ.get("RANK", "0") == "0" else ():
+        if issue.code == "no-data":
+            print_log(str(issue), "current")
 
 
 def _check_split(config: Config, split: str) -> Sequence[str] | None:
@@ -108,7 +127,8 @@ def examine(config: Config, images: int = 1000) -> list[Issue]:
         images: of each split whose files are opened, spread evenly over it; 0 for all.
     """
     config = deepcopy(config)
-    issues = [*check_stack(), *check_recipe(config), *check_disk(config), *check_weights(config)]
+    issues = [*check_stack(), *check_inference_dtype(config), *check_recipe(config)]
+    issues += [*check_disk(config), *check_weights(config)]
     headers: dict[Path, Header] = {}
     seen: list[dict] = []
     known: dict[str, Sequence[str]] = {}
@@ -127,7 +147,14 @@ def examine(config: Config, images: int = 1000) -> list[Issue]:
 
 def examine_quickly(config: Config) -> list[Issue]:
     """What `examine` finds without opening a data file or running anything."""
-    return by_severity([*check_stack(), *check_recipe(config), *check_disk(config)])
+    return by_severity(
+        [
+            *check_stack(),
+            *check_inference_dtype(config),
+            *check_recipe(config),
+            *check_disk(config),
+        ]
+    )
 
 
 def _examine_split(
@@ -153,27 +180,18 @@ def _examine_split(
     scales = pipeline_scales(dataset.pipeline)
     try:
         if dataset.get("ann_file") and "seg_map_path" not in dataset.get("data_prefix", {}):
-            found, headers = _examine_coco(dataset, classes, split == "train", images)
+            found, headers = check_coco_dataset(
+                dataset,
+                classes,
+                training=split == "train",
+                evaluator=config.get(f"{split}_evaluator"),
+                images=images,
+            )
         else:
             found, headers = _examine_folder(config, dataset, classes, key, split, images)
     except InputError as error:
         return [*issues, Issue("error", key, str(error))], {}
     return [*issues, *found, *check_images(headers, key, scales)], headers
-
-
-def _examine_coco(
-    dataset: dict, classes: Sequence[str], training: bool, images: int
-) -> tuple[list[Issue], dict[Path, Header]]:
-    root = Path(dataset.get("data_root") or "")
-    annotations = CocoAnnotations(root / dataset.ann_file, classes)
-    with_mask = any(step.get("with_mask") for step in dataset.pipeline)
-    folder = root / dataset.data_prefix.img
-    paths = [folder / name for name in dict.fromkeys(annotations.names())]
-    sample = set(spread(paths, images))
-    # Opening is what takes long; that a file is there can be asked of all.
-    headers, issues = read_headers([p for p in paths if p in sample or not p.is_file()])
-    issues += annotations.check(with_mask and training)
-    return [*issues, *annotations.check_sizes(folder, headers)], headers
 
 
 def _examine_folder(
@@ -297,13 +315,6 @@ def pipeline_scales(steps: Any) -> list[tuple[int, int]]:
     return scales
 
 
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """`count` of these, evenly spaced; all of them if there are no more or `count` is 0."""
-    if count == 0 or len(items) <= count:
-        return list(items)
-    return [items[i * len(items) // count] for i in range(count)]
-
-
 def _check_files(dataset: dict, key: str, classes: tuple[str, ...]) -> None:
     root = Path(dataset.get("data_root") or "")
     if not root.is_dir():
@@ -313,48 +324,15 @@ def _check_files(dataset: dict, key: str, classes: tuple[str, ...]) -> None:
             raise InputError(f"{root / folder}: no such folder ({key}.data_prefix.{name})")
     annotations = dataset.get("ann_file") or ""
     if annotations.endswith(".json"):
-        check_coco(root / annotations, classes, f"{key}.ann_file")
+        if not (root / annotations).is_file():
+            raise InputError(
+                f"{root / annotations}: no such annotation file ({key}.ann_file); {WHERE_TO_GET}",
+                code="not-found",
+                where=root / annotations,
+            )
+        check_categories(root / annotations, classes)
     elif annotations and not (root / annotations).exists():  # a list of names
         raise InputError(f"{root / annotations}: no such file ({key}.ann_file)")
-
-
-def check_coco(path: Path, classes: tuple[str, ...], key: str) -> None:
-    """Check that a COCO annotation file is whole and names exactly the model's classes.
-
-    Only its end and its categories are parsed: COCO's own file has 450 MB.
-
-    Raises:
-        InputError: it is missing, cut off, or its categories are others.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such annotation file ({key}); {WHERE_TO_GET}")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the annotation file is empty")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        if not text[-64:].rstrip().endswith(b"}"):
-            raise InputError(f"{path}: the annotation file is cut off; copy or download it again")
-        start = text.find(b'"categories"')
-        if start < 0:
-            raise InputError(f"{path}: has no categories; it is not a COCO annotation file")
-        start = text.find(b"[", start)
-        try:
-            # Categories of the largest public sets fit in a megabyte.
-            categories, _ = json.JSONDecoder().raw_decode(text[start : start + 2**20].decode())
-            names = [category["name"] for category in categories]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: categories cannot be read ({error})") from None
-    unknown = [name for name in names if name not in classes]
-    lacking = [name for name in classes if name not in names]
-    if unknown or lacking:
-        parts = []
-        if unknown:
-            parts.append(f"has {len(unknown)} the config does not ({', '.join(unknown[:3])})")
-        if lacking:
-            parts.append(f"lacks {len(lacking)} of the config's ({', '.join(lacking[:3])})")
-        raise InputError(
-            f"{path}: {len(names)} categories against {len(classes)} classes: it "
-            f"{' and '.join(parts)}; set metainfo.classes and every num_classes"
-        )
 
 
 def _class_counts(node: Any, path: str) -> Iterator[tuple[str, int]]:

@@ -21,7 +21,7 @@ from backbones.openmmlab.config.global_batch import (
 )
 from backbones.openmmlab.config.machine import process_count
 from backbones.openmmlab.data.issues import Issue
-from backbones.weights.checkpoints import load_pretrained
+from backbones.weights import load_pretrained
 
 from .complexity import build_on_meta
 from .memory import GIB, OPTIMIZER_STATES

@@ -7,10 +7,13 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from packaging.requirements import Requirement
 
 from backbones.openmmlab import mmcv_ops
+from backbones.openmmlab.config import DTYPES, inference_dtype
 from backbones.openmmlab.data.issues import Issue
+from backbones.ops.processor import computes_natively
 
 DISTRIBUTION = "convnext-dense-prediction"
 SETUP = Path(__file__).parents[3] / "setup.py"
@@ -19,7 +22,7 @@ CONFLICTING = {"mmcv": "onedl-mmcv", "mmdet": "onedl-mmdetection", "mmengine": "
 
 
 def check_stack() -> Iterator[Issue]:
-    """Findings about installed versions, and notes on what is replaced or missing here."""
+    """Issues about installed versions, and notes on what is replaced or missing here."""
     for requirement in _requirements():
         try:
             installed = version(requirement.name)
@@ -48,7 +51,12 @@ def check_stack() -> Iterator[Issue]:
         )  # fmt: skip
     if not torch.cuda.is_available():
         why = " (torch is built for one: see nvidia-smi)" if torch.version.cuda else ""
-        yield Issue("note", "torch", f"no GPU{why}: training in float32 on the CPU")
+        kernels = torch.backends.cpu.get_cpu_capability()
+        native = ", ".join(name for name, dtype in DTYPES.items() if computes_natively(dtype))
+        yield Issue(
+            "note", "torch",
+            f"no GPU{why}: training in float32 on the CPU ({kernels} kernels, native in {native})",
+        )  # fmt: skip
     elif not torch.cuda.is_bf16_supported(including_emulation=False):
         yield Issue(
             "warning", torch.cuda.get_device_name(), "does not compute in bfloat16",
@@ -56,6 +64,17 @@ def check_stack() -> Iterator[Issue]:
         )  # fmt: skip
     if sys.version_info[:2] not in {(3, minor) for minor in range(10, 14)}:
         yield Issue("warning", "python", f"{sys.version.split()[0]}", "use 3.10 to 3.13")
+
+
+def check_inference_dtype(config: Config) -> Iterator[Issue]:
+    """Yield a note where `inference_dtype` is slower than float32 on this machine's CPU."""
+    dtype = inference_dtype(config)
+    if not torch.cuda.is_available() and not computes_natively(dtype):
+        yield Issue(
+            "note", "inference_dtype",
+            f"{config.inference_dtype} is emulated on this CPU, far slower than float32",
+            "--cfg-options inference_dtype=float32",
+        )  # fmt: skip
 
 
 def _requirements() -> list[Requirement]:

@@ -24,11 +24,11 @@ GROUPS = {
 CORRUPTIONS = tuple(name for names in GROUPS.values() for name in names)
 SEVERITIES = (1, 2, 3, 4, 5)
 LEAST_SIDE = 32  # pixels; the library's
-OWN_GENERATOR = ("impulse_noise", "glass_blur")  # draw by a seed they are given
+OWN_GENERATOR = ("impulse_noise", "glass_blur")  # take a seed as an argument
 
 
-def prepare() -> str:
-    """Version of the library that corrupts; what it compiles is compiled once, for all workers.
+def load_library() -> str:
+    """Compile what the library compiles, once for all DataLoader workers; return its version.
 
     Raises:
         InputError: it is not installed.
@@ -38,25 +38,29 @@ def prepare() -> str:
     except PackageNotFoundError:
         raise InputError(
             f"corruptions: {LIBRARY} is missing; pip install {LIBRARY} "
-            "(the package imagecorruptions itself does not work with NumPy 2)"
+            "(the package imagecorruptions itself does not work with NumPy 2)",
+            code="missing-package",
+            where=LIBRARY,
         ) from None
     blank = np.zeros((LEAST_SIDE, LEAST_SIDE, 3), dtype=np.uint8)
     corrupt(blank, "glass_blur", 1, name="", seed=0)
     return f"{LIBRARY} {found}"
 
 
-def corrupt(image: np.ndarray, corruption: str, severity: int, *, name: str, seed: int):
-    """A corrupted copy of an image; equal arguments give equal pixels.
+def corrupt(
+    image: np.ndarray, corruption: str, severity: int, *, name: str, seed: int
+) -> np.ndarray:
+    """Return a corrupted copy of an image; equal arguments give equal pixels.
 
-    One image is corrupted alike at all severities, by more or less of the same draw, as far as the
+    An image is corrupted alike at all severities, by more or less of the same draw, as far as the
     corruption allows it.
 
     Args:
         image: (H, W, 3) uint8, RGB, 32 pixels or more on each side.
         corruption: of `CORRUPTIONS`.
         severity: 1 to 5; 0 leaves the image as it is.
-        name: of the image, for the draw.
-        seed: for the draw.
+        name: of the image; the draw depends on it.
+        seed: of the draw.
     """
     if severity == 0:
         return image.copy()
@@ -71,7 +75,7 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, *, name: str, see
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """NumPy's global generator, which the library draws from, seeded and then as it was."""
+    """Seed NumPy's global generator, which the library draws from, and restore it afterwards."""
     state = np.random.get_state()
     np.random.seed(seed)
     try:
@@ -82,7 +86,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @TRANSFORMS.register_module()
 class CorruptImage(BaseTransform):
-    """Corrupts `img`, (H, W, 3) BGR as LoadImage leaves it; boxes and labels stay where they are.
+    """Corrupt `img`, (H, W, 3) BGR as LoadImage leaves it; boxes and labels stay as they are.
 
     Args:
         corruption: of `CORRUPTIONS`; None leaves images as they are, as severity 0 does.
@@ -99,14 +103,17 @@ class CorruptImage(BaseTransform):
         self.seed = seed
 
     def transform(self, results: dict) -> dict:
+        """Corrupt the image of one sample."""
         if self.corruption is None or self.severity == 0:
             return results
         image, path = results["img"], Path(results["img_path"])
         if min(image.shape[:2]) < LEAST_SIDE:
             height, width = image.shape[:2]
             raise InputError(
-                f"{path}: {width}x{height}, and corruptions need {LEAST_SIDE} pixels a side; "
-                "leave it out of the data set"
+                f"{path}: {width}x{height} pixels, but corruptions need {LEAST_SIDE} a side; "
+                "remove it from the data set",
+                code="unsupported",
+                where=path,
             )
         rgb = np.ascontiguousarray(image[..., ::-1], dtype=np.uint8)
         rgb = corrupt(rgb, self.corruption, self.severity, name=path.name, seed=self.seed)
@@ -115,7 +122,7 @@ class CorruptImage(BaseTransform):
 
 
 def insert_corruption(config: Config, seed: int) -> None:
-    """Put a `CorruptImage` that does nothing yet behind the loading of the test images.
+    """Insert a `CorruptImage` that does nothing yet after the loading of the test images.
 
     Raises:
         InputError: the test pipeline does not load images by LoadImage.
@@ -128,6 +135,8 @@ def insert_corruption(config: Config, seed: int) -> None:
             dataset.pipeline = [*dataset.pipeline[: i + 1], step, *dataset.pipeline[i + 1 :]]
             return
     raise InputError(
-        f"{config.filename}: test_dataloader.dataset.pipeline has no LoadImage to corrupt after; "
-        "detectors and segmentors are measured"
+        f"{config.filename}: test_dataloader.dataset.pipeline has no LoadImage, after which images "
+        "are corrupted; give the config of a detector or segmentor",
+        code="unsupported",
+        where="test_dataloader.dataset.pipeline",
     )

@@ -17,16 +17,21 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
+from backbones.architectures import ARCHITECTURES
 from backbones.atomic_write import write_atomically
-from backbones.convnext import ARCHITECTURES
 from backbones.errors import InputError
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.data.metainfo import class_names, dataset_metainfo
 from backbones.openmmlab.registration import enter_scope
-from backbones.weights import zoo
-from backbones.weights.checkpoints import load_whole, read_checkpoint, state_dict
-from backbones.weights.reading import write_checkpoint
-from backbones.weights.zoo import Score, Weights
+from backbones.weights import (
+    Score,
+    Weights,
+    load_strictly,
+    read_checkpoint,
+    state_dict,
+    write_checkpoint,
+    zoo,
+)
 
 # What the hub calls a licence of ours; others are "other" with their name.
 HUB_LICENCES = {"MIT": "mit", "Apache-2.0": "apache-2.0", "CC-BY-NC-4.0": "cc-by-nc-4.0"}
@@ -140,7 +145,7 @@ def _model(
     # their place, and the trained ones as `ema_state_dict`.
     beside = "model_ema" in content
     tensors = state_dict(content, checkpoint, "model_ema" if beside else None)
-    load_whole(model, tensors, checkpoint)
+    load_strictly(model, tensors, checkpoint)
     return model, beside or "ema_state_dict" in content
 
 

@@ -1,9 +1,9 @@
-"""A page that shows what a trained model sees in an image dropped on it."""
+"""A web page that predicts the image dropped on it."""
 
 import os
 from pathlib import Path
 
-# Read when gradio is imported: nothing of a page goes anywhere but to who looks at it.
+# Read when gradio is imported: no data leaves the page.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
@@ -12,7 +12,8 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from backbones.errors import InputError, UnreadableImage  # noqa: E402
-from backbones.openmmlab.data.image_files import read_header, read_image  # noqa: E402
+from backbones.openmmlab.data.decoding import read_image  # noqa: E402
+from backbones.openmmlab.data.image_files import read_header
 
 from .drawing import drawn_size  # noqa: E402
 from .instances import Instances  # noqa: E402
@@ -20,19 +21,19 @@ from .predictions import Drawing, Prediction, results, summary  # noqa: E402
 from .predictor import Predictor  # noqa: E402
 from .stage_maps import draw_heat, stage_maps  # noqa: E402
 
-LARGEST_IMAGE = 50_000_000  # pixels, which a small file may unpack to
-KEPT = 3600  # seconds that an upload and what was seen in it are kept
-BUTTONS = ["download", "fullscreen"]  # gradio's own also share, at a public host
-HEAT_SIDE = 480  # of the pictures of feature maps
+LARGEST_IMAGE = 50_000_000  # pixels; a small file may unpack to many
+KEPT = 3600  # seconds that an upload and its prediction are kept
+BUTTONS = ["download", "fullscreen"]  # gradio's default adds sharing at a public host
+HEAT_SIDE = 480  # longer side of a drawn feature map in pixels
 
 
 def demo_page(predictor: Predictor, title: str, score: float) -> gr.Blocks:
-    """The page: an image in; boxes, masks, label map or classes, and each stage's activation out.
+    """Build the page: predictions and each stage's activation for an uploaded image.
 
     Args:
-        predictor: the whole model.
-        title: of the page.
-        score: least score of a drawn instance, to begin with.
+        predictor: the model.
+        title: title of the page.
+        score: initial minimum score of a drawn instance.
     """
     drawing = Drawing(predictor)
 
@@ -66,7 +67,7 @@ def demo_page(predictor: Predictor, title: str, score: float) -> gr.Blocks:
         image, found = seen
         said = summary(found, least)
         if isinstance(found, Instances):
-            said = f"{said} of score {least:.2f} or more, of {len(found)} found"
+            said = f"{said} with score {least:.2f} or more, of {len(found)} found"
         return drawing(image, found, least), said
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
@@ -79,7 +80,7 @@ def demo_page(predictor: Predictor, title: str, score: float) -> gr.Blocks:
                     1,
                     score,
                     step=0.01,
-                    label="Least score",
+                    label="Minimum score",
                     visible=predictor.task == "detection",
                     elem_id="score",
                 )
@@ -121,11 +122,11 @@ def serve(page: gr.Blocks, host: str, port: int | None, max_upload: str) -> str:
 
     Args:
         host: address to listen on.
-        port: None is the first free one from 7860 on.
-        max_upload: largest file taken, such as "20mb".
+        port: None takes the first free port from 7860.
+        max_upload: maximum size of an upload, such as "20mb".
 
     Raises:
-        InputError: the port is taken, the host is none of this machine, or the size cannot be read.
+        InputError: the port is in use, or the host is not an address of this machine.
     """
     try:
         _, address, _ = page.launch(
@@ -142,7 +143,11 @@ def serve(page: gr.Blocks, host: str, port: int | None, max_upload: str) -> str:
             quiet=True,
         )
     except OSError as error:
-        raise InputError(f"{host}:{port or 7860}: cannot be listened on ({error})") from None
+        raise InputError(
+            f"{host}:{port or 7860}: cannot listen there ({error})",
+            code="unsupported",
+            where=f"{host}:{port or 7860}",
+        ) from None
     return address
 
 
@@ -156,7 +161,7 @@ def _read(path: Path) -> np.ndarray:
         pixels = 0  # whose fault read_image names
     if pixels > LARGEST_IMAGE:
         raise UnreadableImage(
-            f"{path}: more than {LARGEST_IMAGE // 10**6} million pixels; tools/predict.py --tile "
-            "takes it"
+            f"{path}: over {LARGEST_IMAGE // 10**6} million pixels; use tools/predict.py --tile",
+            where=path,
         )
     return read_image(path)

@@ -1,4 +1,4 @@
-"""Predictions as pictures: instances with tags, label maps with a legend, classes with scores."""
+"""Drawings of predictions: instances with tags, label maps with a legend, classes with scores."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from backbones.openmmlab.data.metainfo import class_colours
 
 from .instances import CroppedMask
 
-SMALLEST_SIDE = 480  # pictures are enlarged to this, so that tags stay legible
-LARGEST_SIDE = 4096  # and reduced to this
+SMALLEST_SIDE = 480  # smaller images are enlarged, so that tags stay legible
+LARGEST_SIDE = 4096  # larger images are reduced
 BAR = (60, 110, 200)
 
 
@@ -23,13 +23,13 @@ def draw_instances(
     classes: tuple[str, ...],
     masks: np.ndarray | Sequence[CroppedMask] | None = None,
 ) -> Image.Image:
-    """Detections or true objects over their image.
+    """Draw detections or ground truth over their image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         boxes: (n, 4) x1, y1, x2, y2 in pixels.
         labels: (n,) indices into `classes`.
-        scores: (n,) in [0, 1], or None for true objects, which have none.
+        scores: (n,) in [0, 1], or None for ground truth.
         classes: class names.
         masks: n masks or (n, H, W) bool, or None for boxes alone.
     """
@@ -79,14 +79,14 @@ def draw_label_map(
     *,
     legend: bool = True,
 ) -> Image.Image:
-    """A label map over its image, with a legend of the classes in it, largest first.
+    """Draw a label map over its image, with a legend of its classes, the largest first.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        labels: (H, W) indices into `classes`; others (255) are left uncoloured.
+        labels: (H, W) indices into `classes`; other values (255) are not coloured.
         classes: class names.
         palette: (len(classes), 3) uint8 RGB.
-        legend: whether the legend is drawn beside it.
+        legend: whether to draw the legend beside the image.
     """
     picture = _resized(image)
     height, width = picture.shape[:2]
@@ -94,7 +94,7 @@ def draw_label_map(
         labels = labels.astype(np.int32)
     labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
     known = (labels >= 0) & (labels < len(classes))
-    for top in range(0, height, 256):  # floats of a whole large picture take gigabytes
+    for top in range(0, height, 256):  # a large image in floats takes gigabytes
         rows = slice(top, top + 256)
         part, here = picture[rows], known[rows]
         colours = palette[labels[rows][here]]
@@ -125,7 +125,7 @@ def draw_label_map(
 
 
 def draw_scores(image: np.ndarray, names: Sequence[str], scores: np.ndarray) -> Image.Image:
-    """An image beside its classes, with a bar as long as each score.
+    """Draw an image beside its classes, with bars as long as the scores.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -150,19 +150,19 @@ def draw_scores(image: np.ndarray, names: Sequence[str], scores: np.ndarray) -> 
 
 
 def column_width(classes: Sequence[str]) -> int:
-    """Pixels that the legend beside a label map, or the column of scores, takes at most."""
+    """Return the maximum width in pixels of the legend or of the column of scores."""
     font = ImageFont.load_default(size=16)
     return max(228, *(56 + int(font.getlength(f"{name}  100.0%")) for name in classes))
 
 
 def drawn_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width at which an image is drawn."""
+    """Return the (height, width) at which an image is drawn."""
     zoom = _zoom(height, width)
     return max(1, round(height * zoom)), max(1, round(width * zoom))
 
 
 def _zoom(height: int, width: int) -> float:
-    """How many times its size an image is drawn: a whole number if it is enlarged."""
+    """Return the factor by which a drawn image is resized, an integer if it is enlarged."""
     short, long = sorted((height, width))
     if long > LARGEST_SIDE:
         return LARGEST_SIDE / long
@@ -176,7 +176,7 @@ def _resized(image: np.ndarray) -> np.ndarray:
 
 
 def _tag(pen, font, text, corner, colour, picture, taken) -> None:
-    """A filled tag at a box's corner, moved down while it would cover another tag."""
+    """Draw a filled tag at a box's corner, moved down while it would cover another tag."""
     x, y = corner
     left, top, right, bottom = font.getbbox(text)
     width, height = right - left + 8, bottom - top + 8

@@ -1,4 +1,4 @@
-"""Detections whose masks take the memory of their objects, however large the image is."""
+"""Detections with masks cropped to their objects, so that memory does not grow with the image."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 
 class CroppedMask(NamedTuple):
-    """A mask of the pixels from (left, top) on, as COCO's run lengths; nothing is set elsewhere."""
+    """A mask in COCO run lengths whose first pixel is (left, top); it is empty elsewhere."""
 
     left: int
     top: int
@@ -18,7 +18,7 @@ class CroppedMask(NamedTuple):
 
     @classmethod
     def of(cls, mask: np.ndarray, left: int = 0, top: int = 0) -> "CroppedMask":
-        """Of a bool array (H, W) whose first pixel is (left, top); the rest of it is cut off."""
+        """Crop a bool array (H, W), whose first pixel is (left, top), to what is set."""
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(rows):
             return cls(left, top, coco_mask.encode(np.zeros((0, 0), np.uint8, order="F")))
@@ -28,7 +28,7 @@ class CroppedMask(NamedTuple):
 
     @classmethod
     def union(cls, masks: "Iterable[CroppedMask]") -> "CroppedMask":
-        """Of the masks of one image."""
+        """Unite the masks of one image."""
         masks = [mask for mask in masks if mask.area]
         if not masks:
             return cls.of(np.zeros((0, 0), bool))
@@ -45,14 +45,14 @@ class CroppedMask(NamedTuple):
 
     @property
     def pixels(self) -> np.ndarray:
-        """Bool (h, w), of which the first is (left, top)."""
+        """The mask as bool (h, w), whose first pixel is (left, top)."""
         return coco_mask.decode(self.runs).astype(bool)
 
     def moved(self, x: int, y: int) -> "CroppedMask":
         return self._replace(left=self.left + x, top=self.top + y)
 
     def scaled(self, factor: float) -> tuple[int, int, np.ndarray]:
-        """Left, top and pixels in the image at `factor` times its size, of the nearest pixels."""
+        """Resize by nearest neighbours; return (left, top, pixels) at `factor` times the size."""
         height, width = self.runs["size"]
         rows, inside_rows = _nearest(self.top, height, factor)
         columns, inside_columns = _nearest(self.left, width, factor)
@@ -61,9 +61,9 @@ class CroppedMask(NamedTuple):
         return int(columns[0]), int(rows[0]), self.pixels[np.ix_(inside_rows, inside_columns)]
 
     def within(self, window: tuple[int, int, int, int]) -> dict:
-        """COCO's run lengths of what of it lies in a window (left, top, right, bottom).
+        """Clip to a window (left, top, right, bottom), as COCO run lengths of the window's size.
 
-        An array of the window's size is never made.
+        No array of the window's size is allocated.
         """
         left, top, right, bottom = window
         height, width = bottom - top, right - left
@@ -87,7 +87,7 @@ class CroppedMask(NamedTuple):
 
 
 def _nearest(first: int, length: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Positions at another scale, and the ones from `first` on that are nearest to them."""
+    """Return positions at another scale and the nearest source positions, counted from `first`."""
     positions = np.arange(int(first * factor), int(np.ceil((first + length) * factor)) + 1)
     sources = np.floor((positions + 0.5) / factor).astype(int) - first
     inside = (sources >= 0) & (sources < length)
@@ -96,13 +96,13 @@ def _nearest(first: int, length: int, factor: float) -> tuple[np.ndarray, np.nda
 
 @dataclass
 class Instances:
-    """What a detector found in one image.
+    """The detections of one image.
 
     Attributes:
         boxes: (n, 4) x1, y1, x2, y2 in pixels.
         scores: (n,) in [0, 1].
         labels: (n,) indices of classes.
-        masks: n masks, or None of a detector without.
+        masks: n masks, or None for a detector without masks.
     """
 
     boxes: np.ndarray
@@ -112,7 +112,7 @@ class Instances:
 
     @classmethod
     def of(cls, predicted: InstanceData) -> "Instances":
-        """Of a sample's `pred_instances`: bboxes, scores, labels and, if there are, masks."""
+        """Convert a sample's `pred_instances`: bboxes, scores, labels and masks, if it has any."""
         masks = None
         if "masks" in predicted:
             masks = [CroppedMask.of(mask.cpu().numpy()) for mask in predicted.masks]
@@ -127,19 +127,19 @@ class Instances:
         return len(self.boxes)
 
     def __getitem__(self, which: np.ndarray) -> "Instances":
-        """Some of them: a bool array (n,), or indices."""
+        """Select some: a bool array (n,), or indices."""
         which = np.arange(len(self))[which]
         masks = None if self.masks is None else [self.masks[i] for i in which]
         return Instances(self.boxes[which], self.scores[which], self.labels[which], masks)
 
     def moved(self, x: int, y: int) -> "Instances":
-        """In an image in which this one begins at (x, y)."""
+        """Shift to an image in which this one starts at (x, y)."""
         masks = None if self.masks is None else [mask.moved(x, y) for mask in self.masks]
         boxes = self.boxes + np.array([x, y, x, y], self.boxes.dtype)
         return Instances(boxes, self.scores, self.labels, masks)
 
     def coco(self, height: int, width: int) -> list[dict]:
-        """COCO's annotations in an image of this size, without ids; category_id is label + 1."""
+        """Return COCO annotations without ids in an image of this size; category_id = label + 1."""
         rows = []
         for i, (x1, y1, x2, y2) in enumerate(self.boxes.tolist()):
             row = dict(

@@ -1,4 +1,4 @@
-"""Predictions as files: pictures, label maps, videos, and data that other programs read."""
+"""Predictions as files: images, label maps, videos, and data that other programs read."""
 
 import csv
 import io
@@ -29,11 +29,11 @@ from .tiles import prediction
 from .videos import Video, written_video
 
 Prediction = Instances | np.ndarray | list[tuple[int, str, float]]
-BEST = 5  # classes that a classifier's results list
+BEST = 5  # number of classes in a classifier's results
 
 
 def results(sample: BaseDataElement, classes: Sequence[str]) -> Prediction:
-    """Instances, labels (H, W), or a classifier's best classes as (label, name, score)."""
+    """Return the instances, the labels (H, W), or the best classes as (label, name, score)."""
     if "scores" not in sample:
         return prediction(sample, len(classes))
     scores, labels = sample.scores.float().cpu().topk(min(BEST, len(classes)))
@@ -42,10 +42,10 @@ def results(sample: BaseDataElement, classes: Sequence[str]) -> Prediction:
 
 
 class Drawing:
-    """Draws a model's predictions, each kind in its way.
+    """Draw the predictions of a model.
 
     Args:
-        predictor: whose predictions they are.
+        predictor: the model.
     """
 
     def __init__(self, predictor: Predictor):
@@ -54,12 +54,12 @@ class Drawing:
         self.palette = class_colours(len(self.classes)) if palette is None else palette
 
     def __call__(self, image: np.ndarray, found: Prediction, score: float) -> Image.Image:
-        """A prediction over its image.
+        """Draw a prediction over its image.
 
         Args:
             image: (H, W, 3) uint8 BGR.
-            found: what is in it.
-            score: least score of a drawn instance.
+            found: the prediction.
+            score: minimum score of a drawn instance.
         """
         rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         if isinstance(found, Instances):
@@ -73,17 +73,17 @@ class Drawing:
 
 
 class PredictionFiles:
-    """What a model sees in images and videos, in a folder.
+    """Write the predictions of images and videos to a folder.
 
-    `pictures/NAME.png` of each image; of segmentors `labels/NAME.png`, each pixel its class; of
-    detectors `predictions.json`, COCO's annotations; of classifiers `predictions.csv`. Of a video
-    `videos/NAME.mp4`, `videos/NAME.jsonl` with a line for each frame, and of segmentors
+    Each image gives `pictures/NAME.png`; segmentors also write `labels/NAME.png`, whose pixels are
+    classes, detectors `predictions.json` in COCO's format, classifiers `predictions.csv`. A video
+    gives `videos/NAME.mp4`, `videos/NAME.jsonl` with one line a frame and, from segmentors,
     `labels/NAME/FRAME.png`.
 
     Args:
-        folder: made if it is not there.
-        predictor: whose predictions they are.
-        score: least score of a drawn instance.
+        folder: created if missing.
+        predictor: the model.
+        score: minimum score of a drawn instance.
     """
 
     def __init__(self, folder: Path, predictor: Predictor, score: float):
@@ -96,13 +96,13 @@ class PredictionFiles:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add_image(self, path: Path, name: str, image: np.ndarray, found: Prediction) -> None:
-        """Write an image's picture and label map, and keep its data for `finish`.
+        """Draw an image, write its label map, and keep its data for `finish`.
 
         Args:
-            path: of the image.
-            name: of its files.
+            path: the image's file.
+            name: stem of the files to write.
             image: (H, W, 3) uint8 BGR.
-            found: what is in it.
+            found: the prediction.
         """
         height, width = image.shape[:2]
         if isinstance(found, Instances):
@@ -120,11 +120,11 @@ class PredictionFiles:
 
     @contextmanager
     def video(self, name: str, video: Video) -> "Iterator[VideoFiles]":
-        """What a video's frames are added to; its files appear at the end, or not at all.
+        """Open the files of a video, which appear when all frames are written, or not at all.
 
         Args:
-            name: of its files.
-            video: whose size and rate they have.
+            name: stem of the files to write.
+            video: gives the size and the frame rate.
         """
         folder = self.folder / "videos"
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ class PredictionFiles:
 
 
 class VideoFiles:
-    """The files of one video; see `PredictionFiles.video`."""
+    """Write the files of one video; see `PredictionFiles.video`."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class VideoFiles:
         self.frames = 0
 
     def add(self, frame: np.ndarray, found: Prediction) -> None:
-        """Write the next frame (H, W, 3) uint8 BGR and what is in it."""
+        """Write the next frame (H, W, 3) uint8 BGR and its prediction."""
         data = dict(frame=self.frames, seconds=round(self.frames / self.rate, 6))
         if isinstance(found, Instances):
             data["annotations"] = found.coco(*frame.shape[:2])
@@ -185,7 +185,7 @@ class VideoFiles:
 
 
 def summary(found: Prediction, score: float) -> str:
-    """A prediction in a few words."""
+    """Describe a prediction in a few words."""
     if isinstance(found, Instances):
         number = int((found.scores >= score).sum())
         return f"{number} object{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""A trained model as a function of images."""
+"""A trained model as a function from images to predictions."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -20,18 +20,18 @@ from backbones.openmmlab.data.metainfo import dataset_metainfo
 from backbones.openmmlab.mmengine_internals import safe_checkpoint_loading
 from backbones.openmmlab.precision import inference_autocast
 from backbones.openmmlab.registration import enter_scope
-from backbones.weights.checkpoints import load_whole, read_checkpoint
+from backbones.weights import load_strictly, read_checkpoint
 
 TASKS = dict(mmdet="detection", mmseg="segmentation")  # by default_scope
 
 
 class Predictor:
-    """Whole detector, segmentor or classifier: an image in, a data sample out.
+    """Predict images with a trained detector, segmentor or classifier.
 
     Args:
         config: config file, or a config already read.
         checkpoint: the whole model's weights, anything `read_checkpoint` reads.
-        device: where to run; a GPU if there is one.
+        device: where to run; None takes a GPU if there is one.
 
     Attributes:
         task: "detection", "segmentation" or "classification".
@@ -53,18 +53,26 @@ class Predictor:
         self.task = TASKS.get(scope, "classification")
         enter_scope(scope)
         if self.config.get("test_dataloader") is None:
-            raise InputError(f"{self.config.filename}: has no test_dataloader to predict as in")
+            raise InputError(
+                f"{self.config.filename}: has no test_dataloader, whose pipeline prediction uses",
+                code="bad-config",
+                where="test_dataloader",
+            )
         dataset = self.config.test_dataloader.dataset
         metainfo = dataset_metainfo(dataset, scope)
         if "classes" not in metainfo:
-            raise InputError(f"{self.config.filename}: test_dataloader.dataset has no class names")
+            raise InputError(
+                f"{self.config.filename}: test_dataloader.dataset has no class names",
+                code="bad-config",
+                where="test_dataloader.dataset",
+            )
         self.classes = tuple(metainfo["classes"])
         palette = metainfo.get("palette")
         self.palette = None if palette is None else np.array(palette, dtype=np.uint8)
 
         with safe_checkpoint_loading():
             self.model = MODELS.build(self.config.model)
-        load_whole(self.model, read_checkpoint(checkpoint), checkpoint)
+        load_strictly(self.model, read_checkpoint(checkpoint), checkpoint)
         self.model.to(device or get_device()).eval()
         self._dtype = inference_dtype(self.config)
 
@@ -95,9 +103,9 @@ class Predictor:
 
     @torch.inference_mode()
     def batch(self, images: Sequence[str | os.PathLike | np.ndarray]) -> list[BaseDataElement]:
-        """Predict several images, those that reach the network at one size together.
+        """Predict several images, in batches of those that reach the network at the same size.
 
-        Padding to a common size would change what the network sees, so no others are.
+        Padding to a common size would change the results.
         """
         groups: dict[tuple[int, ...], list[tuple[int, dict]]] = {}
         for i, image in enumerate(images):
@@ -111,14 +119,14 @@ class Predictor:
         return [samples[i] for i in range(len(images))]
 
     def packed(self, image: str | os.PathLike | np.ndarray) -> dict:
-        """`inputs` (3, h, w) and `data_samples` that the config's pipeline makes of an image."""
+        """Run the config's pipeline on an image; return its `inputs` (3, h, w) and metadata."""
         if isinstance(image, np.ndarray):
             return self._from_array(dict(img=image, img_path="array", img_id=0))
         return self._from_file(dict(img_path=str(Path(image)), img_id=0))
 
     @contextmanager
     def keeping_logits(self) -> Iterator[None]:
-        """Within it a segmentor's samples have `seg_logits` (classes, H, W), as mmseg's always."""
+        """Let a segmentor's samples carry `seg_logits` (classes, H, W), as mmseg's always do."""
         kept = getattr(self.model, "keep_logits", None)
         self.model.keep_logits = True
         try:

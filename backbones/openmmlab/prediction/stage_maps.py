@@ -1,4 +1,4 @@
-"""How strongly each stage of a backbone answers to an image, and where."""
+"""Maps of the mean absolute activation of each stage of a backbone."""
 
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ class StageMap(NamedTuple):
     """A stage's mean absolute activation.
 
     Attributes:
-        stage: counted from 1.
-        channels: that the mean is of.
-        values: (h, w) float32, of the part of the map that the image covers.
+        stage: number of the stage, from 1.
+        channels: number of channels averaged over.
+        values: (h, w) float32, the part of the map that the image covers.
     """
 
     stage: int
@@ -26,10 +26,10 @@ class StageMap(NamedTuple):
 
 @torch.inference_mode()
 def stage_maps(predictor: Predictor, image: np.ndarray) -> list[StageMap]:
-    """One map for each stage, before its output norm; none of a network without stages.
+    """Compute the map of each stage before its output norm; empty for a network without stages.
 
     Args:
-        predictor: whose backbone it is, and whose pipeline the image goes through as a whole.
+        predictor: the model; the image goes through its pipeline as a whole.
         image: (H, W, 3) uint8 in BGR order as OpenCV reads it.
     """
     model = predictor.model
@@ -50,7 +50,7 @@ def stage_maps(predictor: Predictor, image: np.ndarray) -> list[StageMap]:
 
 
 def draw_heat(values: np.ndarray, height: int, width: int) -> Image.Image:
-    """A map (h, w) at the size of its image, from dark, its least value, to bright, its highest."""
+    """Draw a map (h, w) at the size of its image, dark for its minimum, bright for its maximum."""
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
     cells = cv2.applyColorMap((scaled * 255).round().astype(np.uint8), cv2.COLORMAP_INFERNO)

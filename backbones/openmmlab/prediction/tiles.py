@@ -1,4 +1,4 @@
-"""Images larger than the network sees well: overlapping tiles, joined across their seams."""
+"""Prediction of large images in overlapping tiles, merged across their seams."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -15,13 +15,13 @@ from .instances import CroppedMask, Instances
 from .predictor import Predictor
 
 SMALLEST_TILE = 32  # the networks' largest stride
-SAME = 0.5  # IoU, where two tiles overlap, of two views of one object
-COVERED = 0.5  # share of a sliver of an object that another tile's view of it covers
-WHOLE = 0.8  # least share of an object's extent that a view of all of it has
+SAME = 0.5  # IoU from which two views in the overlap of two tiles are of one object
+COVERED = 0.5  # share of a sliver that another tile's view of the object must cover
+WHOLE = 0.8  # share of an object's extent from which a view counts as whole
 
 
 class Tile(NamedTuple):
-    """A part of an image, in its pixels; right and bottom are past the last."""
+    """A part of an image in pixels; right and bottom are exclusive."""
 
     left: int
     top: int
@@ -29,12 +29,12 @@ class Tile(NamedTuple):
     bottom: int
 
     def shared(self, other: "Tile") -> "Tile":
-        """What both see."""
+        """Return the part that both tiles cover."""
         return Tile(*map(max, self[:2], other[:2]), *map(min, self[2:], other[2:]))
 
 
 class TiledPredictor:
-    """A detector or segmentor on tiles of an image, in memory that the tile bounds.
+    """Predict an image in tiles, in memory that the tile bounds.
 
     Each tile goes through the config's own pipeline, as if it were an image. An image that fits one
     tile gives exactly the predictor's result. Otherwise detections are joined by `merge_instances`
@@ -45,14 +45,14 @@ class TiledPredictor:
     as the image's shorter side.
 
     Args:
-        predictor: the whole model.
+        predictor: a detector or segmentor.
         tile: side of a tile in pixels, at least 32.
-        overlap: least number of pixels that neighbours share; None is a quarter of a tile.
-        batch_size: tiles computed at once.
+        overlap: minimum number of pixels that neighbours share; None means a quarter of a tile.
+        batch_size: number of tiles in a batch.
 
     Raises:
-        InputError: a tile is too small, its overlap is not smaller than it or the model is a
-            classifier.
+        InputError: the tile is too small, the overlap is not smaller than the tile, or the model is
+            a classifier.
     """
 
     def __init__(
@@ -61,18 +61,25 @@ class TiledPredictor:
         overlap = tile // 4 if overlap is None else overlap
         check_tile(tile, overlap)
         if predictor.task == "classification":
-            raise InputError("a classifier sees an image as a whole: leave tiles out")
+            raise InputError(
+                "--tile: a classifier needs the whole image; leave --tile out",
+                code="unsupported",
+                where="--tile",
+            )
         self.predictor, self.tile, self.overlap = predictor, tile, overlap
         self.batch_size = batch_size
 
     def __call__(
         self, image: np.ndarray, on_tile: Callable[[int, int], None] | None = None
     ) -> Instances | np.ndarray:
-        """Instances of a detector; labels (H, W), uint8 or uint16, of a segmentor.
+        """Predict one image.
 
         Args:
             image: (H, W, 3) uint8 in BGR order as OpenCV reads it.
-            on_tile: called with the numbers of tiles done and of all.
+            on_tile: called with the number of finished tiles and the number of all.
+
+        Returns:
+            The instances of a detector, or the labels (H, W), uint8 or uint16, of a segmentor.
         """
         height, width = image.shape[:2]
         if max(height, width) <= self.tile:
@@ -85,7 +92,7 @@ class TiledPredictor:
                 for left, right in spread(width, self.tile, self.overlap)
             ]
             samples = self._predicted(image, grid, on_tile)
-            # Only the cropped masks of a tile are kept.
+            # Of each tile only the cropped masks are kept.
             return merge_instances(
                 (tile, Instances.of(sample.pred_instances).moved(*tile[:2]))
                 for tile, sample in samples
@@ -103,7 +110,7 @@ class TiledPredictor:
                 on_tile(start + len(tiles), len(grid))
 
     def _labels(self, image: np.ndarray, on_tile: Callable[[int, int], None] | None) -> np.ndarray:
-        """Labels (H, W) of blended logits, row by row of tiles along the shorter side."""
+        """Blend logits row by row of tiles along the shorter side; return the labels (H, W)."""
         height, width = image.shape[:2]
         labels = np.empty((height, width), label_dtype(len(self.predictor.classes)))
         rows = spread(height, self.tile, self.overlap)
@@ -135,27 +142,30 @@ class TiledPredictor:
 
 
 def check_tile(tile: int, overlap: int) -> None:
-    """Raise an InputError for a tile or an overlap that cannot be."""
+    """Raise InputError unless the tile is large enough and larger than its overlap."""
     if tile < SMALLEST_TILE:
-        raise InputError(f"tile of {tile}: give at least {SMALLEST_TILE} pixels")
+        raise InputError(f"--tile {tile}: must be at least {SMALLEST_TILE} pixels", where="--tile")
     if not 0 <= overlap < tile:
-        raise InputError(f"overlap of {overlap}: give from 0 to less than the tile's {tile} pixels")
+        raise InputError(
+            f"--overlap {overlap}: must be at least 0 and less than the tile, {tile} pixels",
+            where="--overlap",
+        )
 
 
 def prediction(sample: BaseDataElement, classes: int) -> Instances | np.ndarray:
-    """What a sample of a detector or segmentor holds, as `TiledPredictor` gives it."""
+    """Return the instances or labels of a sample, as `TiledPredictor` returns them."""
     if "pred_instances" in sample:
         return Instances.of(sample.pred_instances)
     return sample.pred_sem_seg.data[0].cpu().numpy().astype(label_dtype(classes))
 
 
 def label_dtype(classes: int) -> type:
-    """Of label maps: 8 bits, or 16 for more classes than they can number."""
+    """Return the dtype of label maps: uint8, or uint16 for more than 256 classes."""
     return np.uint8 if classes <= 256 else np.uint16
 
 
 def spread(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """(first, past the last) of as few tiles as cover a side, evenly apart, all of one size."""
+    """Place as few tiles of one size as cover a side, evenly spaced: (start, stop) of each."""
     if length <= tile:
         return [(0, length)]
     number = -(-(length - overlap) // (tile - overlap))
@@ -164,7 +174,7 @@ def spread(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def weights(spans: Sequence[tuple[int, int]], overlap: int) -> list[Tensor]:
-    """(tile,) weight of each tile along one side; on every pixel they add up to one.
+    """Return the weight (tile,) of each tile along one side; at every pixel they sum to one.
 
     A weight rises over the overlap's width from each end of the tile. Where there is one tile
     alone it is exactly one.
@@ -187,18 +197,18 @@ def blended(
     columns: Sequence[tuple[int, int]],
     overlap: int,
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Weighted sums of the logits of overlapping tiles, each part as soon as it is complete.
+    """Sum the weighted logits of overlapping tiles and yield each part as soon as it is complete.
 
-    Of the sums there are, at any time, those of one tile and of what a row of tiles shares with the
-    next; the latter is in the CPU's memory.
+    At any time only the sums of one tile and of the strip that a row of tiles shares with the next
+    one exist; the strip is in the CPU's memory.
 
     Args:
         logits: (classes, height, width) of each tile, row by row.
-        rows, columns: (first, past the last) pixels of the tiles; see `spread`.
-        overlap: over which weights rise.
+        rows, columns: (start, stop) pixels of the tiles; see `spread`.
+        overlap: number of pixels over which weights rise.
 
     Yields:
-        (top, left, sums (classes, h, w)), which together are the image once.
+        (top, left, sums (classes, h, w)); together they cover the image exactly once.
     """
     row_weights, column_weights = weights(rows, overlap), weights(columns, overlap)
     width = columns[-1][1]
@@ -226,7 +236,7 @@ def blended(
 
 
 def merge_instances(found: Iterator[tuple[Tile, Instances]]) -> Instances:
-    """Detections of overlapping tiles as those of one image: each object once, with one whole mask.
+    """Merge the detections of overlapping tiles: each object once, with one whole mask.
 
     Where two tiles overlap they see the same. Two detections of a class are views of one object if
     there, and only there, their masks agree, however little of the object is in the overlap; boxes
@@ -236,10 +246,10 @@ def merge_instances(found: Iterator[tuple[Tile, Instances]]) -> Instances:
     of it and more has a view of its class that covers it: slivers of objects are not seen well.
 
     Args:
-        found: tiles, and their instances in pixels of the image.
+        found: tiles and their instances, in pixels of the image.
 
     Returns:
-        The instances, best first.
+        The instances, highest score first.
     """
     tiles, parts = [], []
     for tile, instances in found:
@@ -283,7 +293,7 @@ def merge_instances(found: Iterator[tuple[Tile, Instances]]) -> Instances:
 
 
 def _overlapping(tiles: list[Tile]) -> Iterator[tuple[int, int]]:
-    """Pairs of tiles that share pixels."""
+    """Yield the pairs of tiles that share pixels."""
     sides = np.array(tiles)
     for a, tile in enumerate(tiles):
         later = sides[a + 1 :]
@@ -292,7 +302,7 @@ def _overlapping(tiles: list[Tile]) -> Iterator[tuple[int, int]]:
 
 
 def _cut(tile: Tile, extent: Tile, instances: Instances) -> np.ndarray:
-    """(n,) whether a box reaches an edge of its tile that is not the image's."""
+    """Return whether each box (n,) touches an edge of its tile inside the image."""
     margin = _margin(tile)
     boxes = instances.boxes
     low = (boxes[:, :2] < np.array(tile[:2]) + margin) & (np.array(tile[:2]) > extent[:2])
@@ -301,25 +311,25 @@ def _cut(tile: Tile, extent: Tile, instances: Instances) -> np.ndarray:
 
 
 def _within(boxes: np.ndarray, tile: Tile) -> np.ndarray:
-    """(n,) whether boxes are in a tile, but for what boxes are off by."""
+    """Return whether each box (n,) lies in a tile, within the margin."""
     margin = _margin(tile)
     low, high = np.array(tile[:2]) - margin, np.array(tile[2:]) + margin
     return (boxes[:, :2] >= low).all(1) & (boxes[:, 2:] <= high).all(1)
 
 
 def _margin(tile: Tile) -> float:
-    """Pixels that boxes of what an edge cuts may end before it."""
+    """Return how many pixels before an edge the box of a cut object may end."""
     return max(2, 0.01 * min(tile.right - tile.left, tile.bottom - tile.top))
 
 
 def _inside(instances: Instances, region: Tile) -> np.ndarray:
-    """Numbers of the instances whose boxes reach into a region."""
+    """Return the indices of the instances whose boxes overlap a region."""
     boxes = instances.boxes
     return np.flatnonzero((boxes[:, :2] < region[2:]).all(1) & (boxes[:, 2:] > region[:2]).all(1))
 
 
 def _shapes(instances: Instances, which: np.ndarray, region: Tile) -> list[dict] | np.ndarray:
-    """COCO's run lengths, or without masks its boxes x, y, w, h, of what is in a region."""
+    """Return COCO run lengths, or boxes (x, y, w, h) without masks, clipped to a region."""
     if instances.masks is not None:
         return [instances.masks[i].within(region) for i in which]
     low = np.maximum(instances.boxes[which, :2], region[:2])

@@ -11,45 +11,47 @@ import numpy as np
 from backbones.atomic_write import atomic_path
 from backbones.errors import InputError, UnreadableImage
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong is said by our own line
-USUAL_RATE = 25.0  # frames per second where a file has none
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # our own message reports the error
+USUAL_RATE = 25.0  # frames per second if the file names no rate
 
 
 class Video:
-    """A video's frames, in order; read once.
+    """The frames of a video, in order; they can be read once.
 
     Attributes:
-        height, width: of a frame in pixels, upright.
+        height, width: size of an upright frame in pixels.
         rate: frames per second.
-        frames: number of frames as the file says, 0 if it does not.
+        frames: number of frames according to the file, 0 if it names none.
 
     Raises:
-        UnreadableImage: it is missing, empty, cut off or not a video that OpenCV reads.
+        UnreadableImage: the file is missing, empty, cut off or not a video that OpenCV reads.
     """
 
     def __init__(self, path: Path):
         self.path = path
         if not path.is_file():
-            raise UnreadableImage(f"{path}: no such video")
+            raise UnreadableImage(f"{path}: no such video", code="not-found", where=path)
         self._capture = cv2.VideoCapture(str(path))
         read, self._first = self._capture.read()
         if not read:
             self._capture.release()
-            raise UnreadableImage(f"{path}: empty, cut off or not a video that OpenCV reads")
+            raise UnreadableImage(
+                f"{path}: empty, cut off or not a video that OpenCV reads", where=path
+            )
         self.height, self.width = self._first.shape[:2]
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if np.isfinite(rate) and rate > 0 else USUAL_RATE
         self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Frames (H, W, 3) uint8 in BGR order, upright."""
+        """Yield upright frames (H, W, 3), uint8 in BGR order."""
         read, frame = True, self._first
         while read:
             yield frame
             read, frame = self._capture.read()
 
     def batches(self, size: int) -> Iterator[list[np.ndarray]]:
-        """Frames, so many at a time; the last ones may be fewer."""
+        """Yield lists of `size` frames; the last list may be shorter."""
         batch = []
         for frame in self:
             batch.append(frame)
@@ -65,22 +67,24 @@ class Video:
 
 @contextmanager
 def written_video(path: Path, rate: float, size: tuple[int, int]) -> Iterator[cv2.VideoWriter]:
-    """A writer of frames (height, width, 3) uint8 BGR to an mp4 that appears whole or not at all.
+    """Open a writer of frames (height, width, 3), uint8 BGR, to an mp4 that appears atomically.
 
     Args:
-        path: its folder exists.
+        path: the file; its folder must exist.
         rate: frames per second.
         size: (width, height).
 
     Raises:
-        InputError: OpenCV has no encoder for it, or it cannot be written.
+        InputError: OpenCV has no encoder, or the file cannot be written.
     """
     with atomic_path(path) as part:
         unfinished = part.with_name(part.name + path.suffix)  # OpenCV goes by the suffix
         writer = cv2.VideoWriter(str(unfinished), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
         try:
             if not writer.isOpened():
-                raise InputError(f"{path}: OpenCV cannot write an mp4 here")
+                raise InputError(
+                    f"{path}: OpenCV cannot write an mp4 here", code="write-failed", where=path
+                )
             yield writer
             writer.release()
             unfinished.replace(part)

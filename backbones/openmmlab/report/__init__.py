@@ -3,7 +3,9 @@
 `ReportHook` collects and writes, `render` and `compare` turn figures into pages.
 """
 
-from .hook import ReportHook, read_earlier
-from .page import compare, render
+from .comparison import compare
+from .hook import ReportHook
+from .page import render
+from .saved import read_earlier
 
 __all__ = ["ReportHook", "compare", "read_earlier", "render"]

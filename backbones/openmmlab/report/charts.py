@@ -1,6 +1,8 @@
 """Charts as inline SVG: no script, no file beside it, colours from the page's own light and dark.
 
-Every chart is drawn about 400 units wide, so that its text stays legible on a telephone.
+Every chart is drawn about 400 units wide, so that its text stays legible on a telephone. matplotlib
+computes the ticks; its own SVG has fixed colours and draws text as paths, which neither follow the
+page from light to dark nor can be read aloud.
 """
 
 import math
@@ -8,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from markupsafe import Markup
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 WIDTH, HEIGHT = 420, 250
@@ -22,10 +25,10 @@ class Series:
     Attributes:
         name: what the legend calls it.
         x, y: its points; those with a None or NaN are left out and the line breaks there.
-        colour: index of the page's colour; its place in the chart if not given.
-        faint: drawn thin and pale, without a place in the legend.
+        colour: index of the page's colour (default: its place in the chart).
+        faint: draw it thin and pale, and leave it out of the legend.
         strength: opacity of the line; those of an ordered family share a colour and differ in it.
-        named: whether the legend has it.
+        named: whether the legend names it.
     """
 
     name: str
@@ -38,7 +41,7 @@ class Series:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A figure as people read it: 0.8312, 12,345, 1e-05; an en dash where there is none."""
+    """Format a figure as people read it: 0.8312, 12,345, 1e-05; an en dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == int(value) and abs(value) < 1e9:
@@ -58,22 +61,22 @@ def line_chart(
     log: bool = False,
     markers: bool = False,
     legend_of_one: bool = False,
-) -> str:
-    """Lines over a common axis, with a legend below where there are several.
+) -> Markup:
+    """Draw lines over a common axis, with a legend below where there are several.
 
     Args:
         series: the lines.
         title: caption, also what a screen reader says.
         x_label, y_label: names of the axes, with units.
-        y_limits: of the y axis; from the data if not given.
-        log: logarithmic y axis; points at zero or below are left out.
-        markers: a dot with its value at each point.
-        legend_of_one: a legend for a single line too.
+        y_limits: of the y axis (default: those of the data).
+        log: make the y axis logarithmic; points at zero or below are left out.
+        markers: mark each point with a dot, which shows its value under the pointer.
+        legend_of_one: draw a legend for a single line too.
     """
     clean = [(s, _points(s, log)) for s in series]
     points = [point for _, parts in clean for part in parts for point in part]
     if not points:
-        return ""
+        return Markup()
     xs = [x for x, _ in points]
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
@@ -170,13 +173,13 @@ def heat_map(
     title: str,
     x_label: str,
     y_label: str,
-) -> str:
-    """A matrix of shares in [0, 1] as shaded squares with per cents in them.
+) -> Markup:
+    """Draw a matrix of shares in [0, 1] as shaded squares with per cents in them.
 
     Args:
         rows, columns: names.
         shares: one row of values for each of `rows`.
-        hovers: what each cell says under the pointer.
+        hovers: text of each cell under the pointer.
         title: caption.
         x_label, y_label: what columns and rows are.
     """
@@ -218,7 +221,7 @@ def heat_map(
 
 
 def _points(series: Series, log: bool) -> list[list[tuple[float, float]]]:
-    """Unbroken runs of points that can be drawn."""
+    """Return unbroken runs of points that can be drawn."""
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in zip(series.x, series.y, strict=True):
         if y is None or not math.isfinite(y) or (log and y <= 0):
@@ -243,10 +246,10 @@ def _short(name: str) -> str:
 
 def _figure(
     title: str, width: float, height: float, parts: list[str], legend: str, scroll: bool = False
-) -> str:
+) -> Markup:
     size = f' style="width:{width:.0f}px"' if scroll else ""
     box = ' class="scroll"' if scroll else ""
-    return (
+    return Markup(
         f'<figure><figcaption>{escape(title)}</figcaption><div{box}><svg{size} role="img" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg></div>{legend}</figure>"

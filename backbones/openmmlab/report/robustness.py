@@ -1,151 +1,122 @@
 """The section of a report on corrupted images: tables and charts of `robustness.json`."""
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
 
 from backbones.openmmlab.evaluation.corruption import CORRUPTIONS, GROUPS
 
-from .charts import Series, line_chart, number
+from .charts import Series, line_chart
+from .metrics import Metrics
+from .tables import Cell, Table
 
-SIZED = ("coco/segm_mAP", "coco/bbox_mAP")  # the first that there is, by size
-SIZES = {"small": "_s", "medium": "_m", "large": "_l"}
-OUTLINES = (("coco/segm_mAP", "coco/boundary_mAP"), ("mIoU", "boundary_mIoU"))
 DARKEST = 60  # per cent of the colour in a cell whose score is lost altogether
 
 
-def robustness_section(record: Mapping, names: Mapping[str, str], main: Sequence[str]) -> str:
-    """Summary, a heat map of corruptions by severities and charts; empty without scores.
+def robustness_view(record: Mapping, metrics: Metrics) -> dict[str, Any] | None:
+    """Arrange a summary, heat maps of corruptions by severities and charts; None without scores.
 
     Args:
         record: what `robustness.json` holds.
-        names: how metrics are called on the page.
-        main: the metrics that get a heat map.
+        metrics: what the scores are called; the main ones get heat maps.
     """
     clean, corrupted = record.get("clean") or {}, record.get("corrupted") or {}
     if not clean or not corrupted:
-        return ""
+        return None
     severities = sorted({int(s) for row in corrupted.values() for s in row})
     order = [name for name in dict.fromkeys((*CORRUPTIONS, *corrupted)) if name in corrupted]
-    subject = record.get("subject") or {}
-    parts = [_note(subject, len(order), severities)]
-    rows = []
+    summary = []
     for key, row in (record.get("summary") or {}).items():
-        share = "–" if row["rPC"] is None else f"{row['rPC']:.1%}"
-        cells = [_shown(key, row["clean"]), _shown(key, row["mPC"]), share]
-        rows.append((names.get(key, key), [(cell, 0.0, "") for cell in cells]))
-    parts.append(_table("", ["clean", "mPC", "rPC"], rows))
-    parts.append("<h3>By corruption and severity</h3>")
-    parts.append('<p class="note">The darker a cell, the more of the clean score is lost.</p>')
+        kept = "–" if row["rPC"] is None else f"{row['rPC']:.1%}"
+        figures = [metrics.shown(key, row["clean"]), metrics.shown(key, row["mPC"]), kept]
+        summary.append([Cell(metrics.name(key)), *map(Cell, figures)])
     maps = []
-    for key in main:
+    for key in metrics.main(clean):
         rows = []
         for name in order:
             scores = {int(s): figures.get(key) for s, figures in corrupted[name].items()}
-            cells = [_cell(key, scores.get(s), clean.get(key), s) for s in severities]
             known = [scores.get(s) for s in severities]
-            mean = None if None in known else sum(known) / len(known)
-            rows.append((_words(name), [*cells, _cell(key, mean, clean.get(key), None)]))
-        title = names.get(key, key)
-        table = _table("corruption", [*map(str, severities), "mean"], rows)
-        title = f"{title[0].upper()}{title[1:]}, on clean images {_shown(key, clean.get(key))}"
-        maps.append(f"<figure><figcaption>{escape(title)}</figcaption>{table}</figure>")
-    parts.append(f'<div class="beside">{"".join(maps)}</div><h3>Over severity</h3>')
-    charts = "".join(_charts(clean, corrupted, severities, names, main))
-    parts.append(f'<div class="charts">{charts}</div>')
-    return "".join(parts)
+            values = [value for value in known if value is not None]
+            mean = sum(values) / len(values) if len(values) == len(known) else None
+            cells = [_cell(metrics, key, scores.get(s), clean.get(key), s) for s in severities]
+            cells.append(_cell(metrics, key, mean, clean.get(key), None))
+            rows.append([Cell(name.replace("_", " ")), *cells])
+        title = f"{metrics.title(key)}, on clean images {metrics.shown(key, clean.get(key))}"
+        maps.append(
+            dict(title=title, table=Table(["corruption", *map(str, severities), "mean"], rows))
+        )
+    return dict(
+        subject=_subject(record.get("subject") or {}, len(order), severities),
+        summary=Table(["", "clean", "mPC", "rPC"], summary),
+        maps=maps,
+        charts=list(_charts(clean, corrupted, severities, metrics)),
+    )
 
 
-def _note(subject: Mapping, corruptions: int, severities: Sequence[int]) -> str:
+def _subject(subject: Mapping, corruptions: int, severities: Sequence[int]) -> str:
     images = subject.get("images")
-    text = (
+    return (
         f"{subject.get('checkpoint', 'A checkpoint')} on {images} images under {corruptions} of "
         f"the {len(CORRUPTIONS)} corruptions of arXiv:1903.12261 at "
         f"{'severities' if len(severities) > 1 else 'severity'} "
-        f"{', '.join(map(str, severities))}, seed {subject.get('seed', 'unknown')}. mPC is the "
-        "mean over corruptions and severities, rPC its share of the clean score; – where there is "
-        "no such object, or not every corruption has been measured at the same severities."
+        f"{', '.join(map(str, severities))}, seed {subject.get('seed', 'unknown')}."
     )
-    return f'<p class="note">{escape(text)}</p>'
 
 
-def _charts(clean, corrupted, severities, names, main):
-    """Scores over severity by kind of corruption; by size, and of outlines, as shares of clean."""
+def _charts(
+    clean: Mapping, corrupted: Mapping, severities: Sequence[int], metrics: Metrics
+) -> Iterator[Markup]:
+    """Draw scores over severity by kind of corruption, then shares of clean by size and outline."""
     x = [0, *severities]
-    axes = dict(x_label="severity, 0 is clean", markers=True)
+    axes: dict[str, Any] = dict(x_label="severity, 0 is clean", markers=True)
+    main = metrics.main(clean)
     for key in main:
         lines = []
         for i, (group, members) in enumerate(GROUPS.items()):
             means = [_mean(corrupted, key, s, members) for s in severities]
             if any(mean is not None for mean in means):
                 lines.append(Series(group, x, [clean.get(key), *means], i))
-        name = names.get(key, key)
-        title = f"{name[0].upper()}{name[1:]} by kind of corruption"
-        yield line_chart(lines, title=title, y_label=name, legend_of_one=True, **axes)
+        title = f"{metrics.title(key)} by kind of corruption"
+        yield line_chart(lines, title=title, y_label=metrics.name(key), legend_of_one=True, **axes)
 
     def share(key: str, name: str, colour: int) -> Series:
-        whole = clean[key]
         means = [_mean(corrupted, key, s, tuple(corrupted)) for s in severities]
-        y = [None if mean is None else 100 * mean / whole for mean in means]
+        y = [None if mean is None else 100 * mean / clean[key] for mean in means]
         return Series(name, x, [100.0, *y], colour)
 
     shares = dict(y_label="per cent of clean", **axes)
-    kind = next((kind for kind in SIZED if kind in clean), None)
-    if kind:
+    known = [metric for metric in map(metrics.get, main) if metric]
+    # Of boxes and masks the latter, which a task names last.
+    for metric in [m for m in known if m.sizes and not m.outline_of][-1:]:
         lines = [
-            share(f"{kind}{end}", size, i)
-            for i, (size, end) in enumerate(SIZES.items())
-            if clean.get(f"{kind}{end}")
+            share(key, metrics.name(key).removeprefix(metric.name).strip(), i)
+            for i, key in enumerate(metric.sizes)
+            if clean.get(key)
         ]
-        name = names.get(kind, kind)
-        title = f"{name[0].upper()}{name[1:]} by size of the object"
+        title = f"{metrics.title(metric.key)} by size of the object"
         yield line_chart(lines, title=title, legend_of_one=True, **shares)
-    for pair in OUTLINES:
-        if all(clean.get(key) for key in pair):
-            lines = [share(key, names.get(key, key), i) for i, key in enumerate(pair)]
+    for metric in known:
+        pair = (metric.outline_of, metric.key)
+        if metric.outline_of and all(clean.get(key) for key in pair):
+            lines = [share(key, metrics.name(key), i) for i, key in enumerate(pair) if key]
             yield line_chart(lines, title="Masks and their boundaries", **shares)
 
 
 def _mean(corrupted: Mapping, key: str, severity: int, members: Sequence[str]) -> float | None:
-    """Over the corruptions that were measured at this severity."""
+    """Average over the corruptions that were measured at this severity."""
     rows = [corrupted[name].get(str(severity), {}) for name in members if name in corrupted]
     values = [row[key] for row in rows if row.get(key) is not None]
     return sum(values) / len(values) if values else None
 
 
-def _cell(key: str, score: float | None, clean: float | None, severity: int | None):
-    """Text, share of the clean score that is lost, and what it says under the pointer."""
-    if score is None:
-        return "–", 0.0, ""
-    if not clean:
-        return _shown(key, score), 0.0, ""
+def _cell(
+    metrics: Metrics, key: str, score: float | None, clean: float | None, severity: int | None
+) -> Cell:
+    """Return a cell of the heat map; the pointer shows its share of the clean score."""
+    if score is None or not clean:
+        return Cell(metrics.shown(key, score))
     place = "mean over severities" if severity is None else f"severity {severity}"
     lost = min(max(1 - score / clean, 0.0), 1.0)
-    return _shown(key, score), lost, f"{place}: {score / clean:.1%} of the clean score"
-
-
-def _shown(key: str, score: float | None) -> str:
-    if score is None:
-        return "–"
-    return f"{score:.3f}" if key.startswith("coco/") else number(score)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _table(corner: str, columns: Sequence[str], rows: Sequence[tuple]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in (corner, *columns))
-    body = []
-    for name, cells in rows:
-        shaded = "".join(
-            f'<td class="heat" style="--lost:{lost * DARKEST:.0f}%" title="{escape(hover)}">'
-            f"{escape(text)}</td>"
-            if hover
-            else f"<td>{escape(text)}</td>"
-            for text, lost, hover in cells
-        )
-        body.append(f"<tr><td>{escape(name)}</td>{shaded}</tr>")
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
+    hover = f"{place}: {score / clean:.1%} of the clean score"
+    return Cell(metrics.shown(key, score), lost=round(lost * DARKEST), hover=hover)

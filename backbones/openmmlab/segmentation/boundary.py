@@ -15,12 +15,12 @@ DILATION_RATIO = 0.02  # of the image's diagonal: the paper's for COCO
 
 
 def boundary_width(height: int, width: int, ratio: float = DILATION_RATIO) -> int:
-    """How many pixels deep a boundary is in an image of this size; at least one."""
+    """Return how many pixels deep a boundary is in an image of this size; at least one."""
     return max(1, round(ratio * float(np.hypot(height, width))))
 
 
 def boundary(mask: np.ndarray, depth: int) -> np.ndarray:
-    """The pixels of a mask (H, W) bool that are at most `depth` steps from its outline.
+    """Return the pixels of a mask (H, W) bool that are at most `depth` steps from its outline.
 
     A step goes to any of the eight neighbours. Outside of the image there is no mask, so that an
     object cut off by the image's edge has an outline there (boundary-iou-api, mask_to_boundary).
@@ -33,12 +33,12 @@ def boundary(mask: np.ndarray, depth: int) -> np.ndarray:
 def boundary_counts(
     predicted: np.ndarray, truth: np.ndarray, classes: int, ignored: int
 ) -> np.ndarray:
-    """Pixels that the boundaries of each class share, and that they cover: (2, classes) int64.
+    """Count the pixels that the boundaries of each class share and cover: (2, classes) int64.
 
     Args:
         predicted, truth: label maps (H, W).
-        classes: how many; labels are below it.
-        ignored: label of pixels without truth; they are in no mask of either map.
+        classes: number of classes; labels are below it.
+        ignored: label of pixels without ground truth; they are in no mask of either map.
     """
     counts = np.zeros((2, classes), dtype=np.int64)
     known = truth != ignored
@@ -55,12 +55,16 @@ def boundary_counts(
 class BoundaryIoU(BaseMetric):
     """Boundary IoU of each class over all images of the set, and its mean in per cent.
 
-    Per class the pixels of all images are added up first, as for mIoU. Classes that are nowhere
+    The pixels of all images are added up by class first, as for mIoU. Classes that appear nowhere
     are left out of the mean.
 
     Args:
-        ignore_index: label of pixels without truth.
+        ignore_index: label of pixels without ground truth.
         collect_device, prefix: mmengine's.
+
+    Attributes:
+        boundary_iou: of each class in the last evaluation, NaN for one that appears nowhere. None
+            on ranks other than 0.
     """
 
     def __init__(
@@ -68,10 +72,11 @@ class BoundaryIoU(BaseMetric):
     ):
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.ignore_index = ignore_index
-        self.boundary_iou: list[float] | None = None  # by class, of the last evaluation
+        self.boundary_iou: list[float] | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping]) -> None:
         """Count a batch's `pred_sem_seg` against its `gt_sem_seg`, both (1, H, W)."""
+        assert self.dataset_meta is not None
         classes = len(self.dataset_meta["classes"])
         for sample in data_samples:
             predicted, truth = (
@@ -81,7 +86,7 @@ class BoundaryIoU(BaseMetric):
             self.results.append(boundary_counts(predicted, truth, classes, self.ignore_index))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """`boundary_mIoU`, in per cent with two digits as mmseg's mIoU."""
+        """Return `boundary_mIoU`, in per cent with two digits as mmseg's mIoU."""
         shared, covered = np.sum(results, axis=0)
         iou = np.divide(shared, covered, out=np.full(len(covered), np.nan), where=covered > 0)
         self.boundary_iou = iou.tolist()
@@ -108,5 +113,7 @@ def measure_boundaries(config: Config) -> None:
     kinds = ", ".join(str(metric.type) for metric in evaluators)
     raise InputError(
         f"--boundary: {config.filename} has no masks to measure (test_evaluator: {kinds}); it "
-        "takes a CocoAP with the metric segm, or an IoUMetric"
+        "needs a CocoAP with the metric segm, or an IoUMetric",
+        code="unsupported",
+        where="test_evaluator",
     )

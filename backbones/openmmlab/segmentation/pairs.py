@@ -1,5 +1,6 @@
 """Images and label maps wherever they lie, listed in a file."""
 
+import json
 import os.path as osp
 
 from mmengine.registry import DATASETS
@@ -11,8 +12,8 @@ class ImageLabelPairs(BaseSegDataset):
     """mmseg's BaseSegDataset over a list: it knows one ending for all images and one for all maps.
 
     Args:
-        pairs: text file; a line has an image and its label map, a tab between them, both absolute
-            or below `data_root`.
+        pairs: text file; a line has an image and its label map, both absolute or below `data_root`,
+            as a JSON list or with a tab between them.
         kwargs: as in BaseSegDataset.
     """
 
@@ -21,9 +22,9 @@ class ImageLabelPairs(BaseSegDataset):
         super().__init__(**kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """What the pipeline starts from, one dict for each pair."""
+        """List what the pipeline starts from, one dict for each pair."""
         with open(self.pairs, encoding="utf-8") as file:
-            lines = [line.rstrip("\n").split("\t") for line in file]
+            pairs = [_pair(line.rstrip("\n")) for line in file]
         return [
             dict(
                 img_path=osp.join(self.data_root or "", image),
@@ -32,5 +33,9 @@ class ImageLabelPairs(BaseSegDataset):
                 reduce_zero_label=self.reduce_zero_label,
                 seg_fields=[],
             )
-            for image, label in lines
+            for image, label in pairs
         ]
+
+
+def _pair(line: str) -> list[str]:
+    return json.loads(line) if line.startswith('["') else line.split("\t")

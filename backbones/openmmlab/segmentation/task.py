@@ -4,6 +4,8 @@ import re
 
 from backbones.openmmlab.tasks import Metric, Task, register_task
 
+from .figures import segmentation_figures
+
 SEGMENTATION = register_task(
     Task(
         name="segmentation",
@@ -17,5 +19,6 @@ SEGMENTATION = register_task(
         ),
         compiled_parts=("backbone", "neck", "decode_head", "auxiliary_head"),
         class_layers=re.compile(r"(?:^|\.)conv_seg$"),
+        figures=segmentation_figures,
     )
 )

@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 
 from backbones.atomic_write import write_atomically
 from backbones.errors import InputError
-from backbones.weights.reading import read_checkpoint
+from backbones.weights import read_checkpoint
 
 INTERRUPTED = "interrupted.pth"
 

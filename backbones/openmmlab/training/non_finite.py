@@ -9,6 +9,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor
 
 from backbones.errors import InputError
+from backbones.openmmlab.mmengine_internals import forward_losses
 
 from .ranks import all_gather_object, unwrapped
 from .seeds import STEP, seed_draws
@@ -128,7 +129,7 @@ def _first_non_finite_module(runner, model: Any, data_batch: object) -> str | No
     try:
         # To the end on every rank: synchronized norms and losses wait for one another.
         with torch.no_grad(), each_wrapper(runner.optim_wrapper)[0].optim_context(model):
-            model._run_forward(model.data_preprocessor(data_batch, True), mode="loss")
+            forward_losses(model, data_batch)
     except (RuntimeError, ValueError, AssertionError):
         pass  # what follows a value that is not finite may well fail
     finally:

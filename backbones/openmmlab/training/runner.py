@@ -26,10 +26,10 @@ from torch.utils.data import DataLoader
 
 from backbones.atomic_write import atomic_path, write_atomically
 from backbones.errors import InputError
+from backbones.openmmlab.config.strategy import check_strategy
 from backbones.openmmlab.mmengine_internals import safe_checkpoint_loading
 from backbones.openmmlab.precision import without_bfloat16_scaler
-from backbones.weights.checkpoints import load_whole, read_checkpoint
-from backbones.weights.reading import check_archive
+from backbones.weights import check_archive, load_strictly, read_checkpoint
 
 from .checkpointing import VerifiedCheckpointHook, check_local, last_whole_checkpoint
 from .compilation import compile_parts
@@ -42,7 +42,6 @@ from .ranks import all_gather_object, lost_process_error, unwrapped
 from .seeds import RepeatableStepHook
 from .sharding import (
     WholeValidationHook,
-    check_strategy,
     divide_loaded_state,
     is_sharded,
     shard,
@@ -329,7 +328,7 @@ class Runner(MMEngineRunner):
         model: Any = unwrapped(self.model)
         model = getattr(model, "module", model)  # a TTA model holds the trained one
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        self.logger.info(load_whole(model, checkpoint, filename))
+        self.logger.info(load_strictly(model, checkpoint, filename))
         self._has_loaded = True
         self._resumed_state = checkpoint.get("training_state")
         return checkpoint

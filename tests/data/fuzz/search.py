@@ -46,7 +46,7 @@ def annotations(content: bytes) -> None:
     path = FOLDER / "input.json"
     path.write_bytes(content)
     readers.findings_of(path)
-    readers._read_coco(FOLDER, path)
+    readers.coco.read(FOLDER, path)
 
 
 def image(content: bytes) -> None:

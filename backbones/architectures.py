@@ -1,0 +1,22 @@
+"""Sizes of the published networks by name."""
+
+# Paper Table 9 (V1), V2 paper section 4: blocks and channels of each stage.
+ARCHITECTURES = {
+    "atto": dict(depths=(2, 2, 6, 2), dims=(40, 80, 160, 320)),
+    "femto": dict(depths=(2, 2, 6, 2), dims=(48, 96, 192, 384)),
+    "pico": dict(depths=(2, 2, 6, 2), dims=(64, 128, 256, 512)),
+    "nano": dict(depths=(2, 2, 8, 2), dims=(80, 160, 320, 640)),
+    "tiny": dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768)),
+    "small": dict(depths=(3, 3, 27, 3), dims=(96, 192, 384, 768)),
+    "base": dict(depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024)),
+    "large": dict(depths=(3, 3, 27, 3), dims=(192, 384, 768, 1536)),
+    "xlarge": dict(depths=(3, 3, 27, 3), dims=(256, 512, 1024, 2048)),
+    "huge": dict(depths=(3, 3, 27, 3), dims=(352, 704, 1408, 2816)),
+}
+
+# V1 paper, Table 2: blocks and channels. Layer scale as in the official TRAINING.md, L's alone.
+ISOTROPIC = {
+    "small": dict(depth=18, dim=384, layer_scale_init_value=0.0),
+    "base": dict(depth=18, dim=768, layer_scale_init_value=0.0),
+    "large": dict(depth=36, dim=1024, layer_scale_init_value=1e-6),
+}

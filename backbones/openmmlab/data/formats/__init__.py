@@ -1,0 +1,1 @@
+"""Annotations of boxes and masks as people have them: COCO, YOLO and Pascal VOC."""

@@ -1,0 +1,79 @@
+"""Which splits one's own data has and needs, and what is logged about them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from backbones.errors import InputError
+
+from .files import one_line
+
+DETECTION = "COCO, YOLO or Pascal VOC annotations"
+SEGMENTATION = "folders of images and of label maps in PNG"
+
+
+def no_layout(root: Path, wanted: str) -> InputError:
+    """Return the error about a folder in which nothing is known."""
+    return InputError(
+        f"{one_line(root)}: no {wanted} in it; docs/own-data.md has the layouts",
+        code="no-data",
+        where=root,
+    )
+
+
+def other_task(config: Config, root: Path, found: str, model: str, wanted: str) -> InputError:
+    """Return the error about data of another task than the config's."""
+    return InputError(
+        f"{one_line(root)}: holds {found}, but {config.filename} is {model} and needs {wanted}",
+        code="no-data",
+        where=root,
+    )
+
+
+def take_unsplit(read: dict[str | None, Any], splits: Sequence[str]) -> Any:
+    """Take out what a validation split has to be made of; None if there is one, or none is needed.
+
+    Args:
+        read: the data by split; under None data that is not split.
+        splits: that the run needs.
+    """
+    if None in read:
+        return read.pop(None)
+    if "val" in read or (tuple(splits) == ("test",) and "test" in read):
+        return None
+    return read.get("train")
+
+
+def require(read: Mapping[str | None, Any], splits: Sequence[str], root: Path) -> None:
+    """Check that every split that the run needs is there; validation stands in for test.
+
+    Raises:
+        InputError: one is not.
+    """
+    for split in splits:
+        if split not in read and (split == "train" or "val" not in read):
+            found = ", ".join(sorted(str(name) for name in read))
+            raise InputError(
+                f"{one_line(root)}: no {split} split in it, only {found}",
+                code="no-data",
+                where=root,
+            )
+
+
+def log_reading(root: Path, kind: str, names: Sequence[str], splits: list[tuple]) -> None:
+    """Log what was read.
+
+    Args:
+        root: folder of the data set.
+        kind: of annotations, or the rule of the label maps.
+        names: of the classes.
+        splits: split, source, number of images and what else there is, of each.
+    """
+    shown = ", ".join(map(one_line, names[:8])) + (", ..." if len(names) > 8 else "")
+    print_log(f"{one_line(root)}: {kind}; {len(names)} classes: {shown}", "current")
+    for split, source, images, what in splits:
+        counted = f"{images} images, {what}" if what[0].isdigit() else f"{images} {what}"
+        print_log(f"  {split}: {counted}, {one_line(source)}", "current")

@@ -1,0 +1,106 @@
+"""Images and videos through a model, in batches."""
+
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from backbones.errors import InputError, UnreadableImage
+from backbones.openmmlab.data.decoding import read_image
+from backbones.openmmlab.prediction.progress import FileProgress
+
+from .inputs import VIDEOS
+from .predictions import Prediction, PredictionFiles, results, summary
+from .predictor import Predictor
+from .tiles import TiledPredictor
+from .videos import Video
+
+MIN_FRAMES = 0.95  # share of the header's frame count below which a video counts as cut off
+
+
+class Batches:
+    """Predict images and videos in batches and write the results.
+
+    Args:
+        predictor: the model.
+        tiled: the model over tiles of large images; None predicts each image as a whole.
+        batch_size: images or frames that go through the network together.
+        files: where results are written.
+        progress: the bar on the terminal.
+
+    Attributes:
+        refused: one line for each file that could not be predicted.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        tiled: TiledPredictor | None,
+        batch_size: int,
+        files: PredictionFiles,
+        progress: FileProgress,
+    ):
+        self.predictor, self.tiled, self.batch_size = predictor, tiled, batch_size
+        self.files, self.progress = files, progress
+        self.refused: list[str] = []
+        self._waiting: list[tuple[Path, str, np.ndarray]] = []
+
+    def add(self, path: Path, name: str) -> None:
+        """Process a video, or queue an image until a batch is full."""
+        try:
+            if path.suffix.lower() in VIDEOS:
+                self.flush()
+                self._video(path, name)
+            else:
+                self._waiting.append((path, name, read_image(path)))
+        except UnreadableImage as error:
+            self._refuse(path, str(error))
+        if len(self._waiting) >= (1 if self.tiled else self.batch_size):
+            self.flush()
+
+    def flush(self) -> None:
+        """Predict the images that wait for a batch."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        try:
+            found = self._predicted([image for *_, image in waiting], waiting[0][0].name)
+        except (InputError, cv2.error) as error:  # one is too small or narrow for the network
+            if len(waiting) == 1:
+                path, _, image = waiting[0]
+                reason = error if isinstance(error, InputError) else "cannot be resized"
+                self._refuse(path, f"{path}: {image.shape[1]}x{image.shape[0]} pixels: {reason}")
+                return
+            for one in waiting:
+                self._waiting = [one]
+                self.flush()
+            return
+        for (path, name, image), one in zip(waiting, found, strict=True):
+            self.files.add_image(path, name, image, one)
+            self.progress.end(path.name, summary(one, self.files.score))
+
+    def _predicted(self, images: list[np.ndarray], name: str = "") -> list[Prediction]:
+        """Predict each image; report the progress of its tiles if `name` is given."""
+        if self.tiled:
+            report = partial(self.progress.part, name, unit="tiles") if name else None
+            return [self.tiled(image, report) for image in images]
+        samples = self.predictor.batch(images)
+        return [results(sample, self.predictor.classes) for sample in samples]
+
+    def _video(self, path: Path, name: str) -> None:
+        with closing(Video(path)) as video, self.files.video(name, video) as written:
+            for frames in video.batches(self.batch_size):
+                for frame, one in zip(frames, self._predicted(frames), strict=True):
+                    written.add(frame, one)
+                self.progress.part(path.name, written.frames, video.frames, "frames")
+        if written.frames < MIN_FRAMES * video.frames:
+            of = f"{written.frames} of {video.frames} frames"
+            self._refuse(path, f"{path}: cut off, {of} could be read; their predictions are kept")
+        else:
+            self.progress.end(path.name, f"{written.frames} frames")
+
+    def _refuse(self, path: Path, why: str) -> None:
+        self.refused.append(why)
+        self.progress.end(path.name, "refused, see below")

@@ -1,0 +1,59 @@
+"""The images and videos that a command line names."""
+
+from glob import glob, has_magic
+from pathlib import Path
+
+from backbones.errors import InputError
+from backbones.openmmlab.data.files import IMAGES, files_in, is_clutter
+
+VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}
+
+
+def find_files(arguments: list[str]) -> list[Path]:
+    """Return the files named, those directly in folders named and those that patterns match.
+
+    Raises:
+        InputError: a path does not exist, or a folder or pattern holds no image or video.
+    """
+    found: list[Path] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            found += _in_folder(path)
+        elif path.is_file():
+            found.append(path)
+        elif has_magic(argument):
+            matches = [Path(match) for match in sorted(glob(argument, recursive=True))]
+            matches = [m for m in matches if m.suffix.lower() in {*IMAGES, *VIDEOS} and m.is_file()]
+            matches = [m for m in matches if not is_clutter(m.name)]
+            if not matches:
+                raise InputError(
+                    f"{argument}: matches no image or video", code="not-found", where=argument
+                )
+            found += matches
+        else:
+            raise InputError(
+                f"{path}: no such image, video or folder", code="not-found", where=path
+            )
+    return list(dict.fromkeys(found))
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    inside = files_in(folder, *IMAGES, *VIDEOS)
+    if not inside:
+        raise InputError(
+            f"{folder}: no images or videos in this folder", code="not-found", where=folder
+        )
+    return inside
+
+
+def output_names(paths: list[Path]) -> list[str]:
+    """Name the predictions of each file: after the file, numbered where several share a name."""
+    names: dict[str, None] = {}
+    for path in paths:
+        name, number = path.stem, 1
+        while name in names:
+            number += 1
+            name = f"{path.stem}_{number}"
+        names[name] = None
+    return list(names)

@@ -1,0 +1,1 @@
+"""Programs that measure: speed beside other libraries, precision, survival of kills."""
