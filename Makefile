@@ -2,7 +2,8 @@
 #   make demo                     train, evaluate and draw a small detector on a demo set
 #   make demo TASK=segmentation   the same for a segmentor
 #   make demo TASK=classification   the same for a classifier, whose weights start a detector
-#   make test                     all tests; make quick leaves the slow ones out
+#   make test                     the quick tests, some minutes on two cores
+#   make test-all                 these and the slow ones, about an hour
 #   make bench                    speed beside other libraries', over an hour; docs/performance.*
 #   make lint                     formatting and style
 #   make campaign                 kill 100 runs at random moments, resume, compare bit for bit
@@ -11,19 +12,19 @@ PYTHON ?= python3
 TASK ?= detection
 BIN := .venv/bin
 
-.PHONY: demo test quick bench lint campaign setup
+.PHONY: demo test test-all bench lint campaign setup
 
 demo: setup
 	$(BIN)/python tools/walkthrough.py $(TASK)
 
-test: quick
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 bench: setup
 	$(BIN)/python -m benchmarks.speed --out docs/performance
-
-quick: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

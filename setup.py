@@ -1,5 +1,6 @@
 """Metadata and dependencies; settings of the development tools are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -16,6 +17,8 @@ CORRUPTIONS = "imagecorruptions-imaug>=1.1.5,<1.2"
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 CONVERTER = "supervision>=0.31,<0.32"  # reads YOLO and Pascal VOC
 
+VERSION = re.search(r'__version__ = "(.+)"', Path("backbones/__init__.py").read_text())[1]
+
 setup(
     name="convnext-dense-prediction",
     version="0.1.0",
@@ -25,10 +28,14 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["backbones", "backbones.*"]),
-    package_data={"backbones.openmmlab.report": ["page.css", "templates/*.html"]},
+    package_data={
+        "backbones": ["py.typed"],
+        "backbones.openmmlab.export": ["model_card.md.jinja"],
+        "backbones.openmmlab.report": ["page.css", "templates/*.html"],
+    },
     install_requires=[
         # The exact stack that the tests ran on: releases of OpenMMLab break one another.
-        "torch==2.11.0",
+        "torch==2.11.0",  # and jinja2 with it
         "torchvision==0.26.0",
         "onedl-mmengine==0.10.12",
         "onedl-mmcv==2.3.6",

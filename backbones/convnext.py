@@ -6,41 +6,30 @@ repositories.
 
 Inside a stage tensors are (N, H, W, C): layer norm and the two linears work on rows of channels,
 and the depthwise convolution reads the same memory as a channels-last (N, C, H, W). No copy is made
-to change layout. `Block.branch` defines a block; `branch_by_rows` computes it faster on a CPU.
+to change layout. `Block.branch` defines a block; `Block.cpu_branch` computes it faster on a CPU.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .architectures import ARCHITECTURES
-from .errors import InputError
+from .architectures import depths_and_dims
+from .backbone import Backbone, LayerNorm2d, block_rates, init_layers
+from .ops.cpu_path import cpu_path_applies
 from .ops.depthwise_conv import depthwise_conv2d
+from .ops.grn import global_response_norm
 from .ops.norm_mlp import norm_mlp
+from .ops.stochastic_depth import add_branch
 from .weights import load_pretrained
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """Layer norm over the channels of (N, C, H, W), with statistics in float32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (N, C, H, W)
-
-
 class GRN(nn.Module):
-    """Global response normalisation of (N, H, W, C) (V2 paper, section 3.2, algorithm 1).
-
-    x + beta + gamma * x * norm / mean(norm), where norm (N, 1, 1, C) is the L2 norm of each
-    channel's map. The norms are taken in float32: their squares overflow fp16.
-    """
+    """Global response normalisation of (N, H, W, C); see `global_response_norm`."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -48,10 +37,7 @@ class GRN(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=dtype)  # (N, 1, 1, C)
-        scale = 1 + self.gamma * (norm / (norm.mean(dim=-1, keepdim=True) + 1e-6))
-        return (x * scale + self.beta).to(x.dtype)
+        return global_response_norm(x, self.gamma, self.beta)
 
 
 class Block(nn.Module):
@@ -65,6 +51,7 @@ class Block(nn.Module):
         layer_scale_init_value: initial gamma; 0 leaves layer scale out.
         use_grn: GRN after the GELU (V2).
         with_cp: recompute the branch in backward instead of keeping its activations.
+        dilation: of the depthwise convolution.
     """
 
     def __init__(
@@ -74,9 +61,10 @@ class Block(nn.Module):
         layer_scale_init_value: float,
         use_grn: bool,
         with_cp: bool,
+        dilation: int = 1,
     ):
         super().__init__()
-        self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
+        self.dwconv = nn.Conv2d(dim, dim, 7, padding=3 * dilation, dilation=dilation, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
         self.grn = GRN(4 * dim) if use_grn else None
@@ -86,8 +74,17 @@ class Block(nn.Module):
         self.drop_path_rate = drop_path_rate
         self.with_cp = with_cp
 
+    def forward(self, x: Tensor) -> Tensor:  # (N, H, W, C)
+        drop_rate = self.drop_path_rate if self.training else 0.0
+        if not (torch.is_grad_enabled() or drop_rate) and self.takes_cpu_path(x):
+            return self.cpu_branch(x, residual=x)
+        branch = self.fastest_branch
+        if self.with_cp and torch.is_grad_enabled():
+            branch = partial(checkpoint, branch, use_reentrant=False)
+        return add_branch(x, branch, drop_rate)
+
     def branch(self, x: Tensor) -> Tensor:
-        """The residual branch of (N, H, W, C)."""
+        """Compute the residual branch of (N, H, W, C) by calling its layers, hooks included."""
         x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (N, H, W, C)
         x = F.gelu(self.pwconv1(self.norm(x)))  # (N, H, W, 4C)
         if self.grn is not None:
@@ -95,96 +92,29 @@ class Block(nn.Module):
         x = self.pwconv2(x)
         return x if self.gamma is None else self.gamma * x
 
-    def branch_by_rows(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """`branch` for a CPU, and the residual sum where it is given: the same, faster."""
-        grn = self.grn
-        return norm_mlp(
-            depthwise_conv2d(x, self.dwconv.weight, self.dwconv.bias),
-            self.norm.weight,
-            self.norm.bias,
-            self.norm.eps,
-            self.pwconv1.weight,
-            self.pwconv1.bias,
-            self.pwconv2.weight,
-            self.pwconv2.bias,
-            grn_gamma=None if grn is None else grn.gamma,
-            grn_beta=None if grn is None else grn.beta,
-            scale=self.gamma,
-            residual=residual,
-        )
+    def cpu_branch(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Compute `branch`, and the residual sum where it is given, faster on a CPU."""
+        x = depthwise_conv2d(x, self.dwconv.weight, self.dwconv.bias)
+        norm, first, second = self.norm, self.pwconv1, self.pwconv2
+        weights = (norm.weight, norm.bias, norm.eps, first.weight, first.bias)
+        grn = {} if self.grn is None else dict(grn_gamma=self.grn.gamma, grn_beta=self.grn.beta)
+        weights += (second.weight, second.bias)
+        return norm_mlp(x, *weights, **grn, scale=self.gamma, residual=residual)
 
-    def goes_by_rows(self, x: Tensor) -> bool:
-        """Whether `branch_by_rows` may stand in: on a CPU, with every layer as it was built.
+    def takes_cpu_path(self, x: Tensor) -> bool:
+        """Return whether `cpu_branch` may stand in: on a CPU, with every layer as it was built."""
+        layers = [(self.dwconv, nn.Conv2d), (self.norm, nn.LayerNorm), (self.pwconv1, nn.Linear)]
+        layers += [(self.pwconv2, nn.Linear), *([(self.grn, GRN)] if self.grn is not None else [])]
+        plain = self.dwconv.dilation == (1, 1)
+        return plain and cpu_path_applies(x, layers=layers, compiling=not torch.is_grad_enabled())
 
-        A hook, a parametrization or another class in a layer's place would be passed over.
-        """
-        if not x.is_cpu or not x.numel():
-            return False
-        exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-        if exporting or torch.jit.is_tracing():  # for a reader that knows PyTorch's operators only
-            return False
-        layers = (self.dwconv, self.norm, self.pwconv1, self.pwconv2)
-        kinds = (nn.Conv2d, nn.LayerNorm, nn.Linear, nn.Linear)
-        return all(
-            type(layer) is kind for layer, kind in zip(layers, kinds, strict=True)
-        ) and not any(
-            layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
-            for layer in self.children()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, H, W, C)
-        if not torch.is_grad_enabled() and self.goes_by_rows(x) and not self.dropping:
-            return self.branch_by_rows(x, residual=x)
-        if torch.compiler.is_compiling():
-            return x + self.masked_branch(x)
-        kept = self.draw_kept(len(x))
-        inputs = x if kept is None else x[kept.to(x.device, non_blocking=True)]
-        branch = self.branch_by_rows if self.goes_by_rows(inputs) else self.branch
-        if self.with_cp and torch.is_grad_enabled():
-            y = checkpoint(branch, inputs, use_reentrant=False)
-        else:
-            y = branch(inputs)
-        if not self.dropping:
-            return x + y
-        y = y / (1 - self.drop_path_rate)
-        if kept is None:
-            return x + y
-        # With no sample kept this adds an empty batch: every parameter still gets a gradient, zero.
-        dtype = torch.promote_types(x.dtype, y.dtype)
-        kept = kept.to(x.device, non_blocking=True)
-        return x.to(dtype).index_add(0, kept, y.to(dtype))
-
-    def masked_branch(self, x: Tensor) -> Tensor:
-        """The branch, zero for the samples that skip it: for a graph, which indices would break."""
-        if self.with_cp and torch.is_grad_enabled():
-            y = checkpoint(self.branch, x, use_reentrant=False)
-        else:
-            y = self.branch(x)
-        if not self.dropping:
-            return y
-        kept = torch.rand(len(x), device=x.device) >= self.drop_path_rate
-        return y * (kept / (1 - self.drop_path_rate)).to(y.dtype)[:, None, None, None]
-
-    @property
-    def dropping(self) -> bool:
-        """Whether samples may skip the branch."""
-        return self.training and self.drop_path_rate > 0
-
-    def draw_kept(self, samples: int) -> Tensor | None:
-        """Indices of the samples whose branch is computed, on the CPU; None for all of them.
-
-        A dropped sample's branch would be multiplied by zero and get no gradient, so it is not
-        computed. The draw is made on the CPU: issue the non-zero entries of a CUDA mask would
-        wait for the GPU in every block.
-        """
-        if not self.dropping:
-            return None
-        kept = torch.rand(samples, device="cpu") >= self.drop_path_rate
-        return None if kept.all() else kept.nonzero().squeeze(1)
+    def fastest_branch(self, x: Tensor) -> Tensor:
+        """Compute the branch in the way that is the fastest for x."""
+        return self.cpu_branch(x) if self.takes_cpu_path(x) else self.branch(x)
 
 
 @MODELS.register_module()
-class ConvNeXt(BaseModule):
+class ConvNeXt(Backbone):
     """ConvNeXt as a backbone: images in, a normalised feature map of each stage asked for out.
 
     Args:
@@ -196,19 +126,23 @@ class ConvNeXt(BaseModule):
         layer_scale_init_value: initial layer scale, 0 for none. None: 1e-6, or none with `use_grn`,
             as published.
         out_indices: stages whose maps are returned, in this order; negative ones count from the
-            last. Stages after the last one asked for are not built, so that no parameter goes
-            without a gradient.
+            last. Later stages are not built. A neck or head has to read the last map; output norms
+            of other maps that nobody reads get gradients of zero.
+        output_stride: 8, 16 or 32; stages beyond it keep that resolution and dilate their
+            convolutions instead, as timm's do.
         frozen_stages: how many stages from the first are frozen with the stem, their downsampling
             and output norm; 0 (or -1) freezes nothing.
         with_cp: activation checkpointing of every block.
-        pad_input: pad right and bottom with zeros to the next multiple of the coarsest stride.
-            Without it the last rows and columns of other sizes reach no map, as in the official
-            network; this is said once.
+        pad_input: pad right and bottom with zeros to the next multiple of the coarsest stride. The
+            official network leaves out what is beyond one, and so does this one, with a warning.
+        contiguous_maps: return maps in the default memory format, for heads that call `.view` on
+            what they compute (CenterNet, DMNet); channels-last is free, and faster for the others.
+        pretrained: None, which mmseg's base configs give.
         init_cfg: `dict(type="Pretrained", checkpoint=...)` loads ConvNeXt weights of any known
             layout or raises (see `backbones.weights`); anything else is mmengine's.
 
     Raises:
-        InputError: an unknown or inconsistent architecture, index, rate or size.
+        InputError: an unknown or inconsistent architecture, index, rate, stride or size.
     """
 
     def __init__(
@@ -220,181 +154,64 @@ class ConvNeXt(BaseModule):
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float | None = None,
         out_indices: Sequence[int] = (0, 1, 2, 3),
+        output_stride: int | None = None,
         frozen_stages: int = 0,
         with_cp: bool = False,
         pad_input: bool = False,
+        contiguous_maps: bool = False,
+        pretrained: None = None,
         init_cfg: dict | list | None = None,
     ):
-        super().__init__(init_cfg)
-        self.depths, self.dims = _depths_and_dims(arch)
-        num_stages = len(self.depths)
-        self.out_indices = _resolve_indices(out_indices, num_stages)
-        if not 0 <= drop_path_rate < 1:
-            raise InputError(f"ConvNeXt: drop_path_rate {drop_path_rate} is not in [0, 1)")
-        if not -1 <= frozen_stages <= num_stages:
-            raise InputError(f"ConvNeXt: frozen_stages {frozen_stages} is not in 0..{num_stages}")
+        depths, dims = depths_and_dims(arch)
+        super().__init__(
+            len(depths),
+            out_indices=out_indices,
+            drop_path_rate=drop_path_rate,
+            frozen_stages=frozen_stages,
+            pad_input=pad_input,
+            contiguous_maps=contiguous_maps,
+            pretrained=pretrained,
+            init_cfg=init_cfg,
+        )
+        if output_stride not in (None, 8, 16, 32):
+            raise self._refusal("output_stride", f"{output_stride} is none of 8, 16 and 32")
+        self.depths, self.dims = depths, dims
         if layer_scale_init_value is None:
             layer_scale_init_value = 0.0 if use_grn else 1e-6
-        self.frozen_stages = max(frozen_stages, 0)
-        self.pad_input = pad_input
-        self.fused = False  # a copy made by `fuse`
-        self.fused_dtype: torch.dtype | None = None
-        self._size_warned = False
 
-        built = max(self.out_indices) + 1
-        self.stride = 4 * 2 ** (built - 1)
-        stem = nn.Sequential(
-            nn.Conv2d(in_channels, self.dims[0], kernel_size=4, stride=4),
-            LayerNorm2d(self.dims[0], eps=1e-6),
-        )
+        conv = nn.Conv2d(in_channels, dims[0], kernel_size=4, stride=4)
+        stem = nn.Sequential(conv, LayerNorm2d(dims[0], eps=1e-6))
         self.downsample_layers = nn.ModuleList([stem])
-        for i in range(1, built):
-            self.downsample_layers.append(
-                nn.Sequential(
-                    LayerNorm2d(self.dims[i - 1], eps=1e-6),
-                    nn.Conv2d(self.dims[i - 1], self.dims[i], kernel_size=2, stride=2),
-                )
-            )
-
         self.stages = nn.ModuleList()
-        last_block = max(sum(self.depths) - 1, 1)
-        for i in range(built):
-            first = sum(self.depths[:i])
-            self.stages.append(
-                nn.Sequential(
-                    *(
-                        Block(
-                            self.dims[i],
-                            drop_path_rate * (first + j) / last_block,
-                            layer_scale_init_value,
-                            use_grn,
-                            with_cp,
-                        )
-                        for j in range(self.depths[i])
-                    )
-                )
-            )
-
+        rates = iter(block_rates(drop_path_rate, sum(depths)))
+        self.stride, dilation = 4, 1
+        for i in range(self.built):
+            if i > 0:
+                halved = output_stride is None or self.stride < output_stride
+                options = dict(stride=2) if halved else dict(padding="same", dilation=dilation)
+                self.stride *= 2 if halved else 1
+                dilation *= 1 if halved else 2
+                conv = nn.Conv2d(dims[i - 1], dims[i], kernel_size=2, **options)
+                norm = LayerNorm2d(dims[i - 1], eps=1e-6)
+                self.downsample_layers.append(nn.Sequential(norm, conv))
+            settings = (layer_scale_init_value, use_grn, with_cp, dilation)
+            blocks = (Block(dims[i], next(rates), *settings) for _ in range(depths[i]))
+            self.stages.append(nn.Sequential(*blocks))
         for i in sorted(self.out_indices):
-            self.add_module(f"norm{i}", LayerNorm2d(self.dims[i], eps=1e-6))
-
-        self.apply(_init_weights)
-        self._freeze_stages()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps (N, dims[i], H // s, W // s) of images (N, in_channels, H, W).
-
-        One for each of `out_indices`; s is 4, 8, 16, 32 for stages 0 to 3. With `pad_input` the
-        sizes are rounded up. Memory is channels-last.
-        """
-        with self._precision(x):
-            maps = {
-                i: getattr(self, f"norm{i}")(x)
-                for i, x in enumerate(self.forward_stages(x))
-                if i in self.out_indices
-            }
-        return tuple(maps[i] for i in self.out_indices)
+            self.add_module(f"norm{i}", LayerNorm2d(dims[i], eps=1e-6))
+        self.apply(init_layers)
+        self._freeze()
 
     def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
-        """The output (N, dims[i], H // s, W // s) of each stage in turn, before its norm."""
+        """Yield the output (N, dims[i], H // s, W // s) of each stage in turn, before its norm."""
         x = self._fit_size(x)
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(downsample(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (N, C, H, W)
             yield x
 
-    def _fit_size(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        if torch.compiler.is_exporting():  # of any size: no branch on it
-            return self._pad(x) if self.pad_input else x
-        rows, columns = height % self.stride, width % self.stride
-        if rows == columns == 0:
-            return x
-        if self.pad_input:
-            return self._pad(x)
-        if min(height, width) < self.stride:
-            raise InputError(
-                f"ConvNeXt: a {height}x{width} image is smaller than the coarsest stride, "
-                f"{self.stride}; use pad_input=True or larger images"
-            )
-        if not self._size_warned:
-            self._size_warned = True
-            warnings.warn(
-                f"ConvNeXt: {height}x{width} is not a multiple of {self.stride}: the last "
-                f"{height % 4} rows and {width % 4} columns reach no map, and the coarsest map "
-                f"leaves out {rows} rows and {columns} columns, as in the official network; "
-                "pad_input=True pads instead (said once)",
-                stacklevel=2,
-            )
-        return x
-
-    def _pad(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        return F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
-
-    def _freeze_stages(self) -> None:
-        for i in range(min(self.frozen_stages, len(self.stages))):
-            for module in (
-                self.downsample_layers[i],
-                self.stages[i],
-                getattr(self, f"norm{i}", None),
-            ):
-                if module is not None:
-                    module.eval().requires_grad_(False)
-
-    def fuse(self, dtype: torch.dtype = torch.float32) -> "ConvNeXt":
-        """A copy for inference: layer scale in the second linear, convolutions and linears cast.
-
-        It computes what this network computes, in bfloat16 what it computes under autocast, without
-        casting the weights in every call. This network and its state dict stay as they are.
-
-        Args:
-            dtype: float32 or bfloat16. In float16 a layer scale of 1e-6 would be lost.
-
-        Raises:
-            InputError: another dtype.
-        """
-        if dtype not in (torch.float32, torch.bfloat16):
-            raise InputError(f"ConvNeXt.fuse: {dtype} is neither torch.float32 nor torch.bfloat16")
-        network = deepcopy(self).eval().requires_grad_(False)
-        for stage in network.stages:
-            for block in stage:
-                if block.gamma is not None:
-                    block.pwconv2.weight.mul_(block.gamma[:, None])
-                    block.pwconv2.bias.mul_(block.gamma)
-                    block.gamma = None
-        if dtype != torch.float32:
-            network.fused_dtype = dtype
-            for layer in network.modules():
-                if isinstance(layer, nn.Conv2d | nn.Linear):
-                    layer.to(dtype)
-        network.fused = True
-        return network
-
-    def _precision(self, x: Tensor) -> AbstractContextManager:
-        if self.fused_dtype is None:
-            return nullcontext()
-        return torch.autocast(x.device.type, self.fused_dtype)
-
-    def train(self, mode: bool = True) -> "ConvNeXt":
-        """Switch between training and evaluation; frozen stages stay in evaluation.
-
-        Raises:
-            InputError: a network made by `fuse` is asked to train.
-        """
-        if mode and self.fused:
-            raise InputError("ConvNeXt: a fused copy is for inference; train the network itself")
-        super().train(mode)
-        self._freeze_stages()
-        return self
-
-    def init_weights(self) -> None:
-        """Carry out `init_cfg`; without one the weights drawn at construction stay."""
-        if isinstance(self.init_cfg, dict) and self.init_cfg["type"] == "Pretrained":
-            if not self.is_init:
-                load_pretrained(self, **{k: v for k, v in self.init_cfg.items() if k != "type"})
-                self.is_init = True
-        elif self.init_cfg:
-            super().init_weights()
+    def load(self, checkpoint: str, **options) -> None:
+        """Load weights as `backbones.weights.load_pretrained` does."""
+        load_pretrained(self, checkpoint, **options)
 
 
 @MODELS.register_module()
@@ -434,46 +251,10 @@ class ConvNeXtClassifier(ConvNeXt):
         self.norm = nn.LayerNorm(self.dims[-1], eps=1e-6)
         delattr(self, f"norm{self.out_indices[0]}")
         self.head = nn.Linear(self.dims[-1], num_classes)
-        _init_weights(self.head)
+        init_layers(self.head)
         self.head.weight.data.mul_(head_init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
-        with self._precision(x):
-            *_, x = self.forward_stages(x)
-            return self.head(self.norm(x.mean(dim=(-2, -1))))
-
-
-def _init_weights(module: nn.Module) -> None:
-    # The paper's appendix prints a deviation of 0.2; the official code uses 0.02.
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-
-
-def _depths_and_dims(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if isinstance(arch, str):
-        if arch not in ARCHITECTURES:
-            raise InputError(
-                f"ConvNeXt: unknown arch {arch!r}; known are {', '.join(ARCHITECTURES)}, "
-                "or give dict(depths=..., dims=...)"
-            )
-        arch = ARCHITECTURES[arch]
-    if set(arch) != {"depths", "dims"}:
-        raise InputError(f"ConvNeXt: arch needs the keys depths and dims, not {sorted(arch)}")
-    depths, dims = tuple(arch["depths"]), tuple(arch["dims"])
-    if len(depths) != len(dims) or not depths or min(depths + dims) < 1:
-        raise InputError(
-            f"ConvNeXt: depths {depths} and dims {dims} must be as many positive integers each"
-        )
-    return depths, dims
-
-
-def _resolve_indices(indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
-    resolved = tuple(i + num_stages if i < 0 else i for i in indices)
-    in_range = all(0 <= i < num_stages for i in resolved)
-    if not resolved or not in_range or len(set(resolved)) < len(resolved):
-        raise InputError(
-            f"ConvNeXt: out_indices {tuple(indices)} must name different stages of {num_stages}"
-        )
-    return resolved
+        """Return the logits (N, num_classes) of images (N, in_channels, H, W)."""
+        *_, x = self.forward_stages(x)
+        return self.head(self.norm(x.mean(dim=(-2, -1))))

@@ -8,16 +8,15 @@ https://dl.fbaipublicfiles.com/convnext/convnext_iso_{small,base,large}_1k_224_e
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import torch.nn.functional as F
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .architectures import ISOTROPIC
-from .convnext import Block, LayerNorm2d
+from .backbone import Backbone, LayerNorm2d, block_rates, init_layers
+from .convnext import Block
 from .errors import InputError
 from .weights import mismatches, read_checkpoint, state_dict
 
@@ -25,7 +24,7 @@ STRIDE = 16
 
 
 @MODELS.register_module()
-class IsotropicConvNeXt(BaseModule):
+class IsotropicConvNeXt(Backbone):
     """Isotropic ConvNeXt as a backbone: images in, maps at stride 16 out, all of one size.
 
     It is no pyramid. With several `out_indices` the maps differ in depth only; a neck such as
@@ -40,10 +39,9 @@ class IsotropicConvNeXt(BaseModule):
         layer_scale_init_value: initial layer scale, 0 for none; None for the arch's.
         out_indices: blocks whose outputs are returned, each normalised by a norm of its own, in
             this order; negative ones count from the last. Later blocks are not built.
-        frozen: the stem and all blocks, but no norm of an output.
+        frozen: freeze the stem and all blocks, but no norm of an output.
         with_cp: activation checkpointing of every block.
-        pad_input: pad right and bottom with zeros to the next multiple of 16. Without it the last
-            rows and columns of other sizes reach no map, as in the official network.
+        pad_input, contiguous_maps, pretrained: as in `ConvNeXt`.
         init_cfg: `dict(type="Pretrained", checkpoint=...)` loads an official file or one of this
             network; anything else is mmengine's.
 
@@ -64,91 +62,64 @@ class IsotropicConvNeXt(BaseModule):
         frozen: bool = False,
         with_cp: bool = False,
         pad_input: bool = False,
+        contiguous_maps: bool = False,
+        pretrained: None = None,
         init_cfg: dict | list | None = None,
     ):
-        super().__init__(init_cfg)
         if arch not in ISOTROPIC:
             raise InputError(
-                f"IsotropicConvNeXt: unknown arch {arch!r}; known are {', '.join(ISOTROPIC)}"
+                f"IsotropicConvNeXt: unknown arch {arch!r}; known are {', '.join(ISOTROPIC)}",
+                code="unknown-name",
+                where="arch",
             )
-        depth = ISOTROPIC[arch]["depth"] if depth is None else depth
-        dim = ISOTROPIC[arch]["dim"] if dim is None else dim
+        depth = int(ISOTROPIC[arch]["depth"]) if depth is None else depth
+        dim = int(ISOTROPIC[arch]["dim"]) if dim is None else dim
         if layer_scale_init_value is None:
             layer_scale_init_value = ISOTROPIC[arch]["layer_scale_init_value"]
         if depth < 1 or dim < 1:
-            raise InputError(f"IsotropicConvNeXt: depth {depth} and dim {dim} must be positive")
-        if not 0 <= drop_path_rate < 1:
-            raise InputError(f"IsotropicConvNeXt: drop_path_rate {drop_path_rate} is not in [0, 1)")
-        self.out_indices = tuple(i + depth if i < 0 else i for i in out_indices)
-        different = len(set(self.out_indices)) == len(self.out_indices) > 0
-        if not different or not all(0 <= i < depth for i in self.out_indices):
             raise InputError(
-                f"IsotropicConvNeXt: out_indices {tuple(out_indices)} must name different blocks "
-                f"of {depth}"
+                f"IsotropicConvNeXt: depth {depth} and dim {dim} must be positive",
+                code="bad-value",
+                where="depth" if depth < 1 else "dim",
             )
+        super().__init__(
+            depth,
+            out_indices=out_indices,
+            drop_path_rate=drop_path_rate,
+            pad_input=pad_input,
+            contiguous_maps=contiguous_maps,
+            pretrained=pretrained,
+            init_cfg=init_cfg,
+        )
         self.depth, self.dim = depth, dim
         self.dims = (dim,) * len(self.out_indices)
+        self.stride = STRIDE
         self.frozen = frozen
-        self.pad_input = pad_input
         self.stem = nn.Conv2d(in_channels, dim, kernel_size=STRIDE, stride=STRIDE)
+        rates = block_rates(drop_path_rate, depth)[: self.built]
         self.blocks = nn.Sequential(
-            *(
-                Block(
-                    dim,
-                    drop_path_rate * i / max(depth - 1, 1),
-                    layer_scale_init_value,
-                    use_grn=False,
-                    with_cp=with_cp,
-                )
-                for i in range(max(self.out_indices) + 1)
-            )
+            *(Block(dim, rate, layer_scale_init_value, False, with_cp) for rate in rates)
         )
         for i in sorted(self.out_indices):
             self.add_module(f"norm{i}", LayerNorm2d(dim, eps=1e-6))
-        self.apply(_init_weights)
+        self.apply(init_layers)
         self._freeze()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps (N, dim, H // 16, W // 16) of images (N, in_channels, H, W), one for each index."""
-        maps = {}
-        x = self.embed(x)
-        for i, block in enumerate(self.blocks):
+    def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield the output (N, dim, H // 16, W // 16) of each block in turn, before its norm."""
+        x = self.stem(self._fit_size(x)).permute(0, 2, 3, 1)  # (N, H, W, C)
+        for block in self.blocks:
             x = block(x)
-            if i in self.out_indices:
-                maps[i] = getattr(self, f"norm{i}")(x.permute(0, 3, 1, 2))  # (N, C, H, W)
-        return tuple(maps[i] for i in self.out_indices)
+            yield x.permute(0, 3, 1, 2)  # (N, C, H, W)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """The patches (N, H // 16, W // 16, dim) of images (N, in_channels, H, W)."""
-        height, width = x.shape[-2:]
-        if self.pad_input:
-            x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE))
-        elif min(height, width) < STRIDE:
-            raise InputError(
-                f"IsotropicConvNeXt: a {height}x{width} image is smaller than a patch, {STRIDE}; "
-                "use pad_input=True or larger images"
-            )
-        return self.stem(x).permute(0, 2, 3, 1)  # (N, H, W, C)
-
-    def _freeze(self) -> None:
+    def frozen_parts(self) -> Iterator[nn.Module]:
+        """Yield the stem and all blocks if they are frozen."""
         if self.frozen:
-            for module in (self.stem, self.blocks):
-                module.eval().requires_grad_(False)
+            yield from (self.stem, self.blocks)
 
-    def train(self, mode: bool = True) -> "IsotropicConvNeXt":
-        """Switch between training and evaluation; what is frozen stays in evaluation."""
-        super().train(mode)
-        self._freeze()
-        return self
-
-    def init_weights(self) -> None:
-        """Carry out `init_cfg`; without one the weights drawn at construction stay."""
-        if isinstance(self.init_cfg, dict) and self.init_cfg["type"] == "Pretrained":
-            if not self.is_init:
-                load_isotropic(self, **{k: v for k, v in self.init_cfg.items() if k != "type"})
-                self.is_init = True
-        elif self.init_cfg:
-            super().init_weights()
+    def load(self, checkpoint: str, **options) -> None:
+        """Load weights as `load_isotropic` does."""
+        load_isotropic(self, checkpoint, **options)
 
 
 @MODELS.register_module()
@@ -188,13 +159,13 @@ class IsotropicConvNeXtClassifier(IsotropicConvNeXt):
         delattr(self, f"norm{self.depth - 1}")
         self.norm = nn.LayerNorm(self.dim, eps=1e-6)
         self.head = nn.Linear(self.dim, num_classes)
-        _init_weights(self.head)
+        init_layers(self.head)
         self.head.weight.data.mul_(head_init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
-        x = self.blocks(self.embed(x))
-        return self.head(self.norm(x.mean(dim=(1, 2))))
+        """Return the logits (N, num_classes) of images (N, in_channels, H, W)."""
+        *_, x = self.forward_stages(x)
+        return self.head(self.norm(x.mean(dim=(-2, -1))))
 
 
 def load_isotropic(
@@ -247,9 +218,3 @@ def _spare(name: str, built: int) -> bool:
     block = re.match(r"blocks\.(\d+)\.", name)
     beside = re.match(r"(norm\d*|head)\.", name)
     return bool(beside or block and int(block[1]) >= built)
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

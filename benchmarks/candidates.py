@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from backbones import ConvNeXt
+from backbones import ConvNeXt, fuse
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
 from backbones.weights import load_strictly
@@ -79,7 +79,7 @@ def backbones(case: Case, peers: list[str], ways: list[str], device: str) -> Ite
             if way == "fused":
                 if library != "ours" or case.task == "train":
                     continue
-                model = ours.eval().fuse(torch.bfloat16 if case.dtype == "bf16" else torch.float32)
+                model = fuse(ours.eval(), torch.bfloat16 if case.dtype == "bf16" else torch.float32)
             network = torch.compile(model) if way == "compiled" else model
             for dtype in dict.fromkeys(["fp32", case.dtype]):
                 if dtype != case.dtype and (library, way) != (peers[0], "eager"):

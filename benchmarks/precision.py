@@ -24,9 +24,9 @@ from rich.table import Table
 
 from backbones.atomic_write import atomic_path, write_atomically
 from backbones.errors import InputError, reported_in_one_line
-from backbones.openmmlab.config import load_config
 from backbones.openmmlab.config.machine import fit_to_machine
-from backbones.openmmlab.doctor.examination import check_data
+from backbones.openmmlab.config.prepare import Options, prepare
+from backbones.openmmlab.doctor.checks import check_data
 from backbones.openmmlab.training.runner import Runner
 
 LAST = 20  # steps whose mean loss is compared
@@ -35,8 +35,9 @@ COLORS = dict(float32="#444444", bfloat16="#2a78b5", float16="#c8553d")
 
 def train(path: Path, precision: str, seed: int, steps: int, work_dir: str) -> list[float]:
     """The loss of each step."""
-    config = load_config(path, {"randomness.seed": seed})
-    config.work_dir, config.launcher, config.log_level = work_dir, "none", "WARNING"
+    options = Options(path, {"randomness.seed": seed}, work_dir=Path(work_dir))
+    config = prepare(options, "inspect")
+    config.log_level = "WARNING"
     config.experiment_name = f"{path.stem}_{precision}_{seed}"
     check_data(config, ("train",))
     fit_to_machine(config)

@@ -5,7 +5,6 @@ python tools/complexity.py configs/detection/cascade_convnext_t.py
 python tools/complexity.py configs/segmentation/upernet_convnext_t.py --size 1024 1024 --json
 """
 
-import argparse
 import json
 import sys
 from contextlib import redirect_stdout
@@ -15,32 +14,24 @@ from rich.table import Table
 
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.config.command_line import Overrides
+from backbones.openmmlab.config.command_line import add_config, parser_for
 from backbones.openmmlab.doctor.complexity import Complexity, count
 
 
 def main() -> None:
-    description, _, examples = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("config")
+    parser = parser_for(__doc__)
+    add_config(parser)
     parser.add_argument(
         "--size",
         nargs=2,
         type=int,
         metavar=("WIDTH", "HEIGHT"),
-        help="image; default: 1280 800 for detectors, the test size otherwise",
+        help="size of the image (default: 1280 800 for detectors, the test size otherwise)",
     )
-    parser.add_argument("--json", action="store_true", help="the numbers alone, as JSON")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="change the config"
-    )
+    parser.add_argument("--json", action="store_true", help="print the numbers alone, as JSON")
     args = parser.parse_args()
     if args.size and min(args.size) < 1:
-        raise InputError(f"--size {args.size[0]} {args.size[1]}: give positive numbers")
+        raise InputError(f"--size {args.size[0]} {args.size[1]}: must be positive", where="--size")
     # Libraries print while they are imported; standard output is for the numbers alone.
     with redirect_stdout(sys.stderr):
         config = load_config(args.config, args.cfg_options)
@@ -48,11 +39,11 @@ def main() -> None:
     if args.json:
         print(json.dumps({"params": complexity.params, "macs": complexity.macs}))
     else:
-        print_table(args.config, complexity)
+        print_table(str(args.config), complexity)
 
 
 def print_table(name: str, complexity: Complexity) -> None:
-    """Print the parts in the order of the data's way, with their shares, and the total."""
+    """Print the parts in data-flow order, with their shares, and the total."""
     params, macs = complexity.params, complexity.macs
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("", "parameters", "share", "multiply-adds", "share"):

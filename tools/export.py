@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Export a trained model to ONNX or torch.export, held against the model on real images.
+"""Export a trained model to ONNX or torch.export and compare the file with it on real images.
 
 python tools/export.py CONFIG CHECKPOINT --to onnx
 python tools/export.py CONFIG CHECKPOINT --to onnx --fp16 --images 50
 python tools/export.py CONFIG CHECKPOINT --to torch --part backbone --out backbone.pt2
-Input: images (N, 3, H, W) as OpenCV reads them, float32; docs/export.md has outputs and names.
+The file takes images (N, 3, H, W) as OpenCV reads them, in float32; docs/export.md describes its
+outputs and their names.
 """
 
 from argparse import Namespace
@@ -19,36 +20,61 @@ from backbones.weights import trusted
 def main() -> None:
     require("tools/export.py", "cv2")
     # Not at the top: without OpenCV this would end in a traceback.
-    from backbones.openmmlab.config.command_line import run_config, run_parser
-    from backbones.openmmlab.doctor.examination import check_data
-    from backbones.openmmlab.export.files import OPSET, PACKAGES, SUFFIXES
+    from backbones.openmmlab.config.command_line import run_parser
+    from backbones.openmmlab.config.prepare import Options, prepare
+    from backbones.openmmlab.doctor.checks import check_data
+    from backbones.openmmlab.export.files import OPSET, TARGETS
     from backbones.openmmlab.export.graphs import PARTS
 
     parser = run_parser(__doc__)
     parser.add_argument("checkpoint")
-    parser.add_argument("--to", choices=SUFFIXES, required=True, dest="target")
-    parser.add_argument("--part", choices=PARTS, default="model")
-    parser.add_argument("--out", type=Path, help="default: the config's name, in this folder")
-    parser.add_argument("--logits", action="store_true", help="of a segmentor, not labels")
-    parser.add_argument("--fp16", action="store_true", help="half precision but for norms and RoIs")
-    parser.add_argument("--images", type=int, default=8, help="to compare on; default: %(default)s")
+    parser.add_argument(
+        "--to", choices=TARGETS, required=True, dest="target", help="kind of file to write"
+    )
+    parser.add_argument(
+        "--part", choices=PARTS, default="model", help="what to export; default: %(default)s"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="file to write; default: the config's name, in this folder"
+    )
+    parser.add_argument(
+        "--logits", action="store_true", help="return a segmentor's logits instead of labels"
+    )
+    parser.add_argument(
+        "--fp16", action="store_true", help="use half precision except in norms and RoIAlign"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=8,
+        help="number of test images to compare on; default: %(default)s",
+    )
     parser.add_argument(
         "--tolerance",
         type=float,
-        help="largest relative difference and change of AP or mIoU (of 1) that is accepted; "
+        help="accept relative differences, and changes of AP or mIoU as a share of 1, up to this; "
         "default: 0.001, with --fp16 0.02",
     )
-    parser.add_argument("--opset", type=int, default=OPSET, help="of ONNX; default: %(default)s")
-    parser.add_argument("--force", action="store_true", help="write over OUT if it exists")
+    parser.add_argument(
+        "--opset", type=int, default=OPSET, help="ONNX opset version; default: %(default)s"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite OUT if it exists")
     args = parser.parse_args()
-    require(f"--to {args.target}", *PACKAGES[args.target])
-    suffix = SUFFIXES[args.target]
+    target = TARGETS[args.target]
+    require(f"--to {args.target}", *target.packages)
+    suffix = target.suffix
     out = args.out or Path(default_name(args) + suffix)
     if out.suffix != suffix:
-        raise InputError(f"--out {out}: --to {args.target} writes files that end in {suffix}")
+        raise InputError(
+            f"--out {out}: --to {args.target} writes files that end in {suffix}",
+            code="bad-argument",
+            where="--out",
+        )
     if out.exists() and not args.force:
-        raise InputError(f"{out}: exists already; --force writes over it")
-    config = run_config(args)
+        raise InputError(
+            f"{out}: exists already; --force overwrites it", code="bad-argument", where=out
+        )
+    config = prepare(Options.of(args), "inspect")
     check_data(config, ("test",))
 
     from backbones.openmmlab.export.exporting import export
@@ -73,6 +99,7 @@ def main() -> None:
 
 
 def default_name(args: Namespace) -> str:
+    """Return the name of a file without --out: the config's, with what was asked for."""
     parts = [args.config.stem]
     parts += [args.part] if args.part != "model" else []
     parts += ["logits"] * args.logits + ["fp16"] * args.fp16

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make a folder of a trained model to hand on: weights alone, config, model card, zoo entry.
+"""Publish a trained model as a folder of weights, config, model card and zoo entry.
 
 python tools/publish.py CONFIG work_dirs/run/epoch_36.pth --out published/cascade_convnext_t
 """
@@ -17,28 +17,40 @@ from backbones.weights import trusted
 
 
 def main() -> None:
-    first, _, rest = __doc__.partition("\n")
+    first, _, rest = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", type=Path)
-    parser.add_argument("checkpoint")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not exist yet")
-    parser.add_argument("--name", help="of the model; default: the config's")
+    parser.add_argument("config", type=Path, help="config that the model was trained with")
+    parser.add_argument("checkpoint", help="checkpoint to publish")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder to create; must not exist yet",
+    )
+    parser.add_argument("--name", help="name of the model; default: the config's")
     parser.add_argument(
         "--metrics",
         type=Path,
         metavar="JSON",
-        help="what tools/test.py wrote of this checkpoint; default: metrics.json beside it",
+        help="what tools/test.py wrote for this checkpoint; default: metrics.json beside it",
     )
     parser.add_argument(
-        "--licence", help="of the weights, where those they were trained from demand no other"
+        "--licence", help="licence of the weights, where those they started from require no other"
     )
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override config keys",
+    )
     parser.add_argument(
         "--trust-checkpoint",
         action="store_true",
-        help="run the code in a checkpoint, if it holds any",
+        help="allow the checkpoint to execute code while it loads",
     )
     args = parser.parse_args()
     config = load_config(args.config, args.cfg_options)

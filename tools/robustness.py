@@ -16,10 +16,9 @@ from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
 
 from backbones.errors import reported_in_one_line
-from backbones.openmmlab.config import leave_training_out
-from backbones.openmmlab.config.command_line import run_config, run_parser
-from backbones.openmmlab.config.machine import fit_to_machine
-from backbones.openmmlab.doctor.examination import check_data
+from backbones.openmmlab.config.command_line import run_parser
+from backbones.openmmlab.config.prepare import Options, prepare
+from backbones.openmmlab.doctor.checks import check_data
 from backbones.openmmlab.evaluation import corruption, robustness
 from backbones.openmmlab.report import ReportHook
 from backbones.openmmlab.segmentation.boundary import measure_boundaries
@@ -52,9 +51,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     library = corruption.load_library()
-    config = run_config(args)
-    leave_training_out(config)
-    config.load_from = args.checkpoint
+    config = prepare(Options.of(args), "evaluate")
     check_data(config, ("test",))
     if args.boundary:
         measure_boundaries(config)
@@ -64,7 +61,6 @@ def main() -> None:
     # Workers that live on would keep the corruption that they were started with.
     config.test_dataloader.persistent_workers = False
     config.default_hooks.pop("report", None)
-    fit_to_machine(config)
     with trusted() if args.trust_checkpoint else nullcontext():
         runner = Runner.from_cfg(config)
         if images != "all":

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from backbones.atomic_write import write_atomically
 from backbones.errors import reported_in_one_line
-from backbones.openmmlab.config import leave_training_out, use_tta
-from backbones.openmmlab.config.command_line import run_config, run_parser
-from backbones.openmmlab.config.machine import fit_to_machine
-from backbones.openmmlab.doctor.examination import check_data
+from backbones.openmmlab.config.command_line import run_parser
+from backbones.openmmlab.config.prepare import Options, prepare
+from backbones.openmmlab.doctor.checks import check_data
 from backbones.openmmlab.segmentation.boundary import measure_boundaries
 from backbones.openmmlab.training.ranks import process_group_cleanup
 from backbones.openmmlab.training.runner import Runner
@@ -24,31 +23,26 @@ from backbones.weights import trusted
 
 def main() -> None:
     parser = run_parser(__doc__)
-    parser.add_argument("checkpoint")
+    parser.add_argument("checkpoint", help="weights of the whole model: file, URL or hf-hub: name")
     parser.add_argument(
         "--tta",
         metavar="PROTOCOL",
-        help="test-time augmentation by a name under the config's tta: paper or mmseg for a "
+        help="augment at test time by a protocol of the config's tta: paper or mmseg for a "
         "segmentor, flip or multi_scale for a detector",
     )
     parser.add_argument(
         "--boundary",
         action="store_true",
-        help="measure boundary AP or boundary mIoU of the masks too; it costs time",
+        help="measure boundary AP or boundary mIoU of the masks too, which takes time",
     )
     parser.add_argument(
-        "--out", type=Path, help="metrics as JSON; default: metrics.json in the work dir"
+        "--out", type=Path, help="JSON file for the metrics (default: metrics.json in the work dir)"
     )
     args = parser.parse_args()
-    config = run_config(args)
-    leave_training_out(config)
-    config.load_from = args.checkpoint
-    if args.tta:
-        use_tta(config, args.tta)
+    config = prepare(Options.of(args), "evaluate")
     check_data(config, ("test",))
     if args.boundary:
         measure_boundaries(config)
-    fit_to_machine(config)
     with trusted() if args.trust_checkpoint else nullcontext():
         metrics = Runner.from_cfg(config).test()
     out = args.out or Path(config.work_dir) / "metrics.json"

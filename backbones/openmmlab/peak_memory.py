@@ -1,4 +1,4 @@
-"""How much memory a run has taken, for logs and reports."""
+"""The peak memory of this process."""
 
 import resource
 

@@ -9,9 +9,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from backbones.errors import InputError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from mmengine.structures import BaseDataElement
+    from torch import Tensor, nn
 
 # The room that registers the task of each scope, and with it the library's classes.
 ROOMS = {
@@ -44,6 +49,91 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class PublicDataset:
+    """A data set that a model card and a zoo entry know by name.
+
+    Attributes:
+        dataset_type: the class that reads it in configs.
+        name: as people call it.
+        hub_id: its identifier on the Hugging Face hub.
+        zoo_field: the field of `backbones.weights.zoo.Weights` that holds a score on it.
+        metric: the key of that score.
+    """
+
+    dataset_type: str
+    name: str
+    hub_id: str
+    zoo_field: str
+    metric: str
+
+
+class PartRunner(Protocol):
+    """What `Task.run_parts` runs each part of a model with."""
+
+    def __call__(
+        self,
+        part: str,
+        function: Callable[..., Any],
+        *inputs: Any,
+        published: bool = True,
+        executed: bool = True,
+        **named_inputs: Any,
+    ) -> Any:
+        """Run a part and return its output.
+
+        Args:
+            part: its name, a key of `Task.parts`.
+            function: a module or a method of the model.
+            inputs, named_inputs: its arguments.
+            published: whether papers count these multiply-adds.
+            executed: whether inference executes them.
+        """
+        ...
+
+
+class Differences(Protocol):
+    """How far one image's outputs of a file are from the model's; see `export.differences`."""
+
+    largest: dict[str, float]
+    detections: int
+    unpaired: int
+
+
+class Comparison(Protocol):
+    """What the library itself predicts, to hold an exported file against."""
+
+    def reference(self, batch: dict) -> "list[Tensor]":
+        """Return the outputs of the library's own prediction in the order of the graph's."""
+        ...
+
+    def differences(
+        self, reference: "list[Tensor]", outputs: "list[Tensor]", batch: dict
+    ) -> Differences:
+        """Return how far the file's outputs are from the reference."""
+        ...
+
+    def sample(self, outputs: "list[Tensor]", batch: dict) -> "BaseDataElement":
+        """Return outputs as the data sample that the config's evaluator takes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Export:
+    """How a task's models become functions of images; see `export.graphs.build_graph`.
+
+    Attributes:
+        graph: of (preprocessing, model, logits) makes a module of images alone, with `inputs`, the
+            dynamic axes of its argument by name, and `outputs`, the names of its results.
+        comparison: of (model, logits) makes what a file of that graph is held against.
+        has_logits: whether a graph can return logits instead of labels.
+    """
+
+    graph: "Callable[[nn.Module, nn.Module, bool], nn.Module]"
+    comparison: "Callable[[nn.Module, bool], Comparison]"
+    has_logits: bool = False
+
+
+@dataclass(frozen=True)
 class Task:
     """What a task is called, measured by and made of.
 
@@ -58,6 +148,19 @@ class Task:
             meta and how many of the worst images to keep; returns an `evaluation.figures.Figures`,
             or None.
         class_layers: pattern of the names of layers that have rows for each class.
+        parts: names under which parameters and multiply-adds are counted, with the modules of each.
+        owns: whether a model is one of this task's.
+        default_size: of a config, the (width, height) of the image that multiply-adds are counted
+            for; raises InputError where the config does not say.
+        run_parts: run a model on an image (1, 3, H, W), part by part, without predicting anything.
+        step_loss: of a model, a batch (N, 3, H, W) and its config, a loss whose forward and
+            backward pass take the memory of a training step; on tensors without values.
+        heap_overhead: bytes that malloc cannot reuse at the peak of a step on a CPU, for each byte
+            of the heap in use; measured (`doctor.memory`).
+        backbone: the attribute of a model that holds the pretrained network.
+        array_loader: the transform that takes an image array in the place of the pipeline's loader.
+        public_datasets: those that a model card names.
+        export: how a model becomes a file for other runtimes; None if it does not.
     """
 
     name: str
@@ -66,7 +169,17 @@ class Task:
     metrics: tuple[Metric, ...]
     compiled_parts: tuple[str, ...]
     class_layers: re.Pattern[str]
+    parts: Mapping[str, tuple[str, ...]]
+    owns: "Callable[[nn.Module], bool]"
+    default_size: "Callable[[Config], tuple[int, int]]"
+    run_parts: "Callable[[nn.Module, Tensor, PartRunner], None]"
+    step_loss: "Callable[[nn.Module, Tensor, Config], Tensor]"
+    heap_overhead: float
     compiled_region_parts: tuple[str, ...] = ()
+    backbone: str = "backbone"
+    array_loader: str = "LoadImageFromNDArray"
+    public_datasets: tuple[PublicDataset, ...] = ()
+    export: Export | None = None
     figures: Callable[..., Any] | None = None
 
     def metric(self, key: str) -> Metric | None:
@@ -109,3 +222,28 @@ def task_of_scope(scope: str) -> Task:
             )
         import_module(ROOMS[scope])
     return _TASKS[scope]
+
+
+def task_of_model(model: "nn.Module") -> Task:
+    """Return the task that a built model belongs to; its room has been imported to build it.
+
+    Raises:
+        InputError: no task knows models of this class.
+    """
+    for task in _TASKS.values():
+        if task.owns(model):
+            return task
+    name = type(model).__name__
+    raise InputError(
+        f"{name}: is no model of {', '.join(task.name for task in _TASKS.values()) or 'any task'}",
+        code="unsupported",
+        where=name,
+    )
+
+
+def module_at(model: "nn.Module", path: str) -> "nn.Module | None":
+    """Return the module at a dotted path, or None where the model has none there."""
+    module = model
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module

@@ -39,7 +39,11 @@ def roi_align(
         sampling_ratio: samples per bin and axis; 0 for the size of the bin in cells, rounded up.
         aligned: cell centres lie at halves; without it a box is at least one cell wide and high.
     """
-    return _RoIAlign.apply(rois, levels, tuple(scales), output_size, sampling_ratio, aligned, *maps)
+    output = _RoIAlign.apply(
+        rois, levels, tuple(scales), output_size, sampling_ratio, aligned, *maps
+    )
+    # A view made inside the Function could not be changed in place, as heads such as HTC's do.
+    return output.view(len(rois), *output_size, maps[0].shape[1]).permute(0, 3, 1, 2)
 
 
 class _RoIAlign(torch.autograd.Function):
@@ -64,13 +68,13 @@ class _RoIAlign(torch.autograd.Function):
             saved.append(None)
         ctx.save_for_backward(*saved)
         ctx.shapes = [x.shape for x in maps]
-        return output.view(len(rois), *output_size, channels).permute(0, 3, 1, 2)  # (K, C, h, w)
+        return output  # (K, h * w, C)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        channels, bins = grad.shape[1], grad.shape[2] * grad.shape[3]
-        rows = grad.permute(0, 2, 3, 1).reshape(-1, channels)  # (K * h * w, C)
+        bins, channels = grad.shape[1:]
+        rows = grad.reshape(-1, channels)  # (K * h * w, C)
         offsets = torch.arange(bins, device=grad.device)
         saved = iter(ctx.saved_tensors)  # a None ends each level
         grads = []

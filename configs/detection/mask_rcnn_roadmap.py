@@ -17,6 +17,6 @@ model = dict(
         norm_eval=True,
         init_cfg=dict(type="Pretrained", checkpoint="work_dirs/roadmap/{regime}/{step}.pth"),
     ),
-    neck=dict(in_channels="backbone"),
+    neck=dict(in_channels=[96, 192, 384, 768]),
 )
 optim_wrapper = dict(optimizer=dict(lr=0.0001), paramwise_cfg=dict(decay_rate=0.95))

@@ -17,6 +17,6 @@ model = dict(
         norm_eval=True,
         init_cfg=dict(type="Pretrained", checkpoint="work_dirs/roadmap/{regime}/{step}.pth"),
     ),
-    decode_head=dict(in_channels="backbone"),
-    auxiliary_head=dict(in_channels="backbone"),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
 )

@@ -20,7 +20,7 @@ from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.data.annotations import read_annotations
 from backbones.openmmlab.data.own_data import use_data
-from backbones.openmmlab.doctor.examination import check_data
+from backbones.openmmlab.doctor.checks import check_data
 
 NAMES = ["circle", "square", "triangle", "star"]
 

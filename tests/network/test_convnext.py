@@ -10,8 +10,17 @@ import torch.nn.functional as F
 from support.oracles import import_mmpretrain, randomise
 from torch import nn
 
-from backbones import ARCHITECTURES, ConvNeXt, ConvNeXtClassifier, InputError
-from backbones.convnext import GRN, Block, LayerNorm2d
+from backbones import (
+    ARCHITECTURES,
+    ConvNeXt,
+    ConvNeXtClassifier,
+    InputError,
+    ModernizedResNet,
+    fuse,
+)
+from backbones.backbone import LayerNorm2d
+from backbones.convnext import GRN, Block
+from backbones.weights import TARGETS
 
 NARROW = dict(depths=(2, 1, 3, 2), dims=(8, 16, 24, 40))
 SIZES = [(64, 96), (97, 71), (129, 161)]
@@ -378,22 +387,29 @@ class TestContract:
             assert torch.equal(a.grad, b.grad), name
 
     @pytest.mark.parametrize(
-        "arguments, words",
+        "arguments, code",
         [
-            (dict(arch="gigantic"), "gigantic"),
-            (dict(arch=dict(depths=(1, 2), channels=(3, 4))), "channels"),
-            (dict(arch=dict(depths=(1, 2), dims=(3,))), "depths"),
-            (dict(out_indices=(4,)), "out_indices"),
-            (dict(out_indices=(3, -1)), "different"),
-            (dict(out_indices=()), "out_indices"),
-            (dict(frozen_stages=5), "frozen_stages"),
-            (dict(drop_path_rate=1.0), "drop_path_rate"),
+            (dict(arch="gigantic"), "unknown-name"),
+            (dict(arch=dict(depths=(1, 2), channels=(3, 4))), "bad-value"),
+            (dict(arch=dict(depths=(1, 2), dims=(3,))), "bad-value"),
+            (dict(arch=dict(depths=(1, 0), dims=(3, 4))), "bad-value"),
+            (dict(out_indices=(4,)), "bad-value"),
+            (dict(out_indices=(3, -1)), "bad-value"),
+            (dict(out_indices=()), "bad-value"),
+            (dict(frozen_stages=5), "bad-value"),
+            (dict(drop_path_rate=1.0), "bad-value"),
+            (dict(output_stride=4), "bad-value"),
+            (dict(pretrained="open-mmlab://resnet50"), "bad-value"),
         ],
     )
-    def test_wrong_arguments_are_named(self, arguments, words):
-        with pytest.raises(InputError, match=words) as error:
+    def test_wrong_arguments_are_named(self, arguments, code):
+        with pytest.raises(InputError) as caught:
             ConvNeXt(**arguments)
-        assert "\n" not in str(error.value)
+        assert (caught.value.code, [caught.value.where]) == (code, list(arguments))
+        assert "\n" not in str(caught.value)
+
+    def test_pretrained_none_of_stock_configs(self):
+        assert ConvNeXt(NARROW, pretrained=None).init_cfg is None
 
     def test_unknown_argument_is_an_error(self):
         with pytest.raises(TypeError, match="drop_path"):
@@ -408,10 +424,10 @@ class TestFuse:
         before = copy.deepcopy(network.state_dict())
         x = torch.randn(2, 3, 97, 71)
         with torch.no_grad():
-            maps, fused = network(x), network.fuse()(x)
+            maps, fused = network(x), fuse(network)(x)
             with torch.autocast("cpu", torch.bfloat16):
                 in_bf16 = network(x)
-            fused_in_bf16 = network.fuse(torch.bfloat16)(x)
+            fused_in_bf16 = fuse(network, torch.bfloat16)(x)
         for plain, folded, cast, folded_cast in zip(
             maps, fused, in_bf16, fused_in_bf16, strict=True
         ):
@@ -426,15 +442,17 @@ class TestFuse:
         network = randomise(ConvNeXtClassifier(NARROW, num_classes=5)).eval()
         x = torch.randn(2, 3, 64, 64)
         logits = network(x)
-        assert (network.fuse()(x) - logits).abs().max() <= 1e-5 * logits.abs().max()
-        assert (network.fuse(torch.bfloat16)(x) - logits).abs().max() <= 0.1 * logits.abs().max()
+        assert (fuse(network)(x) - logits).abs().max() <= 1e-5 * logits.abs().max()
+        assert (fuse(network, torch.bfloat16)(x) - logits).abs().max() <= 0.1 * logits.abs().max()
 
     def test_is_for_inference(self):
         network = ConvNeXt(NARROW, layer_scale_init_value=1.0)
-        with pytest.raises(InputError, match="float16"):
-            network.fuse(torch.float16)
-        with pytest.raises(InputError, match="train the network itself"):
-            network.fuse().train()
+        with pytest.raises(InputError, match="float16") as caught:
+            fuse(network, torch.float16)
+        assert caught.value.where == "dtype"
+        with pytest.raises(InputError) as caught:
+            fuse(network).train()
+        assert caught.value.code == "unsupported"
         assert network.train().training
 
 
@@ -442,7 +460,7 @@ class TestSizes:
     def test_default_is_the_official_network_and_says_once_what_it_drops(self):
         network = ConvNeXt(NARROW).eval()
         x = torch.randn(1, 3, 513, 769)
-        with pytest.warns(UserWarning, match="513x769.*last 1 rows and 1 columns reach no map"):
+        with pytest.warns(UserWarning, match="513x769.*last 1 rows and 1 columns"):
             maps = network(x)
         assert [tuple(m.shape[2:]) for m in maps] == [(128, 192), (64, 96), (32, 48), (16, 24)]
         with warnings.catch_warnings():
@@ -467,8 +485,125 @@ class TestSizes:
             assert grad[..., :, -1].abs().sum() > 0
 
     def test_an_image_smaller_than_the_stride_is_refused(self):
-        with pytest.raises(InputError, match="16x64.*pad_input"):
+        with pytest.raises(InputError, match="16x64.*pad_input") as caught:
             ConvNeXt(NARROW)(torch.randn(1, 3, 16, 64))
+        assert caught.value.code == "bad-image"
+
+
+class TestMapsThatNobodyReads:
+    """Their norms get gradients of zero, and nothing else changes by so much as a bit."""
+
+    def grads(self, network: nn.Module, x: torch.Tensor, read: tuple[int, ...]) -> list:
+        network.zero_grad()
+        maps = network(x)
+        sum(maps[i].square().sum() for i in read).backward()
+        return [p.grad for p in network.parameters()]
+
+    @pytest.mark.parametrize("read", [(3,), (1, 3), (2, 3), (0, 1, 2, 3)])
+    def test_no_parameter_is_without_a_gradient(self, read):
+        network = randomise(ConvNeXt(NARROW)).train()
+        x = torch.randn(2, 3, 64, 64)
+        maps, grads = network(x), self.grads(network, x, read)
+        for (name, _), grad in zip(network.named_parameters(), grads, strict=True):
+            unread = name.startswith("norm") and int(name[4]) not in read
+            assert bool(grad.abs().sum() == 0) == unread, name
+        network._tie = lambda: None
+        for ours, plain in zip(maps, network(x), strict=True):
+            assert torch.equal(ours, plain)
+        for ours, plain in zip(grads, self.grads(network, x, read), strict=True):
+            assert torch.equal(ours, torch.zeros_like(ours) if plain is None else plain)
+
+    def test_not_a_number_does_not_spread_to_them(self):
+        network = ConvNeXt(NARROW).train()
+        (network(torch.randn(1, 3, 64, 64))[3] * float("nan")).sum().backward()
+        assert network.norm3.weight.grad.isnan().all()
+        assert (network.norm0.weight.grad == 0).all()
+
+    @pytest.mark.parametrize("autocast", [False, True])
+    def test_norms_of_every_kind(self, autocast):
+        network = ModernizedResNet("fewer_norms", design=dict(depths=(1, 1, 1, 1), width=8)).train()
+        assert isinstance(network.norm0, nn.BatchNorm2d)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            network(torch.randn(2, 3, 64, 64))[3].sum().backward()
+        assert all(p.grad is not None for p in network.parameters())
+
+    def test_frozen_norms_stay_without(self):
+        network = ConvNeXt(NARROW, frozen_stages=2).train()
+        network(torch.randn(1, 3, 64, 64))[3].sum().backward()
+        without = {name for name, p in network.named_parameters() if p.grad is None}
+        assert without == {n for n, p in network.named_parameters() if not p.requires_grad}
+        assert "norm1.weight" in without and "norm2.weight" not in without
+
+    def test_graphs(self):
+        """A compiled graph has the gradients too; one for inference has no trace of them."""
+        network = randomise(ConvNeXt(NARROW)).train()
+        x = torch.randn(1, 3, 64, 64)
+        compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+        compiled(x)[3].sum().backward()
+        assert all(p.grad is not None for p in network.parameters())
+        exported = torch.export.export(network.eval(), (x,))
+        assert not any("cat" in str(node.target) for node in exported.graph.nodes)
+
+
+class TestMemoryFormat:
+    def test_channels_last_unless_asked_for(self):
+        network = randomise(ConvNeXt(NARROW)).eval()
+        contiguous = ConvNeXt(NARROW, contiguous_maps=True).eval()
+        contiguous.load_state_dict(network.state_dict())
+        x = torch.randn(2, 3, 64, 64)
+        for last, first in zip(network(x), contiguous(x), strict=True):
+            assert last.is_contiguous(memory_format=torch.channels_last)
+            assert first.is_contiguous() and torch.equal(last, first)
+            assert first.view(2, -1).shape[1] == first[0].numel()
+
+
+class TestOutputStride:
+    @pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
+    @pytest.mark.parametrize("stride", [8, 16, 32])
+    def test_maps_equal_timms(self, stride, use_grn):
+        import timm
+
+        ours = ConvNeXt(
+            NARROW,
+            use_grn=use_grn,
+            layer_scale_init_value=1.0 - use_grn,
+            output_stride=stride,
+        )
+        randomise(ours).eval()
+        theirs = timm.create_model(
+            "convnextv2_atto" if use_grn else "convnext_tiny",
+            depths=NARROW["depths"],
+            dims=NARROW["dims"],
+            features_only=True,
+            output_stride=stride,
+        ).eval()
+        state = {
+            TARGETS["timm"]
+            .outward(name)
+            .replace("stem.", "stem_", 1)
+            .replace("stages.", "stages_"): tensor
+            for name, tensor in ours.state_dict().items()
+            if not name.startswith("norm")
+        }
+        wanted = theirs.state_dict()
+        theirs.load_state_dict({k: v.reshape(wanted[k].shape) for k, v in state.items()})
+        x = torch.randn(2, 3, 96, 64)
+        with torch.no_grad():
+            expected = theirs(x)
+            found = list(ours.forward_stages(x))
+        assert ours.stride == stride
+        for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+            assert a.shape[-2:] == (96 // min(4 * 2**i, stride), 64 // min(4 * 2**i, stride))
+            assert b.std() > 0.1
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+    def test_same_parameters_and_gradients_as_its_definition(self):
+        dense, strided = ConvNeXt(NARROW, output_stride=8), ConvNeXt(NARROW)
+        randomise(strided)
+        dense.load_state_dict(strided.state_dict(), strict=True)
+        dense.train()
+        sum(m.square().sum() for m in dense(torch.randn(1, 3, 64, 64))).backward()
+        assert all(p.grad.abs().sum() > 0 for p in dense.parameters())
 
 
 class TestStochasticDepth:

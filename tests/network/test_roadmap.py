@@ -109,7 +109,9 @@ def test_layer_norm_row_prints_the_next_rows_multiply_adds():
             macs(ModernizedResNetClassifier(step)) / 1e9
             for step in ("fewer_norms", "layer_norm", "separate_downsampling")
         )
-        final_norm = macs(ModernizedResNetClassifier("layer_norm", final_norm=True)) / 1e9
+        final_norm = (
+            macs(ModernizedResNetClassifier("layer_norm", design=dict(final_norm=True))) / 1e9
+        )
     printed = STEPS["layer_norm"].resnet50.gflops
     assert before == row == final_norm
     assert printed - row == pytest.approx(0.314, abs=1e-3)
@@ -197,7 +199,7 @@ class TestFirstStep:
 def test_first_steps_maps_at_any_size_and_gradients_in_training():
     """Batch statistics included, in float64."""
     theirs = randomise(resnet(SMALL["depths"])).double().train()
-    ours = ModernizedResNet("resnet", depths=SMALL["depths"]).double().train()
+    ours = ModernizedResNet("resnet", design=dict(depths=SMALL["depths"])).double().train()
     state = torchvision_names(ours.state_dict())
     fitting = {k: v for k, v in theirs.state_dict().items() if k in state}
     assert set(fitting) == set(state)
@@ -253,7 +255,7 @@ class TestLastStep:
 def test_last_steps_maps_and_gradients_are_convnexts(size):
     arch = dict(depths=SMALL["depths"], dims=(8, 16, 32, 64))
     theirs = randomise(ConvNeXt(arch)).double()
-    ours = randomise(ModernizedResNet(**SMALL)).double()
+    ours = randomise(ModernizedResNet(design=SMALL)).double()
     theirs.load_state_dict(convnext_names(ours.state_dict()))
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     weights = [torch.randn_like(m) for m in theirs(x)]
@@ -289,7 +291,7 @@ BLOCKS = {
 
 @pytest.mark.parametrize("step", BLOCKS)
 def test_what_a_block_computes(step):
-    block = ModernizedResNet(step, **SMALL).stages[1][1].eval()
+    block = ModernizedResNet(step, design=SMALL).stages[1][1].eval()
     told = []
     letters = {nn.BatchNorm2d: "b", nn.LayerNorm: "l", nn.ReLU: "r", nn.GELU: "g"}
 
@@ -304,14 +306,14 @@ def test_what_a_block_computes(step):
             module.register_forward_hook(tell)
     branch = block.branch
     block.branch = lambda x: (branch(x), told.append("+"))[0]
-    dims = ModernizedResNet(step, **SMALL).dims
+    dims = ModernizedResNet(step, design=SMALL).dims
     block(torch.randn(1, dims[1], 8, 8))
     assert " ".join(told) == BLOCKS[step]
 
 
 def test_stems_and_shortcuts():
     stems = {
-        step: [type(m).__name__ for m in ModernizedResNet(step, **SMALL).downsample_layers[0]]
+        step: [type(m).__name__ for m in ModernizedResNet(step, design=SMALL).downsample_layers[0]]
         for step in STEPS
     }
     assert stems["stage_ratio"] == ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
@@ -320,7 +322,9 @@ def test_stems_and_shortcuts():
     assert stems["fewer_activations"] == ["Conv2d", "BatchNorm2d"]
     assert stems["separate_downsampling"] == ["Conv2d", "LayerNorm2d"]
     shortcuts = {
-        step: [stage[0].shortcut is not None for stage in ModernizedResNet(step, **SMALL).stages]
+        step: [
+            stage[0].shortcut is not None for stage in ModernizedResNet(step, design=SMALL).stages
+        ]
         for step in STEPS
     }
     assert shortcuts["wider"] == [True, True, True, True]
@@ -331,7 +335,7 @@ def test_stems_and_shortcuts():
 @pytest.mark.parametrize("step", STEPS)
 class TestEveryStepAsABackbone:
     def test_maps_and_gradients(self, step):
-        network = randomise(ModernizedResNet(step, **SMALL, drop_path_rate=0.3)).train()
+        network = randomise(ModernizedResNet(step, design=SMALL, drop_path_rate=0.3)).train()
         maps = network(torch.randn(4, 3, 64, 96))
         assert [tuple(m.shape) for m in maps] == [
             (4, dim, 16 // 2**i, 24 // 2**i) for i, dim in enumerate(network.dims)
@@ -341,10 +345,10 @@ class TestEveryStepAsABackbone:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
     def test_stages_asked_for_are_those_of_the_whole(self, step):
-        whole = randomise(ModernizedResNet(step, **SMALL)).eval()
+        whole = randomise(ModernizedResNet(step, design=SMALL)).eval()
         x = torch.randn(1, 3, 64, 64)
         for indices in [(0,), (2, 1), (-1,)]:
-            part = ModernizedResNet(step, **SMALL, out_indices=indices).eval()
+            part = ModernizedResNet(step, design=SMALL, out_indices=indices).eval()
             part.load_state_dict({k: whole.state_dict()[k] for k in part.state_dict()})
             assert len(part.stages) == max(i % 4 for i in indices) + 1
             with torch.no_grad():
@@ -352,8 +356,8 @@ class TestEveryStepAsABackbone:
                     assert torch.equal(a, b)
 
     def test_activation_checkpointing_changes_nothing(self, step):
-        network = randomise(ModernizedResNet(step, **SMALL, drop_path_rate=0.5)).train()
-        again = ModernizedResNet(step, **SMALL, drop_path_rate=0.5, with_cp=True).train()
+        network = randomise(ModernizedResNet(step, design=SMALL, drop_path_rate=0.5)).train()
+        again = ModernizedResNet(step, design=SMALL, drop_path_rate=0.5, with_cp=True).train()
         again.load_state_dict(network.state_dict())
         x = torch.randn(4, 3, 64, 64)
         for n in (network, again):
@@ -366,7 +370,7 @@ class TestEveryStepAsABackbone:
 
     @pytest.mark.parametrize("frozen", [0, 1, 3])
     def test_frozen_stages(self, step, frozen):
-        network = ModernizedResNet(step, **SMALL, frozen_stages=frozen).train()
+        network = ModernizedResNet(step, design=SMALL, frozen_stages=frozen).train()
         trained = {n for n, p in network.named_parameters() if p.requires_grad}
         expected = {
             n
@@ -383,7 +387,7 @@ class TestEveryStepAsABackbone:
             assert moved == (place >= frozen), name
 
     def test_odd_sizes(self, step):
-        network = randomise(ModernizedResNet(step, **SMALL)).eval()
+        network = randomise(ModernizedResNet(step, design=SMALL)).eval()
         patchify = network.design.stem == "patchify"
         if not patchify:
             height, width = network(torch.randn(1, 3, 97, 71))[-1].shape[-2:]
@@ -393,14 +397,14 @@ class TestEveryStepAsABackbone:
             maps = network(torch.randn(1, 3, 97, 71))
         last = (3, 2) if network.design.separate_downsampling else (3, 3)
         assert (tuple(maps[0].shape[-2:]), tuple(maps[-1].shape[-2:])) == ((24, 17), last)
-        padded = ModernizedResNet(step, **SMALL, pad_input=True).eval()
+        padded = ModernizedResNet(step, design=SMALL, pad_input=True).eval()
         padded.load_state_dict(network.state_dict())
         x = torch.randn(1, 3, 97, 71)
         for a, b in zip(padded(x), network(nn.functional.pad(x, (0, 25, 0, 31))), strict=True):
             assert torch.equal(a, b)
 
     def test_maps_are_normalised_where_branches_are_not(self, step):
-        network = ModernizedResNet(step, **SMALL)
+        network = ModernizedResNet(step, design=SMALL)
         normed = hasattr(network, "norm0")
         assert normed == network.design.fewer_norms
         assert normed == all(hasattr(network, f"norm{i}") for i in range(4))
@@ -408,7 +412,7 @@ class TestEveryStepAsABackbone:
 
 def test_norm_eval_keeps_statistics_and_trains_weights():
     """All but those of the maps' own norms, which no classifier has statistics for."""
-    network = ModernizedResNet("fewer_norms", **SMALL, norm_eval=True).train()
+    network = ModernizedResNet("fewer_norms", design=SMALL, norm_eval=True).train()
     before = {k: v.clone() for k, v in network.named_buffers()}
     sum(m.sum() for m in network(torch.randn(2, 3, 64, 64))).backward()
     for name, buffer in network.named_buffers():
@@ -418,7 +422,7 @@ def test_norm_eval_keeps_statistics_and_trains_weights():
 
 
 def test_stochastic_depth_drops_whole_branches():
-    network = randomise(ModernizedResNet("layer_norm", **SMALL, drop_path_rate=0.5))
+    network = randomise(ModernizedResNet("layer_norm", design=SMALL, drop_path_rate=0.5))
     rates = [block.drop_path_rate for stage in network.stages for block in stage]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
     block = network.stages[2][1]
@@ -435,25 +439,27 @@ def test_stochastic_depth_drops_whole_branches():
 
 def test_any_choice_overrides_the_steps():
     with torch.device("meta"):
-        network = ModernizedResNetClassifier("layer_norm", kernel_size=11, width=64)
+        network = ModernizedResNetClassifier("layer_norm", design=dict(kernel_size=11, width=64))
         assert network.stages[0][0].conv1.kernel_size == (11, 11)
         assert network.dims == (64, 128, 256, 512)
         whole = ModernizedResNetClassifier(
             "resnet",
-            depths=(3, 3, 9, 3),
-            width=96,
-            stem="patchify",
-            depthwise=True,
-            block="inverted",
-            spatial_first=True,
-            kernel_size=7,
-            activation="gelu",
-            fewer_activations=True,
-            fewer_norms=True,
-            norm="LN",
-            separate_downsampling=True,
-            final_norm=True,
-            layer_scale_init_value=1e-6,
+            design=dict(
+                depths=(3, 3, 9, 3),
+                width=96,
+                stem="patchify",
+                depthwise=True,
+                block="inverted",
+                spatial_first=True,
+                kernel_size=7,
+                activation="gelu",
+                fewer_activations=True,
+                fewer_norms=True,
+                norm="LN",
+                separate_downsampling=True,
+                final_norm=True,
+                layer_scale_init_value=1e-6,
+            ),
         )
     assert whole.design == design("separate_downsampling")
     assert count(whole) == COUNTS["resnet50"]["separate_downsampling"][1]
@@ -463,31 +469,31 @@ def test_any_choice_overrides_the_steps():
 
 @pytest.mark.parametrize("step", ["layer_norm", "separate_downsampling", "patchify"])
 def test_a_classifiers_file_fills_the_backbone(step, tmp_path):
-    classifier = randomise(ModernizedResNetClassifier(step, **SMALL)).eval()
+    classifier = randomise(ModernizedResNetClassifier(step, design=SMALL)).eval()
     folder = tmp_path / "resnet50"
     folder.mkdir()
     torch.save({"state_dict": classifier.state_dict()}, folder / f"{step}.pth")
     pretrained = dict(type="Pretrained", checkpoint=f"{tmp_path}/{{regime}}/{{step}}.pth")
-    backbone = ModernizedResNet(step, **SMALL, out_norms=False, init_cfg=pretrained).eval()
+    backbone = ModernizedResNet(step, design=SMALL, out_norms=False, init_cfg=pretrained).eval()
     backbone.init_weights()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = list(classifier.forward_stages(x))
         for a, b in zip(backbone(x), expected, strict=True):
             assert torch.equal(a, b)
-    normed = ModernizedResNet(step, **SMALL, init_cfg=pretrained)
+    normed = ModernizedResNet(step, design=SMALL, init_cfg=pretrained)
     normed.init_weights()  # its norms of maps keep their initial value
     if hasattr(normed, "norm3"):
         assert torch.equal(normed.norm3.weight, torch.ones(normed.dims[3]))
 
 
 def test_a_file_of_another_step_is_refused_and_changes_nothing(tmp_path):
-    source = ModernizedResNetClassifier("gelu", **SMALL)
+    source = ModernizedResNetClassifier("gelu", design=SMALL)
     torch.save(source.state_dict(), tmp_path / "gelu.pth")
     for step, words in [("kernel_9", r"conv1.weight is \("), ("layer_norm", "running_mean")]:
         network = ModernizedResNet(
             step,
-            **SMALL,
+            design=SMALL,
             init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "gelu.pth")),
         )
         before = {k: v.clone() for k, v in network.state_dict().items()}
@@ -501,13 +507,13 @@ def test_a_file_of_another_step_is_refused_and_changes_nothing(tmp_path):
     [
         (dict(step="convnext"), "unknown step 'convnext'; known are resnet, training_recipe"),
         (dict(regime="resnet18"), "unknown regime 'resnet18'; known are resnet50, resnet200"),
-        (dict(norm="GN"), "unknown norm 'GN'; known are BN, LN"),
-        (dict(activation="silu"), "unknown activation 'silu'; known are relu, gelu"),
-        (dict(stem="deep"), "unknown stem 'deep'"),
-        (dict(block="basic"), "unknown block 'basic'"),
-        (dict(kernel_size=4), "kernel_size 4 must be odd"),
-        (dict(depths=(1, 0)), "must be positive"),
-        (dict(layer_scale_init_value=-1.0), "layer_scale_init_value -1.0 is below 0"),
+        (dict(design=dict(norm="GN")), "unknown norm 'GN'; known are BN, LN"),
+        (dict(design=dict(activation="silu")), "unknown activation 'silu'; known are relu, gelu"),
+        (dict(design=dict(stem="deep")), "unknown stem 'deep'"),
+        (dict(design=dict(block="basic")), "unknown block 'basic'"),
+        (dict(design=dict(kernel_size=4)), "kernel_size 4 must be odd"),
+        (dict(design=dict(depths=(1, 0))), "must be positive"),
+        (dict(design=dict(layer_scale_init_value=-1.0)), "layer_scale_init_value -1.0 is below 0"),
         (dict(out_indices=(4,)), "out_indices"),
         (dict(frozen_stages=5), "frozen_stages"),
         (dict(drop_path_rate=1.0), "drop_path_rate"),
@@ -521,13 +527,15 @@ def test_wrong_arguments_are_named(arguments, words):
 
 def test_an_image_smaller_than_the_stride_is_refused():
     with pytest.raises(InputError, match="16x64.*pad_input"):
-        ModernizedResNet(**SMALL)(torch.randn(1, 3, 16, 64))
+        ModernizedResNet(design=SMALL)(torch.randn(1, 3, 16, 64))
 
 
 def test_head_init_scale():
     torch.manual_seed(1)
-    one = ModernizedResNetClassifier("patchify", **SMALL, num_classes=7)
+    one = ModernizedResNetClassifier("patchify", design=SMALL, num_classes=7)
     torch.manual_seed(1)
-    small = ModernizedResNetClassifier("patchify", **SMALL, num_classes=7, head_init_scale=0.001)
+    small = ModernizedResNetClassifier(
+        "patchify", design=SMALL, num_classes=7, head_init_scale=0.001
+    )
     assert one(torch.randn(2, 3, 64, 64)).shape == (2, 7)
     torch.testing.assert_close(small.head.weight, one.head.weight * 0.001)

@@ -14,13 +14,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.oracles import randomise
+from support.running import REPOSITORY
 from torch import Tensor
 
 from backbones.convnext import Block, ConvNeXt
 from backbones.ops import norm_mlp
 from backbones.ops.processor import computes_natively, onednn_linear_applies
 
-TESTS = Path(__file__).parents[1]
 # Processor: PyTorch's, oneDNN's and MKL's setting. oneDNN has bf16 from AVX512_CORE on.
 SETTINGS = {
     "avx2": ("avx2", "AVX2", "AVX2"),
@@ -46,7 +46,7 @@ def python(processor: str, code: str, *arguments: object) -> str:
         environment |= setting
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
-        cwd=TESTS.parent, env=environment, capture_output=True, text=True, timeout=1800,
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     return done.stdout
@@ -54,7 +54,8 @@ def python(processor: str, code: str, *arguments: object) -> str:
 
 def files_with_marked_tests() -> list[Path]:
     marker = "@pytest.mark.instruction_set"
-    return [p for p in TESTS.rglob("test_*.py") if p != Path(__file__) and marker in p.read_text()]
+    files = (REPOSITORY / "tests").rglob("test_*.py")
+    return [path for path in files if path != Path(__file__) and marker in path.read_text()]
 
 
 def run_marked(processor: str, files: list[Path], marked: str) -> None:

@@ -154,7 +154,7 @@ def both_ways(block: Block, x: Tensor, monkeypatch) -> list[list[Tensor]]:
     results = []
     for fast in (True, False):
         if not fast:
-            monkeypatch.setattr(Block, "goes_by_rows", lambda self, x: False)
+            monkeypatch.setattr(Block, "takes_cpu_path", lambda self, x: False)
         torch.manual_seed(1)
         x.grad = None
         block.zero_grad()
@@ -170,7 +170,7 @@ def both_ways(block: Block, x: Tensor, monkeypatch) -> list[list[Tensor]]:
 def test_block_on_a_cpu_equals_its_definition(use_grn, drop_path_rate, with_cp, monkeypatch):
     block = randomise(Block(8, drop_path_rate, 0.0 if use_grn else 1.0, use_grn, with_cp)).double()
     x = torch.randn(5, 9, 11, 8, dtype=torch.float64, requires_grad=True)
-    assert block.goes_by_rows(x)
+    assert block.takes_cpu_path(x)
     fast, plain = both_ways(block, x, monkeypatch)
     for ours, theirs in zip(fast, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
@@ -191,7 +191,7 @@ def test_network_under_autocast(training, use_grn, monkeypatch):
             return network(x)
 
     fast = maps()
-    monkeypatch.setattr(Block, "goes_by_rows", lambda self, x: False)
+    monkeypatch.setattr(Block, "takes_cpu_path", lambda self, x: False)
     for ours, plain, truth in zip(fast, maps(), exact, strict=True):
         assert ours.dtype == plain.dtype
         error, allowed = (root_mean_square(m.double() - truth) for m in (ours, plain))
@@ -212,11 +212,11 @@ def test_a_changed_layer_is_not_passed_over():
     block = randomise(Block(8, 0.0, 1.0, False, False)).eval()
     seen = []
     handle = block.pwconv1.register_forward_hook(lambda *_: seen.append("hook"))
-    assert not block.goes_by_rows(x)
+    assert not block.takes_cpu_path(x)
     block(x)
     assert seen == ["hook"]
     handle.remove()
-    assert block.goes_by_rows(x)
+    assert block.takes_cpu_path(x)
 
     class Doubled(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ from backbones.openmmlab.report.charts import Series, line_chart, number
 from backbones.openmmlab.report.comparison import config_differences, score_table
 from backbones.openmmlab.report.curves import Curves
 from backbones.openmmlab.report.experiment import describe_config, flatten
+from backbones.openmmlab.report.metrics import Metrics
 from backbones.openmmlab.report.saved import jsonable, named_runs, read_report
 from backbones.openmmlab.segmentation.boundary import BoundaryIoU
 from backbones.openmmlab.segmentation.figures import SegmentationFigures, segmentation_figures
@@ -533,10 +534,10 @@ def test_main_metrics_come_first():
     report = made_up_report()
     report["evaluation"]["scores"] = {
         "coco/bbox_mAP_s": 0.1, "coco/segm_mAP_50": 0.2, "mine": 0.3, "coco/segm_mAP": 0.4,
-        "coco/bbox_mAP": 0.5,
+        "coco/bbox_mAP": 0.5, "coco/bbox_mAP_l": -1.0,
     }  # fmt: skip
     keys = [key for key, _ in score_table([report, report])]
-    assert keys[:2] == ["coco/bbox_mAP", "coco/segm_mAP"] and len(keys) == 5
+    assert keys[:2] == ["coco/bbox_mAP", "coco/segm_mAP"] and len(keys) == 5  # -1: no such object
     found = Reader(render(report)).found
     assert [dict(a).get("class") for tag, a in found if tag == "dl"] == ["tiles"]
     # What an earlier version wrote names neither task nor metrics: keys stand in for names.
@@ -566,6 +567,28 @@ def test_pages_need_no_openmmlab_library(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
+
+
+def test_a_config_that_inherits_from_a_library(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        '_base_ = "mmdet::_base_/models/faster-rcnn_r50_fpn.py"\n'
+        "model = dict(roi_head=dict(bbox_head=dict(num_classes=7)))\n"
+    )
+    described = describe_config(Config.fromfile(path))
+    changes = {row["key"]: (row["base"], row["value"]) for row in described["changes"]}
+    assert changes == {"model.roi_head.bbox_head.num_classes": ("80", "7")}
+    assert described["resolved"]["model.backbone.depth"] == "50"
+    # Bases that are computed are not guessed at.
+    path.write_text(f"_base_ = [str({str(SEGMENTATION)!r})]\n")
+    assert describe_config(Config.fromfile(path))["changes"] == []
+
+
+def test_headings_keep_the_spelling_of_names():
+    report = dict(metrics=[asdict(metric) for metric in task_of_scope("mmseg").metrics])
+    assert Metrics([report]).title("mIoU") == "mIoU"
+    assert Metrics([made_up_report()]).title("coco/bbox_mAP") == "Box AP"
+    assert Metrics([{}]).title("some/key") == "Some/key"
 
 
 def test_a_hostile_config_stays_text(tmp_path):

@@ -17,13 +17,9 @@ def randomise(module: nn.Module) -> nn.Module:
 
 
 def import_mmpretrain():
-    """mmpretrain.models; its multimodal part cannot be imported beside transformers 5."""
-    from backbones.openmmlab import mmcv_ops
-
-    mmcv_ops.install()
-    import mmpretrain.utils.dependency
-
-    mmpretrain.utils.dependency.WITH_MULTIMODAL = False
+    """mmpretrain.models, which cannot be imported beside transformers 5 without this package."""
     import mmpretrain.models
+
+    import backbones  # noqa: F401
 
     return mmpretrain.models

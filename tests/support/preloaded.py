@@ -2,7 +2,7 @@
 
 import backbones.openmmlab.classification
 import backbones.openmmlab.detection
-import backbones.openmmlab.doctor.examination
+import backbones.openmmlab.doctor.checks
 import backbones.openmmlab.report
 import backbones.openmmlab.segmentation
 import backbones.openmmlab.training.progress

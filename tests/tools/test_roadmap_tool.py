@@ -116,7 +116,7 @@ def training(data: Path, *arguments: object, epochs: int) -> list[str]:
 def top1(weights: Path, step: str, data: Path) -> float:
     """Of a file of weights, by a loop that shares nothing with the runner."""
     tensors = torch.load(weights, weights_only=True)["state_dict"]
-    network = ModernizedResNetClassifier(step, **NARROW, num_classes=4).eval()
+    network = ModernizedResNetClassifier(step, design=NARROW, num_classes=4).eval()
     network.load_state_dict(tensors, strict=True)
     resize = ResizeForTest(input_size=64).resize
     pictures = ImageFolder(str(data / "classes" / "val"))
@@ -192,7 +192,8 @@ def test_weights_go_on_into_a_detector(data, tmp_path):
 
     from backbones.openmmlab.config import load_config
 
-    config = load_config(REPOSITORY / "configs/detection/mask_rcnn_roadmap_wider.py")
+    path = REPOSITORY / "configs/detection/mask_rcnn_roadmap.py"
+    config = load_config(path, {"model.backbone.step": "wider"})
     here = Path.cwd()
     os.chdir(tmp_path)
     try:

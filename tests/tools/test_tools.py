@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.deterministic import DETERMINISTIC, losses, two_equal_halves
 from support.running import DETECTION, REPOSITORY, SEGMENTATION, command, run_tool
 
 QUICK = (
@@ -37,10 +38,6 @@ ITERATIONS = (
     "train_dataloader.batch_size=2",
 )
 SCORES = {"detection": ["coco/bbox_mAP", "coco/segm_mAP"], "segmentation": ["mIoU"]}
-
-
-def losses(log: str) -> list[float]:
-    return [float(x) for x in re.findall(r"\(train\).*? loss: ([\d.einfan]+)", log)]
 
 
 @pytest.mark.parametrize(
@@ -196,83 +193,9 @@ def test_coco_figures_equal_pycocotools(real_data):
         np.testing.assert_allclose(figures[0], figures[1], rtol=0, atol=1e-12)
 
 
-def two_equal_halves(folder: Path, task: str) -> Path:
-    """The demo set with every picture twice in a row, so that two processes see the same ones."""
-    import shutil
-
-    if task == "detection":
-        path = folder / "annotations" / "instances_train2017.json"
-        data = json.loads(path.read_text())
-        images, annotations = [], []
-        for image in data["images"]:
-            for copy in (0, 1):
-                images.append({**image, "id": 2 * image["id"] + copy})
-        for row in data["annotations"]:
-            for copy in (0, 1):
-                annotations.append(
-                    {**row, "id": 2 * row["id"] + copy, "image_id": 2 * row["image_id"] + copy}
-                )
-        path.write_text(json.dumps({**data, "images": images, "annotations": annotations}))
-    else:
-        for path in [*folder.glob("images/training/*"), *folder.glob("annotations/training/*")]:
-            shutil.copy(path, path.with_stem(path.stem + "b"))
-    return folder
-
-
-COMMON = """
-_base_ = {base!r}
-randomness = dict(seed=0)
-default_hooks = dict(logger=dict(interval=1))
-optim_wrapper = dict(optimizer=dict(_delete_=True, type="SGD", lr=0.01, weight_decay=0.0))
-param_scheduler = []
-val_dataloader = val_cfg = val_evaluator = None
-"""
-DETERMINISTIC = {
-    # No flips, no sampling of boxes and no batch statistics: nothing that differs by process.
-    "detection": COMMON
-    + """
-train_cfg = dict(max_epochs=1)
-train_dataloader = dict(
-    num_workers=0, persistent_workers=False, batch_size={batch},
-    sampler=dict(shuffle=False),
-    dataset=dict(pipeline=[
-        dict(type="LoadImage"),
-        dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-        dict(type="PackDetInputs"),
-    ]),
-)
-heads = [{{**head, "norm_cfg": None}} for head in _base_.model.roi_head.bbox_head]
-sampler = dict(type="RandomSampler", num=10**6, pos_fraction=1.0)
-stages = [{{**stage, "sampler": sampler}} for stage in _base_.model.train_cfg.rcnn]
-model = dict(
-    roi_head=dict(bbox_head=heads),
-    train_cfg=dict(rpn=dict(sampler=dict(num=10**6, pos_fraction=1.0)), rcnn=stages),
-)
-del heads, sampler, stages
-""",
-    "segmentation": COMMON
-    + """
-train_cfg = dict(max_iters=4)
-train_dataloader = dict(
-    num_workers=0, persistent_workers=False, batch_size={batch},
-    sampler=dict(shuffle=False),
-    dataset=dict(pipeline=[
-        dict(type="LoadImage"),
-        dict(type="LoadAnnotations", reduce_zero_label=True),
-        dict(type="PackSegInputs"),
-    ]),
-)
-model = dict(
-    decode_head=dict(dropout_ratio=0.0, norm_cfg=None),
-    auxiliary_head=dict(dropout_ratio=0.0, norm_cfg=None),
-)
-""",
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [DETECTION, SEGMENTATION], ids=["detection", "segmentation"])
-def test_two_processes_equal_one_at_the_same_total_batch(config, shapes, tmp_path):
+def test_two_ranks_equal_one_at_the_same_global_batch_size(config, shapes, tmp_path):
     import shutil
     import subprocess
 
@@ -298,7 +221,7 @@ def test_two_processes_equal_one_at_the_same_total_batch(config, shapes, tmp_pat
         (saved,) = work_dir.glob("*_*.pth")
         weights.append(torch.load(saved, weights_only=False)["state_dict"])
     assert len(curves[0]) == len(curves[1]) == 4
-    # The log prints each process's own loss; the pictures being the same, so are the losses.
+    # The log prints each rank's own loss; the images being the same, so are the losses.
     assert curves[0] == pytest.approx(curves[1], abs=2e-4)
     assert abs(curves[0][0] - curves[0][-1]) > 0.01  # the steps that agree have moved the model
     for name, tensor in weights[0].items():
@@ -354,7 +277,7 @@ def test_real_images(task, real_data, tmp_path):
     common = (*QUICK, *options, "model.backbone.init_cfg=None")
     warm = ("param_scheduler.0.end=2", "val_cfg=None", "val_dataloader=None", "val_evaluator=None")
     arguments = (config, "--data", real_data / folder, "--work-dir", "run")
-    few = (*arguments, "--total-batch", 2)  # the recipes' 16 would be one step
+    few = (*arguments, "--global-batch", 2)  # the recipes' 16 would be one step
     trained = run_tool("train.py", *few, "--cfg-options", *common, *warm, cwd=tmp_path)
     assert trained.status == 0, trained.err[-2000:]
     curve = losses(trained.out)

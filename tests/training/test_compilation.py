@@ -11,7 +11,7 @@ from support.running import DETECTION, SEGMENTATION
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from backbones import ConvNeXt
+from backbones import ConvNeXt, fuse
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.training.compilation import compile_parts
@@ -181,7 +181,7 @@ def test_inference_on_a_cpu_keeps_blocks_by_rows(dtype, grn, fused):
     scale = 0.0 if grn else 1.0
     network = randomise(ConvNeXt(arch, use_grn=grn, layer_scale_init_value=scale)).eval()
     if fused:
-        network = network.fuse(dtype or torch.float32)
+        network = fuse(network, dtype or torch.float32)
     graphs = []
 
     def backend(graph, inputs):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS, DefaultScope
+from support.deterministic import DETERMINISTIC
 from support.running import DETECTION, REPOSITORY, SEGMENTATION, command, run_here
-from test_tools import DETERMINISTIC
 from torch import nn
 
 from backbones.errors import InputError
@@ -47,9 +47,11 @@ class TestArithmetic:
         config = launched(path, monkeypatch, processes, {"train_dataloader.batch_size": images})
         said = set_global_batch(config)
         total = 32 if path == V2 else 16
-        start = f"total batch {total}: {processes} process{'es' * (processes > 1)} x {images} image"
+        start = (
+            f"global batch size {total}: {processes} rank{'s' * (processes > 1)} x {images} image"
+        )
         assert said.startswith(start)
-        assert (f"x {parts} steps accumulated" in said) == (parts > 1)
+        assert (f"x {parts} micro-batches accumulated" in said) == (parts > 1)
         assert config.train_dataloader.batch_size * processes == total
         hooks = [h for h in config.custom_hooks if h.type == "AccumulationHook"]
         assert [h.batch_size for h in hooks] == [images] * (parts > 1)
@@ -60,11 +62,11 @@ class TestArithmetic:
     @pytest.mark.parametrize(
         "processes, images, total, ways",
         [
-            (3, 2, None, ["recipe 16", "multiple of 6", "--total-batch 12 or 18"]),
-            (2, 3, None, ["batch_size 1 or 2 or 4 or 8", "--total-batch 12 or 18"]),
-            (1, 32, None, ["batch_size 1 or 2 or 4 or 8 or 16", "--total-batch 32"]),
-            (1, 2, 7, ["--total-batch 7", "batch_size 1 or 7", "--total-batch 6 or 8"]),
-            (1, 2, 0, ["--total-batch 0", "--total-batch 2"]),
+            (3, 2, None, ["16", "6", "--global-batch 12 or 18"]),
+            (2, 3, None, ["batch_size=1 or 2 or 4 or 8", "--global-batch 12 or 18"]),
+            (1, 32, None, ["batch_size=1 or 2 or 4 or 8 or 16", "--global-batch 32"]),
+            (1, 2, 7, ["--global-batch 7", "batch_size=1 or 7", "--global-batch 6 or 8"]),
+            (1, 2, 0, ["--global-batch 0", "--global-batch 2"]),
         ],
     )
     def test_does_not_divide(self, processes, images, total, ways, monkeypatch):
@@ -84,7 +86,7 @@ class TestArithmetic:
         assert ("stays 0.0001" in said) == (law is None)
 
     def test_refusals(self):
-        with pytest.raises(InputError, match="demo.py does not say its own total batch"):
+        with pytest.raises(InputError, match="auto_scale_lr.base_batch_size"):
             set_global_batch(load_config(DETECTION), 8, "linear")
         counted = load_config(UPERNET, {"optim_wrapper.accumulative_counts": 8})
         with pytest.raises(InputError, match="accumulative_counts"):
@@ -92,8 +94,8 @@ class TestArithmetic:
         enabled = load_config(UPERNET, {"auto_scale_lr.enable": True})
         with pytest.raises(InputError, match="--scale-lr linear"):
             set_global_batch(enabled)
-        outcome = run_here("train.py", UPERNET, "--total-batch", 9)
-        assert outcome.status == 2 and "--total-batch 8 or 10" in outcome.last_line
+        outcome = run_here("train.py", UPERNET, "--global-batch", 9)
+        assert outcome.status == 2 and "--global-batch 8 or 10" in outcome.last_line
 
     def test_batch_norm_is_said_and_group_norm_taken(self, monkeypatch):
         config = launched(UPERNET, monkeypatch, 1)
@@ -183,7 +185,7 @@ def trained(path, data, work_dir, batch_size, total, options) -> tuple[Recording
         config[key] = None
     set_global_batch(config, total)
     fit_to_machine(config)
-    config.experiment_name = f"total-batch-{work_dir.name}"
+    config.experiment_name = f"global-batch-{work_dir.name}"
     runner = Runner.from_cfg(config)
     runner.train()
     return next(h for h in runner.hooks if isinstance(h, RecordingHook)), runner
@@ -320,7 +322,7 @@ def test_two_processes_that_accumulate_equal_one(config, shapes, tmp_path):
     for processes, batch in ((1, batch_of_one), (2, 1)):
         path, work_dir = tmp_path / f"on_{processes}.py", tmp_path / f"run_{processes}"
         path.write_text(DETERMINISTIC[config.parent.name].format(base=str(config), batch=batch))
-        arguments = ("--data", shapes, "--work-dir", work_dir, "--total-batch", 4)
+        arguments = ("--data", shapes, "--work-dir", work_dir, "--global-batch", 4)
         argv = command("train.py", path, *arguments, "--cfg-options", *options)
         if processes == 2:
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -331,7 +333,7 @@ def test_two_processes_that_accumulate_equal_one(config, shapes, tmp_path):
         )
         assert done.returncode == 0, done.stderr[-2000:]
         parts = 4 // (processes * batch)
-        assert (f"x {parts} steps accumulated" in done.stdout) == (parts > 1)
+        assert (f"x {parts} micro-batches accumulated" in done.stdout) == (parts > 1)
         saved = sorted(work_dir.glob("*_*.pth"))
         assert [path.stem[-2:] for path in saved] == ["_1", "_2", "_3", "_4"]
         runs.append([flat(torch.load(path, weights_only=False)["state_dict"]) for path in saved])

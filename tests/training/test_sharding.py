@@ -268,8 +268,8 @@ def test_messages_under_way_at_the_end_do_not_abort_the_process():
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
 def test_tool_on_two_nodes_equals_one_process(task, shapes, tmp_path):
-    """Two launches of torchrun, as on two machines, against one process at the same total batch."""
-    from test_tools import DETERMINISTIC, losses, two_equal_halves
+    """Two launches of torchrun, as on two machines, against one rank at the same batch size."""
+    from support.deterministic import DETERMINISTIC, losses, two_equal_halves
 
     config = REPOSITORY / "configs" / task
     (config,) = config.glob("*_atto_demo.py")

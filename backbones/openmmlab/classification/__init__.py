@@ -1,8 +1,8 @@
-"""What a classification config needs registered: folders, augmentation, model, metric, EMA.
+"""Register what a classification config needs: folders, augmentation, model, metric, EMA.
 
 The recipe is that of "A ConvNet for the 2020s" (arXiv:2201.03545, appendix A) as its official code
 carries it out. timm supplies augmentation, mixing and losses, torchvision the data set, mmengine
-the runner and the average of the weights; mmpretrain is not needed.
+the runner and the EMA; mmpretrain is not needed.
 """
 
 from backbones.openmmlab.training.ema import WeightAverageHook

@@ -1,4 +1,4 @@
-"""Top-k accuracy."""
+"""Measure top-k accuracy."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from mmengine.registry import METRICS
 
 @METRICS.register_module()
 class TopAccuracy(BaseMetric):
-    """Share of the images, in per cent, whose label is among the k classes of the highest scores.
+    """Percentage of images whose label is among the k classes with the highest scores.
 
     Args:
-        topk: values of k; one that is not below the number of classes is left out.
-        collect_device: where the results of several processes are put together.
+        topk: values of k; those not below the number of classes are left out.
+        collect_device: where the results of several ranks are gathered.
         prefix: put before the names `top1`, `top5`, with a slash.
     """
 
@@ -24,7 +24,7 @@ class TopAccuracy(BaseMetric):
         self.topk = tuple(topk)
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Keep whether each image's label is among the best k."""
+        """Record whether each image's label is among the best k."""
         scores = torch.stack([sample["scores"] for sample in data_samples])
         labels = data_batch["labels"].to(scores.device)
         kept = [k for k in self.topk if k < scores.shape[1]]
@@ -33,5 +33,5 @@ class TopAccuracy(BaseMetric):
         self.results += [{k: hits[k][i] for k in kept} for i in range(len(labels))]
 
     def compute_metrics(self, results: list[dict[int, bool]]) -> dict[str, float]:
-        """`top1` and so on."""
+        """Return `top1` and so on."""
         return {f"top{k}": 100 * sum(r[k] for r in results) / len(results) for k in results[0]}

@@ -1,4 +1,4 @@
-"""A data set with one folder of images for each class."""
+"""Read data sets with one folder of images for each class."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,14 +25,14 @@ class ClassFolders(ImageFolder):
         split: folder in it, such as `train`.
         pipeline: transforms from dict(img_path, label) to what the model takes.
         classes: names of the folders in the order of the labels; `imagenet-1k` or `imagenet-22k`
-            for those sets, whose folders are called by WordNet's numbers; None for the folders that
-            are there, in the order of their names.
+            for those sets, whose folders are named by WordNet ids; None for the existing folders,
+            in the order of their names.
 
     Attributes:
         metainfo: `classes`, the names in the order of the labels.
 
     Raises:
-        InputError: the folders are not there, are not those of `classes`, or one has no images.
+        InputError: folders are missing, are not those of `classes`, or one has no images.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ClassFolders(ImageFolder):
         super().__init__(str(folder))
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        """The folders and their labels, which torchvision asks for."""
+        """Return the folders and their labels, which torchvision asks for."""
         _check_folders(Path(directory), self.folders)
         return list(self.folders), {name: label for label, name in enumerate(self.folders)}
 
@@ -73,61 +73,70 @@ class ClassFolders(ImageFolder):
     def folders_and_names(
         folder: Path, classes: str | Sequence[str] | None
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The folders of the classes and what to call them, in the order of the labels."""
+        """Return the classes' folders and their names, in the order of the labels."""
         if isinstance(classes, str):
             if classes not in IMAGENETS:
                 raise InputError(
-                    f"classes={classes!r}: known sets are {', '.join(IMAGENETS)}; or give the "
-                    "names of the folders, or None for those that are there"
+                    f"classes={classes!r}: known sets are {', '.join(IMAGENETS)}; or list the "
+                    "names of the folders, or give None for all existing folders",
+                    code="unknown-name",
+                    where="classes",
                 )
             info = ImageNetInfo(classes)
             names = (info.index_to_description(label) for label in range(info.num_classes()))
             return tuple(info.label_names()), tuple(names)
         if classes is None:
             if not folder.is_dir():
-                raise InputError(
-                    f"{folder}: no such folder; it holds a folder of images for each class "
-                    "(--data ROOT names another place)"
-                )
+                raise _missing(folder)
             classes = [inside.name for inside in folders_in(folder)]
         return tuple(classes), tuple(classes)
 
     @classmethod
     def read_classes(cls, dataset: dict) -> tuple[str, ...]:
-        """The class names that a data set of this config has."""
+        """Return the class names of a dataset config."""
         folder = Path(dataset["data_root"]) / dataset["split"]
         return cls.folders_and_names(folder, dataset.get("classes"))[1]
 
     @classmethod
     def check_files(cls, dataset: dict) -> None:
-        """Look through the folders of a data set of this config.
+        """Check the folders of a dataset config.
 
         Raises:
-            InputError: one is missing, none of the classes', or has no images.
+            InputError: one is missing, belongs to no class, or has no images.
         """
         folder = Path(dataset["data_root"]) / dataset["split"]
         _check_folders(folder, cls.folders_and_names(folder, dataset.get("classes"))[0])
 
 
+def _missing(folder: Path) -> InputError:
+    return InputError(
+        f"{folder}: no such folder; it should hold a folder of images for each class "
+        "(--data ROOT names another place)",
+        code="not-found",
+        where=folder,
+    )
+
+
 def _check_folders(folder: Path, expected: Sequence[str]) -> None:
     if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder; it holds a folder of images for each class "
-            "(--data ROOT names another place)"
-        )
+        raise _missing(folder)
     found = {inside.name for inside in folders_in(folder)}
     lacking = [name for name in expected if name not in found]
     unknown = sorted(found.difference(expected))
     if lacking or unknown or not expected:
-        parts = [f"has {len(found)} folders of classes, the config has {len(expected)}"]
+        parts = [f"has {len(found)} class folders, the config has {len(expected)} classes"]
         if lacking:
-            parts.append(f"it lacks {', '.join(lacking[:3])}")
+            parts.append(f"missing: {', '.join(lacking[:3])}")
         if unknown:
-            parts.append(f"the config does not know {', '.join(unknown[:3])}")
+            parts.append(f"unknown to the config: {', '.join(unknown[:3])}")
         raise InputError(
-            f"{folder}: {'; '.join(parts)}; set every dataset's classes (None takes the folders "
-            "that are there) and model.num_classes"
+            f"{folder}: {'; '.join(parts)}; set every dataset's classes (None takes all existing "
+            "folders) and model.num_classes",
+            code="class-mismatch",
+            where=folder,
         )
     for name in expected:
         if not files_below(folder / name, *IMG_EXTENSIONS):
-            raise InputError(f"{folder / name}: no images of this class")
+            raise InputError(
+                f"{folder / name}: holds no images", code="no-data", where=folder / name
+            )

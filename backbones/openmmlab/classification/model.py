@@ -1,4 +1,4 @@
-"""The image classifier: a network, mixing of its batches and timm's losses."""
+"""Classify images: a network, mixing of its batches and timm's losses."""
 
 from collections.abc import Sequence
 
@@ -19,11 +19,11 @@ class ImageClassifier(BaseModel):
     Args:
         network: config of a module that takes `num_classes` and turns images (N, 3, H, W) into
             logits (N, num_classes), such as `ConvNeXtClassifier`.
-        num_classes: how many classes there are; handed to the network.
+        num_classes: number of classes; passed to the network.
         label_smoothing: share of the target that is spread over all classes.
-        mixup_alpha, cutmix_alpha: parameters of the beta distributions of mixup and CutMix, 0 for
-            without; with both, each batch gets one of them by equal chance. Pairs are formed inside
-            a process's batch, which has to be even.
+        mixup_alpha, cutmix_alpha: parameters of the beta distributions of mixup and CutMix, 0
+            disables them; with both, each batch gets either with equal probability. Pairs are
+            formed within a rank's batch, which has to be even.
         data_preprocessor: mmengine's; by default batches are only moved to the model's device.
 
     Raises:
@@ -43,7 +43,11 @@ class ImageClassifier(BaseModel):
     ):
         super().__init__(data_preprocessor, init_cfg)
         if "num_classes" in network:
-            raise InputError("config key model.network.num_classes: set model.num_classes instead")
+            raise InputError(
+                "config key model.network.num_classes: set model.num_classes instead",
+                code="bad-config",
+                where="model.network.num_classes",
+            )
         self.network = MODELS.build({**network, "num_classes": num_classes})
         self.mixup = None
         self.criterion = LabelSmoothingCrossEntropy(label_smoothing)
@@ -63,7 +67,7 @@ class ImageClassifier(BaseModel):
         img_path: Sequence[str] | None = None,
         mode: str = "tensor",
     ) -> Tensor | dict[str, Tensor] | list[LabelData]:
-        """Logits, the loss, or predictions, as mmengine's runner asks for them.
+        """Return logits, the loss or predictions, as mmengine's runner asks for them.
 
         Args:
             inputs: normalised images (N, 3, H, W).
@@ -81,7 +85,7 @@ class ImageClassifier(BaseModel):
         return [LabelData(scores=row, label=row.argmax(0, keepdim=True)) for row in scores]
 
     def loss(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The loss of a batch, mixed first where the config says so.
+        """Return the loss of a batch, mixed first where the config says so.
 
         Raises:
             InputError: an odd number of images, which cannot be paired.
@@ -91,7 +95,9 @@ class ImageClassifier(BaseModel):
         if len(inputs) % 2:
             raise InputError(
                 f"a batch of {len(inputs)} images cannot be mixed in pairs: give "
-                "train_dataloader an even batch_size and drop_last=True"
+                "train_dataloader an even batch_size and drop_last=True",
+                code="bad-value",
+                where="train_dataloader.batch_size",
             )
         inputs, targets = self.mixup(inputs, labels)
         return dict(loss=self.criterion(self.network(inputs), targets))

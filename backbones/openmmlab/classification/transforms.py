@@ -1,4 +1,4 @@
-"""Loading, augmentation and test-time resizing of classifiers' images."""
+"""Load, augment and resize classifiers' images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +37,7 @@ class LoadRGB(BaseTransform):
 
 @TRANSFORMS.register_module()
 class TimmAugment(BaseTransform):
-    """timm's augmentation for training: crop, flip, RandAugment, normalisation, random erasing.
+    """Augment for training as timm does: crop, flip, RandAugment, normalise, erase at random.
 
     Args:
         input_size: side of the crop in pixels.
@@ -45,10 +45,10 @@ class TimmAugment(BaseTransform):
         color_jitter: brightness, contrast and saturation change by up to this, without a policy;
             or one number for each of them, and for the hue (of which 0.5 is the whole circle).
         re_prob: probability of random erasing, with noise.
-        scale: share of the image's area that the crop covers, least and most.
-        vflip: probability of turning the image upside down.
-        interpolation: of the crop's resizing.
-        mean, std: of the channels, of values in [0, 1].
+        scale: smallest and largest share of the image's area that the crop covers.
+        vflip: probability of a vertical flip.
+        interpolation: how the crop is resized.
+        mean, std: those of the channels, for values in [0, 1].
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class TimmAugment(BaseTransform):
 
 @TRANSFORMS.register_module()
 class ResizeForTest(BaseTransform):
-    """What the official code evaluates on, normalised.
+    """Resize, crop and normalise as the official code does for evaluation.
 
     Below 384 pixels the short side is resized to 256/224 of `input_size` and the centre is cropped;
-    from 384 on the whole image is resized, whatever its ratio.
+    from 384 on the full image is resized, regardless of its aspect ratio.
 
     Args:
         input_size: side of the result in pixels.
@@ -116,7 +116,7 @@ class ResizeForTest(BaseTransform):
 
 
 def _pack(results: dict, transform: Callable[[Image.Image], Tensor]) -> dict[str, Any]:
-    """What `ImageClassifier` takes, of one image: it has no label when it is only predicted."""
+    """Pack an image for `ImageClassifier`; it has no label when it is only predicted."""
     packed = dict(inputs=transform(results["img"]), img_path=str(results["img_path"]))
     if "label" in results:
         packed["labels"] = results["label"]

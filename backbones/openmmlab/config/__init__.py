@@ -1,14 +1,8 @@
 """Configs: reading, checking and changing them."""
 
-from .loading import (
-    DTYPES,
-    RunConfig,
-    inference_dtype,
-    leave_training_out,
-    load_config,
-    use_tta,
-    validate,
-)
+from .loading import DTYPES, RunConfig, inference_dtype, leave_training_out, load_config
+from .tta import use_tta
+from .validation import notes, validate
 
 __all__ = [
     "DTYPES",
@@ -16,6 +10,7 @@ __all__ = [
     "inference_dtype",
     "leave_training_out",
     "load_config",
+    "notes",
     "use_tta",
     "validate",
 ]

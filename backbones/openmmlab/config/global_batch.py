@@ -1,15 +1,15 @@
-"""The recipe's optimizer steps on any number of processes, by accumulating gradients.
+"""Take the recipe's optimizer steps on any number of ranks, by accumulating gradients.
 
-An iteration of the training loop stays one optimizer step: the loader gives a process all its
-images of the step, and the step takes them in parts of the batch size that fits the machine. So
-schedules, intervals, averages of the weights, checkpoints and resumption count what they count in
-the recipe. mmengine's `accumulative_counts` alone counts the parts as iterations: every number
-above would have to be multiplied, its schedules move within a step, an average of the weights is
-updated without one, and the last parts of an epoch run over into the next.
+An iteration of the training loop stays one optimizer step: the loader gives a rank all its images
+of the step, and the step takes them in micro-batches of the size that fits the machine. So
+schedules, intervals, EMA, checkpoints and resumption count what they count in the recipe.
+mmengine's `accumulative_counts` alone counts micro-batches as iterations: every number above would
+have to be multiplied, its schedules move within a step, an EMA is updated without one, and the last
+micro-batches of an epoch run over into the next.
 
-Each part's loss is divided by the number of parts, as DDP divides the gradients by the number of
-processes. Hence 1 process with 8 parts of 2 images computes what 8 processes with 2 images do, also
-where a loss is normalised over the images that are seen together; see docs/doctor.md.
+Each micro-batch's loss is divided by their number, as DDP divides the gradients by the number of
+ranks. Hence 1 rank with 8 micro-batches of 2 images computes what 8 ranks with 2 images do, also
+where a loss is normalized over the images that are seen together; see docs/doctor.md.
 """
 
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ import torch
 from mmengine.config import Config
 
 from backbones.errors import InputError
+from backbones.openmmlab.walk import nodes
 
 from .machine import process_count
 
@@ -27,72 +28,85 @@ LR_SCALES = {"linear": lambda ratio: ratio, "sqrt": sqrt}
 
 
 def recipe_batch(config: Config) -> int | None:
-    """Images of one optimizer step that the recipe's learning rate is for; None if unknown."""
+    """Return the global batch size that the recipe's learning rate is for; None if unknown."""
     return (config.get("auto_scale_lr") or {}).get("base_batch_size")
 
 
 def micro_batch_size(config: Config) -> int:
-    """Images that one process computes at once."""
+    """Return how many images a rank computes at once."""
     for hook in config.get("custom_hooks") or []:
         if hook.get("type") == HOOK:
             return hook.batch_size
     return config.train_dataloader.batch_size
 
 
-def set_global_batch(config: Config, total: int | None = None, scale_lr: str | None = None) -> str:
-    """Let every optimizer step see `total` images, however many processes there are.
+def set_global_batch(config: Config, size: int | None = None, scale_lr: str | None = None) -> str:
+    """Let every optimizer step see `size` images, however many ranks there are.
 
     Args:
         config: to change: the loader's batch size and batch sampler, and the hooks.
-        total: images of a step; None for the recipe's, or what the config gives if it names none.
-        scale_lr: `linear` or `sqrt`, the learning rate's law in total over the recipe's batch.
+        size: global batch size; None for the recipe's, or what the config gives if it names none.
+        scale_lr: `linear` or `sqrt`, how the learning rate follows the global batch size.
 
     Returns:
-        The line to be said at the start.
+        The line to log at the start.
 
     Raises:
-        InputError: the total is not a multiple of what all processes compute at once, the recipe's
-            batch is not known though the rate is to be scaled, or the config accumulates already.
+        InputError: the size is not a multiple of what all ranks compute at once, the recipe's is
+            not known though the learning rate is to be scaled, or the config accumulates already.
     """
     if config.get("train_dataloader") is None or config.get("optim_wrapper") is None:
-        raise InputError(f"{config.filename}: has no train_dataloader or no optim_wrapper")
+        missing = "train_dataloader" if config.get("train_dataloader") is None else "optim_wrapper"
+        raise InputError(
+            f"{config.filename}: has no {missing} to train with", code="bad-config", where=missing
+        )
     recipe = recipe_batch(config)
     if (config.get("auto_scale_lr") or {}).get("enable"):
         raise InputError(
             "config key auto_scale_lr.enable: does not see accumulated steps; set it to False and "
-            "give --scale-lr linear"
+            "pass --scale-lr linear",
+            code="unsupported",
+            where="auto_scale_lr.enable",
         )
-    processes, images = process_count(config), micro_batch_size(config)
+    ranks, images = process_count(config), micro_batch_size(config)
     if not isinstance(images, int) or images < 1:
         raise InputError(
-            f"config key train_dataloader.batch_size: {images!r}; give a whole number from 1 on"
+            f"config key train_dataloader.batch_size: {images!r} is not a positive integer",
+            code="bad-value",
+            where="train_dataloader.batch_size",
         )
     counts = config.optim_wrapper.get("accumulative_counts", 1)
     if counts != 1:
-        if total is not None or scale_lr is not None:
+        if size is not None or scale_lr is not None:
             raise InputError(
-                "config key optim_wrapper.accumulative_counts: set to 1 where --total-batch or "
-                "--scale-lr is given, which accumulate without it"
+                "config key optim_wrapper.accumulative_counts: set it to 1 where --global-batch or "
+                "--scale-lr is given, which accumulate without it",
+                code="unsupported",
+                where="optim_wrapper.accumulative_counts",
             )
         return (
-            f"total batch {processes * images * counts}: {_plural(processes, 'process')} x "
+            f"global batch size {ranks * images * counts}: {_plural(ranks, 'rank')} x "
             f"{_plural(images, 'image')} x accumulative_counts {counts}, counted as mmengine does: "
-            "schedules and intervals are in parts of a step"
+            "schedules and intervals are in micro-batches"
         )
-    together = processes * images
-    total = total if total is not None else recipe or together
-    if total < 1 or total % together:
-        raise InputError(_does_not_divide(total, processes, images, total == recipe))
-    parts = total // together
-    said = f"total batch {total}: {_plural(processes, 'process')} x {_plural(images, 'image')}"
-    if parts > 1:
-        said += f" x {parts} steps accumulated"
-    _accumulate(config, images, parts)
-    return said + _scale(config, total, recipe, scale_lr)
+    together = ranks * images
+    size = size if size is not None else recipe or together
+    if size < 1 or size % together:
+        raise InputError(
+            _does_not_divide(size, ranks, images, size == recipe),
+            code="bad-argument",
+            where="--global-batch",
+        )
+    count = size // together
+    line = f"global batch size {size}: {_plural(ranks, 'rank')} x {_plural(images, 'image')}"
+    if count > 1:
+        line += f" x {count} micro-batches accumulated"
+    _accumulate(config, images, count)
+    return line + _scale(config, size, recipe, scale_lr)
 
 
 def batch_norm_note(config: Config) -> str | None:
-    """What accumulation cannot give a batch norm, and what to do; None where nothing is lost."""
+    """Return what accumulation cannot give a batch norm and what to do, or None."""
     recipe, seen = recipe_batch(config), micro_batch_size(config)
     norms = list(norm_keys(config.model))
     if recipe is None or not norms:
@@ -102,7 +116,7 @@ def batch_norm_note(config: Config) -> str | None:
     if seen >= recipe:
         return None
     first = norms[0]
-    others = f", and so for {', '.join(norms[1:])}" if norms[1:] else ""
+    others = f", and likewise {', '.join(norms[1:])}" if norms[1:] else ""
     return (
         f"batch norm takes its statistics from {_plural(seen, 'image')} at once, {recipe} in the "
         "recipe: accumulation does not change that. Group norm does not depend on it: "
@@ -110,47 +124,47 @@ def batch_norm_note(config: Config) -> str | None:
     )
 
 
-def norm_keys(node: object, path: str = "model") -> Iterator[str]:
-    """The config keys of all batch norms, synchronised ones too."""
-    if isinstance(node, dict):
+def norm_keys(model: dict) -> Iterator[str]:
+    """Yield the config keys of all batch norms of a model that train, synchronized ones too."""
+    frozen: list[str] = []
+    for path, node in nodes(model, "model"):
+        if node.get("norm_eval"):
+            frozen.append(f"{path}.")
+        if path.startswith(tuple(frozen)):
+            continue
         if node.get("type") in ("BN", "SyncBN"):
             yield path
-        for key, value in node.items():
-            yield from norm_keys(value, f"{path}.{key}")
-    elif isinstance(node, list | tuple):
-        for i, value in enumerate(node):
-            yield from norm_keys(value, f"{path}.{i}")
 
 
 def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{('es' if noun.endswith('s') else 's') * (count != 1)}"
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def _does_not_divide(total: int, processes: int, images: int, recipes: bool) -> str:
-    together = processes * images
-    whose = "total batch of the recipe" if recipes else "--total-batch"
+def _does_not_divide(size: int, ranks: int, images: int, is_recipes: bool) -> str:
+    together = ranks * images
+    whose = "global batch size of the recipe" if is_recipes else "--global-batch"
     ways = []
-    if total > 0 and total % processes == 0:
-        share = total // processes
-        sizes = [str(size) for size in range(1, share + 1) if share % size == 0]
-        ways.append(f"train_dataloader.batch_size {' or '.join(sizes)} by --cfg-options")
-    near = sorted({together * max(1, total // together), together * max(1, ceil(total / together))})
-    ways.append(f"--total-batch {' or '.join(map(str, near))} (any multiple of {together})")
+    if size > 0 and size % ranks == 0:
+        share = size // ranks
+        sizes = [str(each) for each in range(1, share + 1) if share % each == 0]
+        ways.append(f"--cfg-options train_dataloader.batch_size={' or '.join(sizes)}")
+    near = sorted({together * max(1, size // together), together * max(1, ceil(size / together))})
+    ways.append(f"--global-batch {' or '.join(map(str, near))} (any multiple of {together})")
     return (
-        f"{whose} {total}: not a multiple of {together} = {_plural(processes, 'process')} x "
+        f"{whose} {size}: not a multiple of {together} = {_plural(ranks, 'rank')} x "
         f"{_plural(images, 'image')}; possible: {', or '.join(ways)}"
     )
 
 
-def _accumulate(config: Config, images: int, parts: int) -> None:
-    """Write into the config that a process's step has `parts` parts of `images` images."""
+def _accumulate(config: Config, images: int, count: int) -> None:
+    """Write into the config that a rank's step has `count` micro-batches of `images` images."""
     loader = config.train_dataloader
     hooks = [hook for hook in config.get("custom_hooks") or [] if hook.get("type") != HOOK]
     batches = loader.get("batch_sampler")
     if batches and batches["type"] == "StepBatchSampler":
         batches = loader.batch_sampler = batches["batches"]
-    loader.batch_size = images * parts
-    if parts > 1:
+    loader.batch_size = images * count
+    if count > 1:
         hooks.append(dict(type=HOOK, batch_size=images))
         if batches:
             loader.batch_sampler = dict(
@@ -161,10 +175,10 @@ def _accumulate(config: Config, images: int, parts: int) -> None:
     config.custom_hooks = hooks
 
 
-def _scale(config: Config, total: int, recipe: int | None, law: str | None) -> str:
-    """Scale the rates if asked; what there is to say of it."""
-    if law is None:
-        if recipe in (None, total):
+def _scale(config: Config, size: int, recipe: int | None, rule: str | None) -> str:
+    """Scale the learning rates if asked; return what there is to log about them."""
+    if rule is None:
+        if recipe in (None, size):
             return ""
         return (
             f"; the recipe's is {recipe}: the learning rate stays {_rate(config)}, "
@@ -172,16 +186,21 @@ def _scale(config: Config, total: int, recipe: int | None, law: str | None) -> s
         )
     if recipe is None:
         raise InputError(
-            f"--scale-lr {law}: {config.filename} does not say its own total batch; set "
-            "auto_scale_lr.base_batch_size"
+            f"--scale-lr {rule}: {config.filename} does not set its batch size "
+            "(auto_scale_lr.base_batch_size)",
+            code="bad-config",
+            where="auto_scale_lr.base_batch_size",
         )
-    factor = LR_SCALES[law](total / recipe)
+    factor = LR_SCALES[rule](size / recipe)
     before = _rate(config)
     config.optim_wrapper.optimizer.lr *= factor
     for schedule in config.get("param_scheduler") or []:
         if schedule.get("eta_min"):
             schedule.eta_min *= factor
-    return f"; learning rate {_rate(config)}, {before} of the recipe's {recipe} scaled by {law} law"
+    return (
+        f"; learning rate {_rate(config)}: the recipe's {before} for {recipe} images, by the "
+        f"{'linear' if rule == 'linear' else 'square root'} scaling rule"
+    )
 
 
 def _rate(config: Config) -> str:

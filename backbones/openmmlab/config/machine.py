@@ -1,4 +1,4 @@
-"""What of a config this machine cannot run, and how many processes its launcher has started."""
+"""Fit a config to this machine, and count the ranks that its launcher has started."""
 
 import os
 
@@ -6,46 +6,35 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-# Where each launcher says how many processes there are.
+from backbones.openmmlab.walk import replace_type
+
+# The variable in which each launcher gives the number of ranks.
 PROCESS_COUNTS = dict(pytorch="WORLD_SIZE", slurm="SLURM_NTASKS", mpi="OMPI_COMM_WORLD_SIZE")
 
 
 def process_count(config: Config) -> int:
-    """How many processes the config's launcher has started."""
-    return int(os.environ.get(PROCESS_COUNTS.get(config.get("launcher"), ""), 1))
+    """Return how many ranks the config's launcher has started."""
+    return int(os.environ.get(PROCESS_COUNTS.get(config.get("launcher", "none"), ""), 1))
 
 
 def fit_to_machine(config: Config) -> None:
-    """Replace what this machine cannot run, saying each in one line.
+    """Replace what this machine cannot run, and log each replacement.
 
-    SyncBN becomes BN where there is nothing to synchronise with or no GPU to do it on; automatic
+    SyncBN becomes BN where there is nothing to synchronize with or no GPU to do it on; automatic
     mixed precision becomes float32 and nccl becomes gloo where there is no GPU.
     """
     processes = process_count(config)
     cuda = torch.cuda.is_available()
-    if (processes == 1 or not cuda) and _replace_type(config._cfg_dict, "SyncBN", "BN"):
-        why = "one process" if processes == 1 else "no GPU"
-        print_log(
-            f"{why}: SyncBN becomes BN, statistics are those of one process's batch", "current"
-        )
+    if (processes == 1 or not cuda) and replace_type(config._cfg_dict, "SyncBN", "BN"):
+        why = "one rank" if processes == 1 else "no GPU"
+        print_log(f"{why}: SyncBN becomes BN, with statistics of one rank's batch", "current")
     if cuda:
         return
-    config.env_cfg.dist_cfg.backend = "gloo"
+    environment = config.setdefault("env_cfg", {})
+    environment["dist_cfg"] = {**(environment.get("dist_cfg") or {}), "backend": "gloo"}
     optim = config.get("optim_wrapper")
     if optim and optim.get("type") == "AmpOptimWrapper":
         dtype = optim.pop("dtype", "float16")
         optim.pop("loss_scale", None)
         optim.type = "OptimWrapper"
         print_log(f"no GPU: training in float32 instead of {dtype}", "current")
-
-
-def _replace_type(node: object, old: str, new: str) -> int:
-    """Replace `type=old` by `type=new` everywhere; how many there were."""
-    if isinstance(node, dict):
-        hits = int(node.get("type") == old)
-        if hits:
-            node["type"] = new
-        return hits + sum(_replace_type(value, old, new) for value in node.values())
-    if isinstance(node, list | tuple):
-        return sum(_replace_type(value, old, new) for value in node)
-    return 0

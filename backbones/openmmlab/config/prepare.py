@@ -1,25 +1,181 @@
-"""The order in which a run's options change its config."""
+"""Turn a tool's options into the config of a run: which transforms, in which order.
+
+Every tool that runs a config parses its options, has them prepared here, checks the data and runs.
+"""
+
+import os
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 
 from backbones.errors import InputError
+from backbones.openmmlab.data.own_data import use_data
+from backbones.openmmlab.tasks import task_of
+from backbones.weights import check_path, trusted
+
+from .global_batch import batch_norm_note, set_global_batch
+from .loading import leave_training_out, load_config
+from .machine import fit_to_machine
+from .strategy import check_strategy
+from .tracking import track
+from .tta import use_tta
+
+# `inspect` is for what builds no run: the config is then as it is written.
+Purpose = Literal["train", "evaluate", "inspect"]
+
+# Hooks that a run of our tools has, and where they are registered.
+HOOKS = {
+    "progress": ("ProgressHook", "backbones.openmmlab.training.progress"),
+    "report": ("ReportHook", "backbones.openmmlab.report"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be asked of a run; the names are those of the tools' arguments.
+
+    Attributes:
+        config: the config file.
+        cfg_options: dotted keys and their values.
+        data: folder of the data set; None for the config's own.
+        work_dir: folder for results; by default `work_dirs/` and the config's name.
+        launcher: what started the ranks.
+        local_rank: of this rank, from launchers that set no variable.
+        checkpoint: of the model to evaluate.
+        trust_checkpoint: whether a checkpoint may run code.
+        tta: protocol of test-time augmentation.
+        resume: whether to continue from the work dir's last checkpoint.
+        init_from: checkpoint to initialize from, of other classes too.
+        strategy: `ddp` or `fsdp`; None for the config's.
+        compile: whether to compile the network.
+        track: trackers to send the figures to.
+        skip_bad_images: whether unreadable images are replaced by others.
+        global_batch: images of an optimizer step; None for the recipe's.
+        scale_lr: `linear` or `sqrt`; None leaves the learning rate.
+    """
+
+    config: Path
+    cfg_options: Mapping[str, Any] | None = None
+    data: Path | None = None
+    work_dir: Path | None = None
+    launcher: str = "none"
+    local_rank: int = 0
+    checkpoint: str | None = None
+    trust_checkpoint: bool = False
+    tta: str | None = None
+    resume: bool = False
+    init_from: str | None = None
+    strategy: str | None = None
+    compile: bool = False
+    track: Sequence[str] = ()
+    skip_bad_images: bool = False
+    global_batch: int | None = None
+    scale_lr: str | None = None
+
+    @classmethod
+    def of(cls, arguments: Namespace) -> "Options":
+        """Return those of a tool's parsed arguments that are options of a run."""
+        given = vars(arguments)
+        names = [field.name for field in fields(cls) if field.name in given]
+        return cls(**{name: given[name] for name in names})
+
+
+def prepare(options: Options, purpose: Purpose) -> Config:
+    """Read a config and change it as the options ask.
+
+    Args:
+        options: of the run.
+        purpose: what the config is for.
+
+    Returns:
+        The config, checked key by key; of a run, fitted to this machine and ready for the runner.
+
+    Raises:
+        InputError: a key, value, file or combination of options is wrong.
+    """
+    os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
+    config = load_config(options.config, options.cfg_options)
+    for given in (options.checkpoint, options.init_from):
+        if given:
+            check_path(given)
+    config.work_dir = str(options.work_dir or Path("work_dirs") / options.config.stem)
+    config.launcher = options.launcher
+    if options.data:
+        with trusted() if options.trust_checkpoint else nullcontext():
+            use_data(config, options.data, config.work_dir, options.checkpoint)
+    if purpose == "inspect":
+        return config
+    add_hooks(config)
+    if purpose == "evaluate":
+        leave_training_out(config)
+        config.load_from = options.checkpoint
+        if options.tta:
+            use_tta(config, options.tta)
+    else:
+        _prepare_training(config, options)
+    fit_to_machine(config)
+    return config
+
+
+def _prepare_training(config: Config, options: Options) -> None:
+    config.resume = options.resume
+    if options.strategy:
+        config.strategy = options.strategy
+    if options.compile:
+        config.setdefault("compile", True)
+    check_strategy(config)
+    track(config, options.track)
+    start_from(config, options.init_from)
+    if options.skip_bad_images:
+        hooks = config.get("custom_hooks") or []
+        config.custom_hooks = [*hooks, dict(type="SkipBadImagesHook")]
+    print_log(set_global_batch(config, options.global_batch, options.scale_lr), "current")
+    if note := batch_norm_note(config):
+        print_log(note, "current")
+
+
+def add_hooks(config: Config) -> None:
+    """Give a config of another origin the progress bar and the report of our runs.
+
+    A config that imports them itself, or that sets one of these hooks to None, keeps what it says.
+    """
+    hooks = config.setdefault("default_hooks", {})
+    imports = config.get("custom_imports") or dict(imports=[], allow_failed_imports=False)
+    for name, (kind, module) in HOOKS.items():
+        import_module(module)
+        if module not in imports["imports"]:
+            hooks.setdefault(name, dict(type=kind))
+            imports["imports"] = [*imports["imports"], module]  # the saved config runs by itself
+    config.custom_imports = imports
 
 
 def start_from(config: Config, checkpoint: str | None = None) -> None:
-    """Have training start from a trained model but for the layers that depend on the classes.
+    """Initialize training from a trained model, except for class-dependent layers.
 
     Args:
         config: changed in place.
         checkpoint: anything `read_checkpoint` reads; the config's `init_from` if None.
 
     Raises:
-        InputError: the config asks for another start already.
+        InputError: the config starts from another checkpoint already.
     """
     checkpoint = checkpoint or config.get("init_from")
     if not checkpoint:
         return
     if config.get("load_from"):
-        raise InputError(f"init_from={checkpoint}: the config loads load_from={config.load_from}")
+        raise InputError(
+            f"init_from={checkpoint}: the config already has load_from={config.load_from}; set "
+            "one of them to None",
+            code="bad-config",
+            where="load_from",
+        )
     config.init_from = str(checkpoint)
     # The checkpoint fills the backbone; what it was pretrained from need not be fetched.
-    config.model.backbone.pop("init_cfg", None)
+    config.model[task_of(config).backbone].pop("init_cfg", None)

@@ -1,4 +1,4 @@
-"""What several ranks share the work by, and what FSDP does not go with."""
+"""How several ranks share the work, and what FSDP cannot be combined with."""
 
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
@@ -10,41 +10,50 @@ STRATEGIES = ("ddp", "fsdp")
 
 
 def check_strategy(config: Config) -> None:
-    """Refuse a strategy there is not, and what training under FSDP does not go with.
+    """Reject an unknown strategy, and what training under FSDP cannot be combined with.
 
     Raises:
         InputError: names the key and what to set it to.
     """
     strategy = config.get("strategy", "ddp")
     if strategy not in STRATEGIES:
-        raise InputError(f"config key strategy: {strategy!r} is none of {', '.join(STRATEGIES)}")
+        raise InputError(
+            f"config key strategy: {strategy!r} is none of {', '.join(STRATEGIES)}",
+            code="bad-value",
+            where="strategy",
+        )
     if strategy != "fsdp":
         return
     if config.get("launcher", "none") == "none":
-        raise InputError(
-            "--strategy fsdp: divides the model among processes; start them with torchrun "
-            "--nproc-per-node N tools/train.py CONFIG --launcher pytorch --strategy fsdp"
+        raise _unsupported(
+            "launcher",
+            "shards the model across ranks; start them with torchrun --nproc-per-node N "
+            "tools/train.py CONFIG --launcher pytorch --strategy fsdp",
         )
-    for hook in config.get("custom_hooks") or []:
+    for i, hook in enumerate(config.get("custom_hooks") or []):
         kind = hook["type"] if isinstance(hook["type"], type) else HOOKS.get(hook["type"])
         if kind and issubclass(kind, EMAHook):
-            raise InputError(
-                f"--strategy fsdp: {kind.__name__} keeps a second, undivided copy of the weights; "
-                "take it out of custom_hooks"
+            raise _unsupported(
+                f"custom_hooks.{i}",
+                f"{kind.__name__} keeps a second, unsharded copy of the weights; remove it",
             )
     wrapper = config.optim_wrapper
     if "optimizer" not in wrapper:
-        raise InputError("--strategy fsdp: config key optim_wrapper: has to hold one optimizer")
+        raise _unsupported("optim_wrapper", "must have exactly one optimizer")
     if wrapper.get("type") == "AmpOptimWrapper" and wrapper.get("dtype") != "bfloat16":
-        raise InputError(
-            "--strategy fsdp: config key optim_wrapper.dtype: "
-            f"{wrapper.get('dtype', 'float16')}; set it to bfloat16, which needs no loss scale"
+        raise _unsupported(
+            "optim_wrapper.dtype",
+            f"{wrapper.get('dtype', 'float16')}; set it to bfloat16, which needs no loss scale",
         )
     if wrapper.get("accumulative_counts", 1) != 1:
-        raise InputError(
-            "--strategy fsdp: config key optim_wrapper.accumulative_counts: set it to 1 and give "
-            "--total-batch, which accumulates without it"
+        raise _unsupported(
+            "optim_wrapper.accumulative_counts",
+            "set it to 1 and pass --global-batch, which accumulates without it",
         )
     for key in ("compile", "model_wrapper_cfg"):
         if config.get(key):
-            raise InputError(f"--strategy fsdp: config key {key}: does not go with it; remove it")
+            raise _unsupported(key, "cannot be combined with it; remove it")
+
+
+def _unsupported(key: str, reason: str) -> InputError:
+    return InputError(f"--strategy fsdp: config key {key}: {reason}", code="unsupported", where=key)

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from backbones.errors import Code
 
@@ -182,87 +181,6 @@ class CocoAnnotations:
                 f"annotation id {one_line(first)}: segmentation: {one_line(fault)}{more}",
                 f"correct it, or {REREAD} where it can be",
             )
-
-    def check_left(self, filter_cfg: Mapping[str, Any] | None, training: bool) -> Iterator[Issue]:
-        """Check that something is left to train on or to score once mmdet has dropped its part.
-
-        Args:
-            filter_cfg: the data set's, which training heeds.
-            training: the split is trained on.
-        """
-        if not self.annotations:
-            yield self._issue(
-                "error", f"no objects in its {len(self.images)} images",
-                "is it the file that you mean?", "no-data",
-            )  # fmt: skip
-            return
-        names = {c["id"]: c["name"] for c in self.categories}
-        dropped: Counter[str] = Counter()
-        for row in self.annotations:
-            reason = self._why_dropped(row)
-            if names.get(row["category_id"]) not in self.classes:
-                reason = "of no class of the config's"
-            dropped[reason] += 1
-        kept = dropped.pop("", 0)
-        shown = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
-        if not kept:
-            yield self._issue(
-                "error", f"no object of {len(self.annotations)} is left to learn or to score: "
-                f"{shown}",
-                "crowds and objects without area are neither learnt nor scored", "no-data",
-            )  # fmt: skip
-        elif dropped:
-            yield self._issue(
-                "note", f"{shown}, of {len(self.annotations)} objects", "they are not learnt",
-                "no-data",
-            )  # fmt: skip
-        if training and filter_cfg:
-            yield from self._check_filter(filter_cfg)
-
-    def _why_dropped(self, row: dict) -> str:
-        """Say why mmdet drops an object; empty if it does not."""
-        x, y, w, h = row["bbox"] if are_numbers(row["bbox"]) and len(row["bbox"]) == 4 else [0] * 4
-        image = self._by_image.get(row["image_id"])
-        if row.get("iscrowd"):
-            return "crowds (iscrowd 1)"
-        if row.get("ignore"):
-            return "marked ignore"
-        if w < 1 or h < 1 or row.get("area", w * h) <= 0:
-            return "without area"
-        if image is None or x >= image["width"] or y >= image["height"] or x + w <= 0 or y + h <= 0:
-            return "outside their image"
-        return ""
-
-    def _check_filter(self, filter_cfg: Mapping[str, Any]) -> Iterator[Issue]:
-        least = filter_cfg.get("min_size", 0)
-        names = {c["id"]: c["name"] for c in self.categories}
-        labelled = {
-            row["image_id"]
-            for row in self.annotations
-            if names.get(row["category_id"]) in self.classes
-        }
-        small = [i for i in self.images if min(i["width"], i["height"]) < least]
-        empty = []
-        if filter_cfg.get("filter_empty_gt"):
-            empty = [i for i in self.images if i["id"] not in labelled]
-        left = len(self.images) - len({i["id"] for i in [*small, *empty]})
-        reasons = []
-        if small:
-            reasons.append(f"{len(small)} smaller than {least} pixels (filter_cfg.min_size)")
-        if empty:
-            reasons.append(f"{len(empty)} without objects (filter_cfg.filter_empty_gt)")
-        if not left:
-            yield self._issue(
-                "error", f"no image of {len(self.images)} is left to train on: "
-                f"{', '.join(reasons)}",
-                "set train_dataloader.dataset.filter_cfg, or enlarge the images", "no-data",
-            )  # fmt: skip
-        elif reasons:
-            yield self._issue(
-                "warning" if small else "note",
-                f"not trained on: {', '.join(reasons)}, of {len(self.images)} images",
-                "", "no-data",
-            )  # fmt: skip
 
     def check_sizes(self, folder: Path, headers: Mapping[Path, Header]) -> Iterator[Issue]:
         """Check the file's width and height against those of the images as they are decoded.

@@ -2,12 +2,14 @@
 
 import codecs
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from backbones.errors import InputError
 
+T = TypeVar("T")
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif")
 # What operating systems leave in folders and archives; names that begin with a dot are passed over
 # as well, such as macOS's ._x.jpg beside x.jpg.
@@ -132,3 +134,10 @@ def decode_text(content: bytes, path: Path) -> str:
 def one_line(text: object) -> str:
     """Escape line breaks, tabs and other control characters of a name for a message."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Return `count` of these, evenly spread; all of them if there are no more or `count` is 0."""
+    if count == 0 or len(items) <= count:
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]

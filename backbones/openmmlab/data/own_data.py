@@ -17,11 +17,10 @@ from backbones.errors import InputError
 from backbones.weights import read_checkpoint
 
 from .coco_annotations import CocoAnnotations
-from .coco_dataset import spread
 from .coco_file import read_categories
 from .converted import folder_for
 from .decoding import read_label_map
-from .files import IMAGES, files_below, one_line
+from .files import IMAGES, files_below, one_line, spread
 from .label_folders import IGNORED, read_classes
 from .metainfo import Classes, class_names, dataset_class, dataset_metainfo
 from .own_annotations import use_annotations

@@ -1,4 +1,4 @@
-"""What a detection config needs registered: mmdet, our loading, RoI heads, masks' TTA, COCO AP."""
+"""Register what a detection config needs: mmdet, loading, RoI heads, TTA of masks, COCO AP."""
 
 from backbones.openmmlab.registration import register
 

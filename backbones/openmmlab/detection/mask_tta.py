@@ -1,4 +1,4 @@
-"""Test-time augmentation of detectors with masks, which mmdet 3 leaves out."""
+"""Augment detectors with masks at test time, which mmdet 3 leaves out."""
 
 import torch
 from mmdet.models.layers import multiclass_nms
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backbones.errors import InputError
 
-# Axes of a mask (n, H, W) that a flip of the image turns round.
+# Axes of a mask (n, H, W) that are flipped with the image.
 FLIPPED_AXES = dict(horizontal=[2], vertical=[1], diagonal=[1, 2])
 
 
@@ -20,23 +20,29 @@ class MaskTTAModel(BaseTTAModel):
     """Mask R-CNN or Cascade Mask R-CNN on several views of an image, scaled and flipped.
 
     The boxes of all views go through the model's own non-maximum suppression together. Each mask is
-    the mean over the views of what the mask heads see in the box that remained, as in mmdet 2
+    the mean over the views of the mask heads' probabilities in the remaining box, as in mmdet 2
     (models/roi_heads/test_mixins.py, aug_test_mask). One view gives the model's own predictions.
 
     Args:
         module: the detector; its RoI head is a MaskRoIHead or a CascadeMaskRoIHead.
+
+    Raises:
+        InputError: it is another one.
     """
 
     def __init__(self, module: dict):
         super().__init__(module)
         if not hasattr(getattr(self.module, "roi_head", None), "mask_probabilities"):
+            name = type(self.module).__name__
             raise InputError(
-                f"{type(self.module).__name__}: test-time augmentation of masks needs a roi_head "
-                "of type MaskRoIHead or CascadeMaskRoIHead"
+                f"{name}: test-time augmentation of masks needs a roi_head of type MaskRoIHead or "
+                "CascadeMaskRoIHead",
+                code="unsupported",
+                where=name,
             )
 
     def test_step(self, data: dict) -> list[DetDataSample]:
-        """Instances of each image in pixels of the original: bboxes, scores, labels, masks.
+        """Predict bboxes, scores, labels and masks of each image, in pixels of the original.
 
         Args:
             data: for each view `inputs`, its images (3, H, W), and `data_samples` with `ori_shape`,
@@ -63,7 +69,7 @@ class MaskTTAModel(BaseTTAModel):
     def merge_preds(
         self, data_samples_list: list[tuple[DetDataSample, ...]]
     ) -> list[DetDataSample]:
-        """One sample for each image's views, with boxes in pixels of the original image.
+        """Merge each image's views into one sample, with boxes in pixels of the original image.
 
         Args:
             data_samples_list: views whose `pred_instances` hold bboxes (n, 4) or (n, 4 * classes)
@@ -122,7 +128,7 @@ class MaskTTAModel(BaseTTAModel):
 
 
 def _flip(boxes: Tensor, meta: dict) -> Tensor:
-    """Boxes (n, 4 k) of a view in pixels of the original image, or back: a flip is its inverse."""
+    """Flip boxes (n, 4 k) of a view back to the original image, or to the view again."""
     if not meta.get("flip"):
         return boxes
     return bbox_flip(boxes, meta["ori_shape"][:2], meta["flip_direction"])

@@ -1,4 +1,4 @@
-"""RoI heads of Mask R-CNN and Cascade Mask R-CNN: mmdet's function in fewer and faster steps.
+"""Compute the RoI heads of Mask R-CNN and Cascade Mask R-CNN in fewer and faster steps than mmdet.
 
 Weights, losses and detections are those of the mmdet classes they derive from.
 """
@@ -30,19 +30,21 @@ PASTED = 2**30  # bytes of the images that masks are pasted into at once, on a G
 class FloatRoIExtractor(SingleRoIExtractor):
     """mmdet's SingleRoIExtractor with boxes and sampling in float32 whatever the features' dtype.
 
-    mmdet casts the boxes to the features' dtype; bf16 knows only every fourth pixel near 1000. On
-    the CPU RoIAlign runs on all threads, and channels-last.
+    mmdet casts the boxes to the features' dtype; bf16 represents only every fourth pixel near 1000.
+    On the CPU RoIAlign runs on all threads, and channels-last.
     """
 
     def forward(
         self, feats: tuple[Tensor, ...], rois: Tensor, roi_scale_factor: float | None = None
     ) -> Tensor:
-        """Features (n, out_channels, h, w), in the dtype of `feats`, of boxes (n, 5).
+        """Extract features (n, out_channels, h, w), in the dtype of `feats`, of boxes (n, 5).
+
+        The result may be changed in place.
 
         Args:
-            feats: maps (N, C, H, W), finest first.
+            feats: maps (N, C, H, W), finest first; as many as there are strides, or fewer.
             rois: image index and x1, y1, x2, y2 in pixels of the image.
-            roi_scale_factor: enlarges the boxes about their centres.
+            roi_scale_factor: factor about the boxes' centres; as in mmdet, one map has none.
         """
         dtype = feats[0].dtype
         exact = torch.promote_types(dtype, torch.float32)
@@ -52,13 +54,13 @@ class FloatRoIExtractor(SingleRoIExtractor):
         if not rois.is_cpu or not isinstance(layer, RoIAlign) or layer.pool_mode != "avg":
             return super().forward(feats, rois, roi_scale_factor).to(dtype)
         levels = self.map_roi_levels(rois, len(feats))
-        if roi_scale_factor is not None:
+        if roi_scale_factor is not None and len(feats) > 1:
             rois = self.roi_rescale(rois, roi_scale_factor)
         return roi_align(
             feats,
             rois,
             levels,
-            [layer.spatial_scale for layer in self.roi_layers],
+            [layer.spatial_scale for layer in self.roi_layers[: len(feats)]],
             layer.output_size,
             sampling_ratio=layer.sampling_ratio,
             aligned=layer.aligned,
@@ -69,23 +71,24 @@ class FloatRoIExtractor(SingleRoIExtractor):
 class FloatRPNHead(RPNHead):
     """mmdet's RPNHead with scores and deltas in float32 whatever the features' dtype.
 
-    bf16 has 256 scores between 0.5 and 1: which proposals are best would be a matter of ties.
+    bf16 has 128 values between 0.5 and 1: ties would decide which proposals are best.
     """
 
     def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Objectness (N, A, H, W) and deltas (N, 4A, H, W) of one level's map (N, C, H, W)."""
-        return tuple(_exact(output) for output in super().forward_single(x))
+        """Return objectness (N, A, H, W) and deltas (N, 4A, H, W) of a level's map (N, C, H, W)."""
+        scores, deltas = super().forward_single(x)
+        return _exact(scores), _exact(deltas)
 
 
 @MODELS.register_module()
 class FloatBBoxHead(ConvFCBBoxHead):
     """mmdet's ConvFCBBoxHead with scores and deltas in float32 whatever the features' dtype.
 
-    In inference on a CPU the RoIs go through the head some at a time, which stay in cache.
+    In inference on a CPU the RoIs go through the head in chunks that stay in cache.
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Class scores (n, classes + 1) and deltas of RoI features (n, C, h, w)."""
+        """Return class scores (n, classes + 1) and deltas of RoI features (n, C, h, w)."""
         inference = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
         chunked = inference and x.is_cpu and self.num_shared_convs
         parts = x.split(CHUNK) if chunked else [x]
@@ -98,7 +101,7 @@ class ClassMaskHead(FCNMaskHead):
     """mmdet's FCNMaskHead that can compute the map of each RoI's own class alone."""
 
     def probabilities(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Probability (n, h, w), float32 or wider, that a cell of a RoI is of its object.
+        """Return the probability (n, h, w), in float32 or wider, that a RoI's cell is its object's.
 
         Args:
             x: RoI features (n, C, h / 2, w / 2).
@@ -126,7 +129,7 @@ class ClassMaskHead(FCNMaskHead):
     def paste(
         self, probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float
     ) -> Tensor:
-        """Masks (n, *size) in an image of (height, width): bool, or uint8 if `threshold` < 0.
+        """Paste masks (n, *size) into an image; bool, or uint8 where `threshold` is negative.
 
         Args:
             probabilities: (n, h, w).
@@ -137,7 +140,7 @@ class ClassMaskHead(FCNMaskHead):
         height, width = size
         dtype = torch.bool if threshold >= 0 else torch.uint8
         masks = torch.zeros(len(boxes), height, width, dtype=dtype, device=boxes.device)
-        # One at a time touches its box alone; a GPU rather pastes many into whole images.
+        # One at a time touches its box alone; on a GPU many at once into full images are faster.
         at_once = 1 if boxes.is_cpu else max(1, PASTED // (4 * height * width))
         for first in range(0, len(boxes), at_once):
             part = slice(first, first + at_once)
@@ -156,9 +159,9 @@ class ClassMaskHead(FCNMaskHead):
 
 
 def _interpolation(sides: Tensor, first: int, last: int, cells: int) -> Tensor:
-    """Bilinear weights (n, last - first, cells) of a box's cells in pixels first to last.
+    """Return bilinear weights (n, last - first, cells) of a box's cells in pixels first to last.
 
-    Of mmdet's grid_sample; rows and columns are interpolated one after the other.
+    Those of mmdet's grid_sample; rows and columns are interpolated one after the other.
 
     Args:
         sides: (n, 2) lower and upper end of the box along this axis, in pixels.
@@ -171,7 +174,7 @@ def _interpolation(sides: Tensor, first: int, last: int, cells: int) -> Tensor:
 
 
 class _ClassMasks:
-    """Prediction of masks from `mask_probabilities`, for both RoI heads."""
+    """Predict masks from `mask_probabilities`, for both RoI heads."""
 
     def predict_mask(
         self,
@@ -216,7 +219,7 @@ class _ClassMasks:
 
 @MODELS.register_module()
 class MaskRoIHead(_ClassMasks, StandardRoIHead):
-    """mmdet's StandardRoIHead; in inference a mask is computed for the predicted class alone."""
+    """mmdet's StandardRoIHead that in inference computes the predicted class's mask alone."""
 
     @property
     def last_mask_head(self) -> ClassMaskHead:
@@ -224,7 +227,7 @@ class MaskRoIHead(_ClassMasks, StandardRoIHead):
         return self.mask_head
 
     def mask_probabilities(self, x: tuple[Tensor, ...], rois: Tensor, labels: Tensor) -> Tensor:
-        """Probability maps (n, h, w) of RoIs (n, 5), each for its label (n,)."""
+        """Return probability maps (n, h, w) of RoIs (n, 5), each for its label (n,)."""
         features = self.mask_roi_extractor(x[: self.mask_roi_extractor.num_inputs], rois)
         if self.with_shared_head:
             features = self.shared_head(features)
@@ -233,7 +236,7 @@ class MaskRoIHead(_ClassMasks, StandardRoIHead):
 
 @MODELS.register_module()
 class CascadeMaskRoIHead(_ClassMasks, CascadeRoIHead):
-    """mmdet's CascadeRoIHead; in inference a mask is computed for the predicted class alone."""
+    """mmdet's CascadeRoIHead that in inference computes the predicted class's mask alone."""
 
     @property
     def last_mask_head(self) -> ClassMaskHead:
@@ -241,7 +244,7 @@ class CascadeMaskRoIHead(_ClassMasks, CascadeRoIHead):
         return self.mask_head[-1]
 
     def mask_probabilities(self, x: tuple[Tensor, ...], rois: Tensor, labels: Tensor) -> Tensor:
-        """Probability maps (n, h, w) of RoIs (n, 5), each for its label (n,): the stages' mean."""
+        """Return the stages' mean probability maps (n, h, w) of RoIs (n, 5), for labels (n,)."""
         stages = [
             head.probabilities(extractor(x[: extractor.num_inputs], rois), labels)
             for extractor, head in zip(self.mask_roi_extractor, self.mask_head, strict=True)

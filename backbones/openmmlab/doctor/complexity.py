@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a detector, segmentor or classifier, as the papers count them.
+"""Count the parameters and multiply-adds of a config's model, as the papers do.
 
 Multiply-adds are those of convolutions and matrix products (linears, attention), what papers call
 FLOPs. A detector sees one 1280x800 image, each of its box heads 1000 regions and each of its mask
@@ -16,17 +16,16 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.errors import InputError
+from backbones.openmmlab.tasks import module_at, task_of
 
-DETECTION_SIZE = (1280, 800)
-BOX_REGIONS = 1000
-MASK_REGIONS = 100
+# What parts that were never written to run on tensors without values raise.
+UNCOUNTABLE = (TypeError, ValueError, LookupError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,9 @@ class Complexity:
     """Parameters and multiply-adds of a model by part, with the sum under `total`.
 
     Attributes:
-        size: (width, height) of the image counted at.
-        params: parameters of `backbone`, `neck`, `rpn_head`, `bbox_head` and `mask_head` (all
-            stages together), `decode_head`, `auxiliary_head`, as far as the model has them, and of
-            `other` where there is more; of a classifier, of its `network`.
+        size: (width, height) of the image counted for.
+        params: parameters of the parts that the model has, by the names of `Task.parts`; those of
+            a cascade's stages together; the rest under `other`.
         macs: multiply-adds for one image, without the auxiliary head.
         executed: the same as far as they are really executed, less where a head is factorised.
     """
@@ -48,96 +46,96 @@ class Complexity:
     executed: dict[str, int]
 
 
+class PartCounter:
+    """Runs parts of a model (`tasks.PartRunner`) and adds up their multiply-adds by name."""
+
+    def __init__(self):
+        self.macs: dict[str, int] = {}
+        self.executed: dict[str, int] = {}
+
+    def __call__(
+        self,
+        part: str,
+        function: Callable[..., Any],
+        *inputs: Any,
+        published: bool = True,
+        executed: bool = True,
+        **named_inputs: Any,
+    ) -> Any:
+        output, macs = multiply_adds(function, *inputs, **named_inputs)
+        for counts, counted in ((self.macs, published), (self.executed, executed)):
+            if counted:
+                counts[part] = counts.get(part, 0) + macs
+        return output
+
+
 def count(config: Config, size: tuple[int, int] | None = None) -> Complexity:
     """Count a config's model on the meta device: no weights are read, drawn or downloaded.
 
     Args:
-        config: of a two-stage detector, an encoder-decoder segmentor or an image classifier.
+        config: of a detector, a segmentor or an image classifier.
         size: (width, height) of the image; None for the papers' choice.
 
     Raises:
-        InputError: the model is of another kind, or does not take an image of this size.
+        InputError: what the model computes depends on what is in the image, or it does not take an
+            image of this size.
     """
-    model = build_on_meta(config)
-    detector = hasattr(model, "roi_head")
-    if detector:
-        default_size, count_macs = DETECTION_SIZE, _detector_macs
-    elif hasattr(model, "decode_head"):
-        default_size, count_macs = None if size else base_scale(config), _segmentor_macs
-    elif hasattr(model, "network"):
-        default_size, count_macs = None if size else input_size(config), _classifier_macs
-    else:
-        raise InputError(
-            f"{config.model.type}: only two-stage detectors (with a roi_head), segmentors (with a "
-            "decode_head) and classifiers (with a network) are counted"
-        )
-    size = size or default_size
-    image = torch.empty(1, 3, *reversed(size), device="meta")
+    task = task_of(config)
+    model = _built(config)
+    size = size or task.default_size(config)
+    counter = PartCounter()
     try:
-        macs, executed = count_macs(model, image)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        with torch.device("meta"), DefaultScope.overwrite_default_scope(task.scope):
+            task.run_parts(model, torch.empty(1, 3, *reversed(size)), counter)
+    except InputError:
+        raise
+    except (NotImplementedError, *UNCOUNTABLE) as error:
+        name = type(model).__name__
         raise InputError(
-            f"a {size[0]}x{size[1]} image does not fit this model: {reason}"
+            f"{name}: its multiply-adds cannot be counted without an image ({_reason(error)})",
+            code="unsupported",
+            where=name,
+        ) from error
+    except RuntimeError as error:
+        shape = f"{size[0]}x{size[1]}"
+        if "meta" in str(error):  # something asked for values
+            raise InputError(
+                f"{type(model).__name__}: its multiply-adds cannot be counted without values",
+                code="unsupported",
+                where=type(model).__name__,
+            ) from error
+        if "is not available" in str(error):  # an operator that only compiled mmcv has
+            raise InputError(_reason(error), code="missing-package", where="mmcv") from error
+        raise InputError(
+            f"a {shape} image does not fit this model: {_reason(error)}",
+            code="bad-argument",
+            where=shape,
         ) from error
 
-    parts = ("backbone", "neck", "rpn_head", "decode_head", "auxiliary_head", "network")
-    modules = {name: getattr(model, name, None) for name in parts}
-    if detector:
-        modules |= {
-            name: getattr(model.roi_head, name, None) for name in ("bbox_head", "mask_head")
-        }
-    params = {name: _parameters(module) for name, module in modules.items() if module is not None}
+    modules = {
+        name: [module for path in paths if (module := module_at(model, path)) is not None]
+        for name, paths in task.parts.items()
+    }
+    params = {name: sum(map(_parameters, parts)) for name, parts in modules.items() if parts}
     if other := _parameters(model) - sum(params.values()):
         params["other"] = other
     return Complexity(
         size,
         {"total": sum(params.values()), **params},
-        {"total": sum(macs.values()), **macs},
-        {"total": sum(executed.values()), **executed},
+        {"total": sum(counter.macs.values()), **counter.macs},
+        {"total": sum(counter.executed.values()), **counter.executed},
     )
 
 
-def build_on_meta(config: Config) -> BaseModel:
-    """The config's model in evaluation mode, with shapes but no values."""
-    scope = config.get("default_scope", "mmengine")
+def build_on_meta(config: Config) -> Any:
+    """Build a config's model in evaluation mode, with shapes but no values."""
+    scope = config.get("default_scope") or "mmengine"
     with DefaultScope.overwrite_default_scope(scope), torch.device("meta"), _SchedulesOnCPU():
         return MODELS.build(deepcopy(config.model)).eval()
 
 
-def base_scale(config: Config) -> tuple[int, int]:
-    """(width, height) that a segmentation config resizes images to for testing.
-
-    Raises:
-        InputError: its test pipeline has no Resize with a scale.
-    """
-    for step in config.test_dataloader.dataset.pipeline:
-        if step.type == "Resize" and "scale" in step:
-            return tuple(step.scale)
-    raise InputError(
-        f"{config.filename}: test_dataloader.dataset.pipeline has no Resize with a scale; "
-        "give the size to count at"
-    )
-
-
-def input_size(config: Config) -> tuple[int, int]:
-    """(width, height) of the images that a classification config evaluates or else trains on.
-
-    Raises:
-        InputError: no transform of its pipeline has an input_size.
-    """
-    loader = config.get("test_dataloader") or config.train_dataloader
-    for step in loader.dataset.pipeline:
-        if "input_size" in step:
-            return step.input_size, step.input_size
-    raise InputError(
-        f"{config.filename}: no transform of dataset.pipeline has an input_size; "
-        "give the size to count at"
-    )
-
-
 class _SchedulesOnCPU(TorchFunctionMode):
-    """Swin and others take their drop path rates out of a `torch.linspace`: that needs values."""
+    """Keep `torch.linspace` on the CPU: Swin and others read their drop path rates from one."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -150,58 +148,29 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def multiply_adds(function: Callable, *inputs: Any) -> tuple[Any, int]:
-    """A module's output and the multiply-adds that it took, on whatever device the inputs are."""
+def _built(config: Config) -> Any:
+    try:
+        return build_on_meta(config)
+    except InputError:
+        raise
+    except (ImportError, RuntimeError, *UNCOUNTABLE) as error:
+        raise InputError(
+            f"{config.filename}: model {config.model.type} cannot be built ({_reason(error)})",
+            code="bad-config",
+            where=config.filename,
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def multiply_adds(
+    function: Callable[..., Any], *inputs: Any, **named_inputs: Any
+) -> tuple[Any, int]:
+    """Run a module, and return its output and the multiply-adds that it took, on any device."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        output = function(*inputs)
+        output = function(*inputs, **named_inputs)
     return output, counter.get_total_flops() // 2  # torch counts a multiply-add as two
-
-
-def _features(model: BaseModel, image: Tensor) -> tuple[tuple[Tensor, ...], dict[str, int]]:
-    maps, backbone = multiply_adds(model.backbone, image)
-    if not model.with_neck:
-        return maps, {"backbone": backbone}
-    maps, neck = multiply_adds(model.neck, maps)
-    return maps, {"backbone": backbone, "neck": neck}
-
-
-def _detector_macs(model: BaseModel, image: Tensor) -> tuple[dict[str, int], dict[str, int]]:
-    maps, macs = _features(model, image)
-    if model.with_rpn:
-        macs["rpn_head"] = multiply_adds(model.rpn_head, maps)[1]
-    for name, regions in (("bbox", BOX_REGIONS), ("mask", MASK_REGIONS)):
-        heads = getattr(model.roi_head, f"{name}_head", None)
-        if heads is None:
-            continue
-        extractors = getattr(model.roi_head, f"{name}_roi_extractor")
-        macs[f"{name}_head"] = sum(
-            multiply_adds(head, _regions(extractor, regions))[1]
-            for head, extractor in zip(_stages(heads), _stages(extractors), strict=True)
-        )
-    return macs, macs
-
-
-def _stages(modules: nn.Module) -> list[nn.Module]:
-    return list(modules) if isinstance(modules, nn.ModuleList) else [modules]
-
-
-def _regions(extractor: nn.Module, number: int) -> Tensor:
-    height, width = extractor.roi_layers[0].output_size
-    return torch.empty(number, extractor.out_channels, height, width, device="meta")
-
-
-def _segmentor_macs(model: BaseModel, image: Tensor) -> tuple[dict[str, int], dict[str, int]]:
-    """As published and as executed."""
-    maps, macs = _features(model, image)
-    head = model.decode_head
-    executed = published = multiply_adds(head, maps)[1]
-    if getattr(head, "factorize", False):
-        head.factorize = False
-        published = multiply_adds(head, maps)[1]
-    return macs | {"decode_head": published}, macs | {"decode_head": executed}
-
-
-def _classifier_macs(model: BaseModel, image: Tensor) -> tuple[dict[str, int], dict[str, int]]:
-    macs = {"network": multiply_adds(model.network, image)[1]}
-    return macs, macs

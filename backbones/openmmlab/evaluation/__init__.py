@@ -1,1 +1,1 @@
-"""Scores: COCO AP, boundaries, and what is left of them on corrupted images."""
+"""Evaluation beyond scores: the figures of reports, and scores on corrupted images."""

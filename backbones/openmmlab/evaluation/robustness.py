@@ -14,7 +14,6 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
-from mmengine.runner import Runner
 from torch import nn
 
 from backbones.atomic_write import write_atomically
@@ -186,7 +185,7 @@ def count_these_only(dataset: Any, metrics: Sequence[Any]) -> None:
 
 
 def measure(
-    runner: Runner,
+    runner: Any,
     results: Robustness,
     corruptions: Sequence[str],
     severities: Sequence[int],
@@ -194,7 +193,7 @@ def measure(
     """Evaluate what is not yet in `results`, clean images first.
 
     Args:
-        runner: with a `CorruptImage` in its test pipeline.
+        runner: mmengine's, with a `CorruptImage` in its test pipeline.
         results: keeps the scores.
         corruptions, severities: those to measure, of `corruption.CORRUPTIONS` and `SEVERITIES`.
     """

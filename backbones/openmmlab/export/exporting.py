@@ -1,4 +1,4 @@
-"""A trained model to a file that has been run on real images before it gets its name."""
+"""Export a trained model to a file that is run on real images before it takes its name."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +20,13 @@ from backbones.openmmlab.prediction.predictor import Predictor
 
 from .agreement import (
     Agreement,
-    BackboneAgreement,
-    DetectorAgreement,
+    BackboneComparison,
     FileBackbone,
     Images,
-    SegmentorAgreement,
     compare,
     score_in_model,
 )
-from .files import OPSET, SUFFIXES, Run, capture, open_onnx, open_torch, write_onnx, write_torch
+from .files import OPSET, TARGETS, Target, capture
 from .graphs import BackboneGraph, build_graph, enlarge_activations
 
 # Largest relative difference, and change of a score, that a file may have from its model.
@@ -55,7 +54,7 @@ def export(
         config: with the test set that the images are from.
         checkpoint: anything `read_checkpoint` reads.
         out: the file; the report takes its name with `.json`.
-        target: a key of `SUFFIXES`.
+        target: a key of `TARGETS`.
         part, logits, fp16: as in `build_graph`.
         images: how many to compare on.
         tolerance: see `TOLERANCES`, the defaults.
@@ -65,14 +64,18 @@ def export(
         The agreement, and the report as written.
 
     Raises:
-        InputError: the model cannot be exported, or its file says something else than the model;
+        InputError: the model cannot be exported, or its file's outputs are beyond the tolerance;
             nothing is left under either name.
     """
     if images < 1:
-        raise InputError(f"--images {images}: a file is compared on at least one image")
+        raise InputError(
+            f"--images {images}: a file is compared on at least one image",
+            code="bad-argument",
+            where="--images",
+        )
     precision = "fp16" if fp16 else "fp32"
     tolerance = TOLERANCES[precision] if tolerance is None else tolerance
-    config.pop("inference_dtype", None)  # the model that the file is held against is exact
+    config.pop("inference_dtype", None)  # the model that the file is compared with is exact
     predictor = Predictor(config, checkpoint, device="cpu")
     model = predictor.model
     model.requires_grad_(False)
@@ -81,16 +84,18 @@ def export(
     chosen = Images(config, images)
     with _folder_beside(out) as folder:
         path = folder / out.name
-        run = _write(graph, path, target, metadata, opset)
+        kind = TARGETS[target]
+        kind.write(capture(graph), graph, path, metadata, opset)
+        run = kind.open(path)
         if part == "backbone":
-            agreement = compare(BackboneAgreement(model), chosen, run)
+            agreement = compare(BackboneComparison(model), chosen, run)
             if agreement.finite:
                 file_backbone = FileBackbone(run, graph.preprocessing)
                 agreement.scores = score_in_model(model, chosen, file_backbone)
-        elif hasattr(model, "decode_head"):
-            agreement = compare(SegmentorAgreement(model, logits), chosen, run)
         else:
-            agreement = compare(DetectorAgreement(model), chosen, run)
+            exported = chosen.task.export
+            assert exported is not None  # or there were no graph
+            agreement = compare(exported.comparison(model, logits), chosen, run)
         problem = agreement.problem(tolerance)
         report = dict(
             **metadata,
@@ -100,12 +105,14 @@ def export(
             **agreement.as_json(),
         )
         if fp16 and not problem and isinstance(model.backbone, ConvNeXt):
-            factor, problem = _try_enlarged(graph, chosen, folder, target, opset)
+            factor, problem = _try_enlarged(graph, chosen, folder, kind, opset)
             report["activations_enlarged"] = factor
         if problem:
             raise InputError(
                 f"{out}: not written: {problem} (--tolerance {tolerance:g}, "
-                f"{agreement.images} images)"
+                f"{agreement.images} images)",
+                code="unsupported",
+                where=out,
             )
         write_atomically(
             folder / out.with_suffix(".json").name, json.dumps(report, indent=2) + "\n"
@@ -115,9 +122,9 @@ def export(
 
 
 def describe(
-    config: Config, classes: tuple[str, ...], graph: nn.Module, part: str, precision: str
+    config: Config, classes: tuple[str, ...], graph: Any, part: str, precision: str
 ) -> dict:
-    """What one has to know to feed the file and to read what it says; kept in it."""
+    """Describe a file's input and outputs, as its metadata keep them."""
     preprocessing = graph.preprocessing
     steps = config.test_dataloader.dataset.pipeline
     resize = next((step for step in steps if step["type"] == "Resize"), None)
@@ -139,20 +146,10 @@ def describe(
     )
 
 
-def _write(graph: nn.Module, path: Path, target: str, metadata: dict, opset: int) -> Run:
-    """Write the file and open it."""
-    program = capture(graph)
-    if target == "onnx":
-        write_onnx(program, graph, path, metadata, opset)
-        return open_onnx(path)
-    write_torch(program, path, metadata)
-    return open_torch(path)
-
-
 def _try_enlarged(
-    graph: nn.Module, images: Images, folder: Path, target: str, opset: int
+    graph: Any, images: Images, folder: Path, target: Target, opset: int
 ) -> tuple[float, str]:
-    """Whether the half-precision backbone stays finite with far larger activations.
+    """Test whether the half-precision backbone stays finite with far larger activations.
 
     Returns:
         The factor, `ENLARGED` or what still lets the activations themselves fit fp16; and what is
@@ -162,10 +159,10 @@ def _try_enlarged(
     image = next(iter(images))["inputs"][0][None].float()
     factor = min(ENLARGED, LARGEST / _largest_activation(backbone, graph.preprocessing(image)))
     enlarged = BackboneGraph(graph.preprocessing, enlarge_activations(backbone, factor)).eval()
-    path = folder / f"enlarged{SUFFIXES[target]}"
-    run = _write(enlarged, path, target, {}, opset)
-    if target == "onnx":  # optimised, an operator may be given float32 that the next one rounds
-        run = open_onnx(path, optimised=False)
+    path = folder / f"enlarged{target.suffix}"
+    target.write(capture(enlarged), enlarged, path, {}, opset)
+    # Optimised, an operator may be given float32 that the next one rounds.
+    run = target.open_unoptimised(path)
     with torch.inference_mode():
         outputs = [*map(torch.from_numpy, run(image.numpy())), *enlarged(image)]
     for file in folder.glob("enlarged*"):
@@ -176,7 +173,7 @@ def _try_enlarged(
 
 @torch.inference_mode()
 def _largest_activation(backbone: nn.Module, x: Tensor) -> float:
-    """The largest magnitude that any layer of the backbone puts out."""
+    """Return the largest magnitude of any layer's output."""
     largest = [0.0]
 
     def note(module: nn.Module, inputs: tuple, output: object) -> None:
@@ -194,7 +191,7 @@ def _largest_activation(backbone: nn.Module, x: Tensor) -> float:
 
 @contextmanager
 def _folder_beside(out: Path) -> Iterator[Path]:
-    """A folder for files that are not yet to be found, gone at the end with what is left in it."""
+    """Make a folder for unfinished files, removed at the end with what is left in it."""
     folder = out.with_name(f".{out.name}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -202,13 +199,15 @@ def _folder_beside(out: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror or error})", code="write-failed", where=out
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _take_names(folder: Path, out: Path) -> None:
-    """Flush every file and give it its name, the model last: where it is, all of it is."""
+    """Flush every file and rename it, the model last, so that it never stands there alone."""
     for file in sorted(folder.iterdir(), key=lambda file: file.name == out.name):
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())

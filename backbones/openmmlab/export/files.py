@@ -1,22 +1,21 @@
-"""Graphs as files: ONNX for onnxruntime and others, or a torch.export program; and how they run."""
+"""Write graphs as ONNX or as torch.export programs, and run the files."""
 
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from backbones.errors import InputError
 
-# Which file a target makes and what writing and running it needs.
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 OPSET = 18  # what the exporter writes of its own accord; runtimes of the last years know it
 ONE_FILE = 1_900_000_000  # bytes of weights; a protobuf ends at 2 GiB
 EXAMPLE = (160, 224)  # height and width: no size that a graph might take for another
@@ -24,8 +23,27 @@ EXAMPLE = (160, 224)  # height and width: no size that a graph might take for an
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
-def capture(graph: nn.Module) -> ExportedProgram:
-    """The graph of a module, of every batch and size that its `inputs` leave open.
+@dataclass(frozen=True)
+class Target:
+    """A kind of file that a graph can be written to.
+
+    Attributes:
+        suffix: of its files.
+        packages: what writing and running it needs beyond PyTorch.
+        write: of (program, graph, path, metadata, opset) writes the file.
+        open: makes a function of images of a file.
+        open_unoptimised: the same, where each operator runs as it stands in the file.
+    """
+
+    suffix: str
+    packages: tuple[str, ...]
+    write: Callable[[ExportedProgram, Any, Path, Mapping[str, object], int], None]
+    open: Callable[[Path], Run]
+    open_unoptimised: Callable[[Path], Run]
+
+
+def capture(graph: Any) -> ExportedProgram:
+    """Trace a module for every batch and size that its `inputs` leave open.
 
     Raises:
         InputError: torch.export cannot write it as one graph.
@@ -41,13 +59,15 @@ def capture(graph: nn.Module) -> ExportedProgram:
     except Exception as error:  # whatever is in a model may fail anywhere in the tracer
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"{type(graph).__name__}: torch.export cannot write it as one graph ({reason[0]})"
+            f"{type(graph).__name__}: torch.export cannot write it as one graph ({reason[0]})",
+            code="unsupported",
+            where=type(graph).__name__,
         ) from error
 
 
 def write_onnx(
     program: ExportedProgram,
-    graph: nn.Module,
+    graph: Any,
     path: Path,
     metadata: Mapping[str, object],
     opset: int = OPSET,
@@ -84,7 +104,11 @@ def write_onnx(
             converted.save(path, external_data=weights > ONE_FILE)
     except Exception as error:  # onnxscript fails in its own ways for each operator
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{path.name}: no ONNX for this model ({reason[0]})") from error
+        raise InputError(
+            f"{path.name}: the model has no ONNX form ({reason[0]})",
+            code="unsupported",
+            where=path.name,
+        ) from error
     model = onnx.load(path, load_external_data=False)
     _name_axes(model.graph, graph.inputs)
     onnx.helper.set_model_props(
@@ -94,14 +118,27 @@ def write_onnx(
     onnx.save(model, path)
 
 
-def write_torch(program: ExportedProgram, path: Path, metadata: Mapping[str, object]) -> None:
-    """Write a captured graph for `torch.export.load`; metadata is its extra file metadata.json."""
+def write_torch(
+    program: ExportedProgram,
+    graph: Any,
+    path: Path,
+    metadata: Mapping[str, object],
+    opset: int = OPSET,
+) -> None:
+    """Write a captured graph for `torch.export.load`; metadata is its extra file metadata.json.
+
+    Args:
+        program: what `capture` returned.
+        path: the file; its folder exists.
+        metadata: kept in the file as JSON.
+        graph, opset: unused; an ONNX file needs them.
+    """
     with _quiet():
         torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
 
 
 def open_onnx(path: Path, *, optimised: bool = True) -> Run:
-    """The file in onnxruntime on the CPU, as a function of images (N, 3, H, W).
+    """Open a file in onnxruntime on the CPU, as a function of images (N, 3, H, W).
 
     Args:
         optimised: False runs each operator as it stands in the file.
@@ -119,7 +156,7 @@ def open_onnx(path: Path, *, optimised: bool = True) -> Run:
 
 
 def open_torch(path: Path) -> Run:
-    """The file as torch.export loads it, on the CPU, as a function of images (N, 3, H, W)."""
+    """Open a file with torch.export on the CPU, as a function of images (N, 3, H, W)."""
     import torchvision  # noqa: F401  # the program calls its operators
 
     module = torch.export.load(path).module()
@@ -131,8 +168,20 @@ def open_torch(path: Path) -> Run:
     return run
 
 
-def _name_axes(graph, inputs: Mapping[str, Mapping[int, str]]) -> None:
-    """Call the open axes by their names, where the exporter numbers its symbols."""
+TARGETS = {
+    "onnx": Target(
+        ".onnx",
+        ("onnx", "onnxscript", "onnxruntime"),
+        write_onnx,
+        open_onnx,
+        partial(open_onnx, optimised=False),
+    ),
+    "torch": Target(".pt2", (), write_torch, open_torch, open_torch),
+}
+
+
+def _name_axes(graph: Any, inputs: Mapping[str, Mapping[int, str]]) -> None:
+    """Give the open axes their names, where the exporter numbers its symbols."""
     names = {}
     for value in graph.input:
         for axis, name in inputs[value.name].items():
@@ -148,8 +197,8 @@ def _name_axes(graph, inputs: Mapping[str, Mapping[int, str]]) -> None:
 
 
 @contextmanager
-def _quiet():
-    """Without the exporter's progress and its dependencies' deprecations."""
+def _quiet() -> Iterator[None]:
+    """Silence the deprecations of the exporter's dependencies."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,6 +1,7 @@
-"""Models as functions of an image tensor alone, in operators that every exporter knows."""
+"""Turn models into functions of an image tensor alone, in operators that every exporter knows."""
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,25 +12,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbones.convnext import GRN
 from backbones.errors import InputError
+from backbones.openmmlab.tasks import task_of_model
 
 PARTS = ("model", "backbone")
 
 
 class Preprocessing(nn.Module):
-    """Channel order, mean and deviation of a model's data preprocessor, and its padding.
+    """Channel order, mean and std of a model's data preprocessor, and its padding.
 
     Images (N, 3, H, W) in float32, 0 to 255, in OpenCV's channel order (BGR) become normalised
     ones, padded right and below to a multiple of `divisor`.
     """
 
-    def __init__(self, preprocessor: nn.Module, dtype: torch.dtype):
+    def __init__(self, preprocessor: Any, dtype: torch.dtype):
         super().__init__()
-        self.swaps = preprocessor._channel_conversion
+        self.swaps: bool = preprocessor._channel_conversion
         mean = getattr(preprocessor, "mean", torch.zeros(3, 1, 1))
         std = getattr(preprocessor, "std", torch.ones(3, 1, 1))
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", mean.detach().clone().float())
         self.register_buffer("std", std.detach().clone().float())
-        self.divisor = preprocessor.pad_size_divisor
+        self.divisor: int = preprocessor.pad_size_divisor
         self.value = float(preprocessor.pad_value)
         self.dtype = dtype
 
@@ -49,7 +53,7 @@ class BackboneGraph(nn.Module):
 
     inputs = {"input": {0: "batch", 2: "height", 3: "width"}}
 
-    def __init__(self, preprocessing: Preprocessing, backbone: nn.Module):
+    def __init__(self, preprocessing: Preprocessing, backbone: Any):
         super().__init__()
         self.preprocessing = preprocessing
         self.backbone = backbone
@@ -60,15 +64,14 @@ class BackboneGraph(nn.Module):
 
 
 def build_graph(
-    model: nn.Module, part: str = "model", *, logits: bool = False, fp16: bool = False
-) -> nn.Module:
-    """A copy of a model, or of its backbone, as a function of images that can be exported.
+    model: Any, part: str = "model", *, logits: bool = False, fp16: bool = False
+) -> Any:
+    """Copy a model, or its backbone, as a function of images that can be exported.
 
     Args:
-        model: a detector with the heads of Mask R-CNN or Cascade Mask R-CNN, or a segmentor; left
-            as it is.
+        model: of a task that can be exported; left as it is.
         part: one of `PARTS`.
-        logits: a segmentor gives logits instead of labels.
+        logits: return a segmentor's logits instead of labels.
         fp16: weights and activations in half precision; statistics of norms, boxes, scores and
             sampling in float32. Inputs and outputs are float32 in any case.
 
@@ -78,11 +81,15 @@ def build_graph(
     Raises:
         InputError: something in the model has no counterpart in an exported graph.
     """
-    is_segmentor = hasattr(model, "decode_head")
-    if logits and (part == "backbone" or not is_segmentor):
-        raise InputError("--logits: only a whole segmentor has logits")
-    if not hasattr(model, "backbone") or not hasattr(model.data_preprocessor, "pad_size_divisor"):
-        raise InputError(f"{type(model).__name__}: only detectors and segmentors can be exported")
+    export, name = task_of_model(model).export, type(model).__name__
+    if export is None:
+        raise InputError(
+            f"{name}: only detectors and segmentors can be exported", code="unsupported", where=name
+        )
+    if logits and (part == "backbone" or not export.has_logits):
+        raise InputError(
+            "--logits: only a whole segmentor has logits", code="bad-argument", where="--logits"
+        )
     preprocessing = Preprocessing(model.data_preprocessor, torch.float16 if fp16 else torch.float32)
     model = deepcopy(model).cpu().float().eval().requires_grad_(False)
     for module in list(model.modules()):
@@ -90,21 +97,15 @@ def build_graph(
             fuse_conv_bn(module)  # variances of large activations do not fit fp16
     if part == "backbone":
         graph = BackboneGraph(preprocessing, model.backbone)
-    elif is_segmentor:
-        from .segmentor import SegmentorGraph  # mmseg is there only where a config registered it
-
-        graph = SegmentorGraph(preprocessing, model, logits)
     else:
-        from .detector import DetectorGraph  # as for mmdet
-
-        graph = DetectorGraph(preprocessing, model)
+        graph = export.graph(preprocessing, model, logits)
     if fp16:
         halve(graph)
     return graph.eval()
 
 
-def halve(graph: nn.Module) -> None:
-    """Half precision, with norms in float32: their statistics overflow fp16.
+def halve(graph: Any) -> None:
+    """Convert a graph to half precision but for its norms, whose statistics overflow fp16.
 
     The casts stand in the graph by themselves, as not every runtime takes the statistics in float32
     of its own accord. GRN takes its sums of squares in float32 anyway.
@@ -121,8 +122,8 @@ def halve(graph: nn.Module) -> None:
             module.float()
 
 
-def enlarge_activations(backbone: nn.Module, factor: float) -> nn.Module:
-    """A copy of a ConvNeXt whose activations before every norm and GRN are `factor` times as large.
+def enlarge_activations(backbone: Any, factor: float) -> Any:
+    """Copy a ConvNeXt with activations `factor` times as large before every norm and GRN.
 
     Layer norm takes the factor out again: the residual stream and what the depthwise convolutions
     make of it carry it, and within the blocks the hidden map does.

@@ -1,4 +1,4 @@
-"""A trained model as a folder to hand on: weights, config, model card, what the zoo reads of it."""
+"""Publish a trained model as a folder: weights, config, model card and an entry for the zoo."""
 
 import ast
 import hashlib
@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import EvalResult, ModelCardData
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
@@ -23,6 +22,7 @@ from backbones.errors import InputError
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.data.metainfo import class_names, dataset_metainfo
 from backbones.openmmlab.registration import enter_scope
+from backbones.openmmlab.tasks import module_at, task_of
 from backbones.weights import (
     Score,
     Weights,
@@ -33,18 +33,7 @@ from backbones.weights import (
     zoo,
 )
 
-# What the hub calls a licence of ours; others are "other" with their name.
-HUB_LICENCES = {"MIT": "mit", "Apache-2.0": "apache-2.0", "CC-BY-NC-4.0": "cc-by-nc-4.0"}
-# The task of a config's scope and its name on the hub.
-TASKS = {
-    "mmdet": ("detection", "object-detection"),
-    "mmseg": ("segmentation", "image-segmentation"),
-    "mmengine": ("classification", "image-classification"),
-}
-# Data sets with names of their own, where a config changes neither their classes nor their place.
-DATASETS = {"CocoDataset": "COCO", "ADE20KDataset": "ADE20K"}
-# The figures that a zoo entry has a place for, and what turns each into per cent.
-ZOO_FIGURES = {"COCO": ("coco", "coco/bbox_mAP", 100.0), "ADE20K": ("ade20k", "mIoU", 1.0)}
+from .model_card import model_card, public_dataset, without_folders
 
 
 @dataclass(frozen=True)
@@ -54,7 +43,7 @@ class Published:
     Attributes:
         folder: with everything in it.
         weights: the file of weights.
-        lines: what there is to say about it.
+        lines: a report of weights, licence and scores.
     """
 
     folder: Path
@@ -71,25 +60,27 @@ def publish(
     metrics: str | os.PathLike | None = None,
     licence: str | None = None,
 ) -> Published:
-    """Make a folder of a checkpoint's weights alone and everything one needs to use them.
+    """Make a folder of a checkpoint's weights alone and everything that using them takes.
 
-    The weights are those that the model evaluates with: the moving average where there is one.
+    The weights are those that the model evaluates with: the EMA where there is one.
 
     Args:
-        config: checked; written out as it is.
+        config: a validated config; written out as it is.
         checkpoint: anything `read_checkpoint` reads.
-        folder: must not exist; appears whole or not at all.
+        folder: must not exist; it appears complete or not at all.
         name: of the model; the config's name if None.
-        metrics: what tools/test.py wrote of this checkpoint; metrics.json beside it if None.
-        licence: of the weights, where none comes with what they were trained from.
+        metrics: what tools/test.py wrote for this checkpoint; metrics.json beside it if None.
+        licence: that of the weights, where those they were trained from bring none.
 
     Raises:
-        InputError: the checkpoint is not of this config's model, or something cannot be read or
+        InputError: the checkpoint does not fit this config's model, a file cannot be read or
             written, or the licence contradicts that of the pretrained weights.
     """
     folder, name = Path(folder), name or Path(config.filename).stem
     if folder.exists():
-        raise InputError(f"{folder}: exists already; choose another folder")
+        raise InputError(
+            f"{folder}: exists already; choose another folder", code="bad-argument", where=folder
+        )
     content = read_checkpoint(checkpoint)
     model, averaged = _model(config, content, checkpoint)
     recipe = _recipe(content)
@@ -110,15 +101,29 @@ def publish(
             write_atomically(part / "recipe.py", recipe)
         entry = _zoo_entry(config, model, name, path.name, digest, licence, sources, scores)
         write_atomically(part / zoo.PUBLISHED, json.dumps(asdict(entry), indent=1) + "\n")
-        card = _card(config, model, entry, inherited, scores, why_unknown, averaged, bool(recipe))
+        card = model_card(
+            config,
+            model,
+            entry,
+            _classes(config) or (),
+            inherited,
+            scores,
+            why_unknown,
+            averaged=averaged,
+            has_recipe=bool(recipe),
+        )
         write_atomically(part / "README.md", card)
         part.replace(folder)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror or error})",
+            code="write-failed",
+            where=folder,
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     path = folder / path.name
-    lines = [f"weights: {path}" + (", the moving average" if averaged else "")]
+    lines = [f"weights: {path}" + (", the EMA" if averaged else "")]
     lines.append(f"licence: {licence or 'not stated'}")
     lines.append(f"scores: {'unknown, ' + why_unknown if why_unknown else len(scores)}")
     return Published(folder, path, tuple(lines))
@@ -127,22 +132,23 @@ def publish(
 def _model(
     config: Config, content: Mapping, checkpoint: str | os.PathLike
 ) -> tuple[nn.Module, bool]:
-    """The config's model filled with the weights to publish, and whether they are an average."""
+    """Return the config's model with the weights to publish, and whether they are an EMA."""
     config.setdefault("launcher", "none")
     fitted = deepcopy(config)
     fit_to_machine(fitted)
-    scope = config.get("default_scope", "mmengine")
-    enter_scope(scope)
+    enter_scope(task_of(config).scope)
     known = class_names(content)
     classes = _classes(config)
     if known and classes and known != classes:
         raise InputError(
             f"{checkpoint}: was trained on the classes {', '.join(known[:3])}, ...; those of "
-            f"{config.filename} are {', '.join(classes[:3])}, ..."
+            f"{config.filename} are {', '.join(classes[:3])}, ...",
+            code="class-mismatch",
+            where=checkpoint,
         )
     model = MODELS.build(fitted.model)
-    # The official code saves the average beside the weights; mmengine and our hook save it in
-    # their place, and the trained ones as `ema_state_dict`.
+    # The official code saves the EMA beside the weights; mmengine and our hook save it in their
+    # place, and the trained weights as `ema_state_dict`.
     beside = "model_ema" in content
     tensors = state_dict(content, checkpoint, "model_ema" if beside else None)
     load_strictly(model, tensors, checkpoint)
@@ -150,7 +156,7 @@ def _model(
 
 
 def _write_weights(model: nn.Module, folder: Path, name: str) -> tuple[Path, str]:
-    """Write the model's tensors under a name with the first digits of their file's checksum."""
+    """Write the model's tensors under a name that ends in the first digits of their checksum."""
     tensors = {
         key: tensor.detach().clone(memory_format=torch.contiguous_format)
         for key, tensor in model.state_dict().items()
@@ -167,16 +173,16 @@ def _write_weights(model: nn.Module, folder: Path, name: str) -> tuple[Path, str
 
 
 def _recipe(content: Mapping) -> str | None:
-    """The config that mmengine saved in the checkpoint: what the model was trained by."""
+    """Return the config that mmengine saved in the checkpoint and trained with."""
     meta = content.get("meta")
     text = meta.get("cfg") if isinstance(meta, Mapping) else None
     return text if isinstance(text, str) and text.strip() else None
 
 
 def _pretrained(recipe: str) -> tuple[str, ...]:
-    """The checkpoints that a config's text starts from; it is read, never run.
+    """Return the checkpoints that a config's text starts from; it is parsed, never run.
 
-    What a resumed run went on from is its own.
+    A resumed run's `load_from` is its own checkpoint.
     """
     try:
         tree = ast.parse(recipe)
@@ -209,14 +215,16 @@ def _pretrained(recipe: str) -> tuple[str, ...]:
 
 
 def _licence(given: str | None, inherited: Mapping[str, str | None]) -> str | None:
-    """The licence of the weights: that of what they were made from, else the one given."""
+    """Return the licence of the weights: that of what they started from, else the given one."""
     known = [licence for licence in inherited.values() if licence]
     # A licence that forbids commercial use stays with everything made from the weights.
     strictest = min(known, key=lambda licence: bool(zoo.LICENCES.get(licence)), default=None)
     if given and strictest and not zoo.LICENCES.get(strictest) and given != strictest:
         raise InputError(
-            f"--licence {given}: the weights were trained from ones under {strictest}, which "
-            "goes with them"
+            f"--licence {given}: the weights started from weights under {strictest}, which "
+            "applies to these as well",
+            code="bad-argument",
+            where="--licence",
         )
     return given or strictest
 
@@ -224,40 +232,36 @@ def _licence(given: str | None, inherited: Mapping[str, str | None]) -> str | No
 def _scores(
     checkpoint: str | os.PathLike, metrics: str | os.PathLike | None
 ) -> tuple[dict[str, float], str]:
-    """The figures of a metrics file by name, and why there are none."""
+    """Return the figures of a metrics file by name, and why there are none."""
     path = Path(metrics) if metrics else Path(checkpoint).parent / "metrics.json"
     if not path.is_file():
         if metrics:
-            raise InputError(f"{path}: no such metrics file")
+            raise InputError(f"{path}: no such metrics file", code="not-found", where=path)
         return {}, f"there is no {path.name} beside the checkpoint"
     if not metrics and path.stat().st_mtime < Path(checkpoint).stat().st_mtime:
-        return {}, f"{path.name} is older than the checkpoint; --metrics takes it all the same"
+        return {}, f"{path.name} is older than the checkpoint; pass --metrics to use it anyway"
     try:
         figures = json.loads(path.read_text())
         found = {str(k): float(v) for k, v in figures.items() if math.isfinite(float(v))}
     except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not the figures of tools/test.py ({error})") from None
+        raise InputError(
+            f"{path}: is no metrics file of tools/test.py ({error})",
+            code="broken-file",
+            where=path,
+        ) from None
     return found, "" if found else f"{path.name} holds no figures"
 
 
 def _classes(config: Config) -> tuple[str, ...] | None:
-    """The class names of the config's test data; None where only its folder would tell them."""
+    """Return the class names of the config's test data; None where only its folder tells them."""
     loader = config.get("test_dataloader") or config.get("train_dataloader")
     if loader is None:
         return None
     try:
-        names = dataset_metainfo(loader.dataset, config.get("default_scope")).get("classes")
+        names = dataset_metainfo(loader.dataset, task_of(config).scope).get("classes")
     except InputError:
         return None
     return tuple(names) if names else None
-
-
-def _data_name(config: Config) -> str | None:
-    """COCO or ADE20K, if the config trains on the data set itself; None for any other."""
-    loader = config.get("train_dataloader") or config.get("test_dataloader")
-    dataset = {} if loader is None else loader.dataset
-    name = DATASETS.get(dataset.get("type"))
-    return None if "metainfo" in dataset else name
 
 
 def _zoo_entry(
@@ -270,13 +274,13 @@ def _zoo_entry(
     sources: Sequence[str],
     scores: Mapping[str, float],
 ) -> Weights:
-    """The folder as an entry of the zoo; what is not known is None."""
-    backbone = getattr(model, "backbone", None) or getattr(model, "network", model)
+    """Return the folder as an entry of the zoo; what is not known is None."""
+    backbone = module_at(model, task_of(config).backbone) or model
     shape = (tuple(getattr(backbone, "depths", ())), tuple(getattr(backbone, "dims", ())))
     known = (n for n, a in ARCHITECTURES.items() if (a["depths"], a["dims"]) == shape)
     before = [_pretraining(source) for source in sources]
-    data = _data_name(config)
-    own = data or "own data"
+    public = public_dataset(config)
+    own = public.name if public else "own data"
     loader = config.get("test_dataloader")
     steps = () if loader is None else loader.dataset.get("pipeline", ())
     sides = [min(s["scale"]) for s in steps if s["type"] == "Resize" and "scale" in s]
@@ -291,110 +295,17 @@ def _zoo_entry(
         digest,
         note=f"{type(model).__name__}, published by tools/publish.py",
     )
-    if data and ZOO_FIGURES[data][1] in scores:
-        field, key, percent = ZOO_FIGURES[data]
-        score = Score(round(scores[key] * percent, 2), f"{type(model).__name__}, tools/test.py")
-        entry = replace(entry, **{field: score})
+    metric = task_of(config).metric(public.metric) if public else None
+    if public and metric and metric.key in scores:
+        percent = scores[metric.key] * 100 / metric.best
+        score = Score(round(percent, 2), f"{type(model).__name__}, tools/test.py")
+        entry = replace(entry, **{public.zoo_field: score})
     return entry
 
 
 def _pretraining(source: str) -> str:
+    """Return what a checkpoint was pretrained on, as the zoo knows it, or its name."""
     try:
         return zoo.find(source).pretraining
     except InputError:
-        return _shown(source)
-
-
-def _shown(source: str) -> str:
-    """An address as it is; of a path on this machine the last part."""
-    return Path(source).name if Path(source).is_absolute() else source
-
-
-def _card(
-    config: Config,
-    model: nn.Module,
-    entry: Weights,
-    inherited: Mapping[str, str | None],
-    scores: Mapping[str, float],
-    why_unknown: str,
-    averaged: bool,
-    has_recipe: bool,
-) -> str:
-    """README.md in the form of the Hugging Face hub: facts as YAML, then in words."""
-    task, hub_task = TASKS.get(config.get("default_scope"), TASKS["mmengine"])
-    data = _data_name(config)
-    classes = _classes(config) or ()
-    hub_data = {"COCO": "coco", "ADE20K": "scene_parse_150"}.get(data)
-    stated = entry.licence != zoo.UNSTATED
-    hub_licence = HUB_LICENCES.get(entry.licence, "other") if stated else None
-    facts = ModelCardData(
-        license=hub_licence,
-        license_name=entry.licence if hub_licence == "other" else None,
-        library_name="pytorch",
-        pipeline_tag=hub_task,
-        tags=["convnext", task, type(model).__name__],
-        datasets=[hub_data] if hub_data else None,
-        base_model=[s.removeprefix("hf-hub:") for s in inherited if s.startswith("hf-hub:")]
-        or None,
-        model_name=entry.name if scores else None,
-        eval_results=[
-            EvalResult(
-                task_type=hub_task,
-                dataset_type=(data or "own data").lower(),
-                dataset_name=data or "own data",
-                metric_type=key.rpartition("/")[2],
-                metric_name=key,
-                metric_value=value,
-            )
-            for key, value in scores.items()
-        ]
-        or None,
-    )
-    count = sum(p.numel() for p in model.parameters())
-    lines = ["---", facts.to_yaml(), "---", "", f"# {entry.name}", ""]
-    lines += [
-        f"{type(model).__name__} for {task}, {count / 1e6:.1f} million parameters, {len(classes)} "
-        f"classes{': ' + ', '.join(classes) if 0 < len(classes) <= 20 else ''}.",
-        "",
-        "```sh",
-        f"python tools/test.py config.py {entry.source} --data DATA",
-        f"python tools/predict.py config.py {entry.source} photo.jpg",
-        "```",
-        "",
-        "## Scores",
-        "",
-    ]
-    if scores:
-        lines += ["Of `tools/test.py` on the test set of `config.py`.", "", "| metric | value |"]
-        lines += ["|---|---|", *(f"| {key} | {value:.4f} |" for key, value in scores.items())]
-    else:
-        lines.append(f"Unknown: {why_unknown}.")
-    loader = config.get("train_dataloader")
-    lines += ["", "## Data and recipe", ""]
-    if loader is not None:
-        where = loader.dataset.get("ann_file") or loader.dataset.get("data_prefix") or ""
-        where = where.values() if isinstance(where, Mapping) else [where]
-        where = ", ".join(map(_shown, where))
-        lines.append(f"Trained on {data or 'own data'} (`{loader.dataset.type}`, `{where}`).")
-    for source, licence in inherited.items():
-        lines.append(f"Started from `{_shown(source)}` (licence {licence or 'unknown'}).")
-    if not inherited:
-        lines.append("Started from no pretrained weights.")
-    if averaged:
-        lines.append("The weights are their moving average over the training.")
-    if has_recipe:
-        lines.append("`recipe.py` is the config that the checkpoint says it was trained by.")
-    else:
-        lines.append("The checkpoint does not say by which config it was trained.")
-    lines += ["`config.py` is the resolved config to run it by.", "", "## Licence", ""]
-    if not stated:
-        lines.append("Not stated for these weights.")
-    else:
-        commercial = zoo.LICENCES.get(entry.licence)
-        words = {True: "", False: ": not for commercial use"}.get(commercial, "")
-        lines.append(f"{entry.licence}{words}.")
-    unknown = [source for source, licence in inherited.items() if not licence]
-    if unknown:
-        lines.append(f"Of {', '.join(f'`{_shown(s)}`' for s in unknown)} the licence is unknown.")
-    lines += ["", "## File", "", f"`{entry.source}`, sha256 `{entry.sha256}`.", ""]
-    return "\n".join(lines)
+        return without_folders(source)

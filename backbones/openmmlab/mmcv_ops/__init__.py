@@ -43,6 +43,23 @@ def install() -> bool:
     return True
 
 
+def is_available(op: str) -> bool:
+    """Return whether `mmcv._ext` has this function, compiled or in the stand-in."""
+    return not install() or op in vars(sys.modules[EXTENSION])
+
+
+def how_to_compile() -> str:
+    """Return the command that installs mmcv with all its operators."""
+    from mmcv import __version__
+
+    # mmcv's setup.py compiles the ops where it can import torch, hence no build isolation; and pip
+    # would take the wheel that it once built without them from its cache.
+    return (
+        "pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation "
+        f"--no-binary onedl-mmcv onedl-mmcv=={__version__}"
+    )
+
+
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Indices (K,) int64 of the boxes kept by greedy non-maximum suppression, by descending score.
 
@@ -234,15 +251,9 @@ class _StandInLoader(Loader):
 
 
 def _raise_not_available(op: str) -> NoReturn:
-    from mmcv import __version__
-
-    # mmcv's setup.py compiles the ops where it can import torch, hence no build isolation; and pip
-    # would take the wheel that it once built without them from its cache.
     raise RuntimeError(
         f"mmcv op {op!r} is not available: this mmcv has no compiled ops, and only nms, soft_nms "
-        "and roi_align with pool_mode 'avg' run without; to compile them: pip install "
-        "--force-reinstall --no-deps --no-cache-dir --no-build-isolation --no-binary onedl-mmcv "
-        f"onedl-mmcv=={__version__}"
+        f"and roi_align with pool_mode 'avg' run without; to compile them: {how_to_compile()}"
     )
 
 

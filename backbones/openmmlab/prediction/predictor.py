@@ -20,9 +20,8 @@ from backbones.openmmlab.data.metainfo import dataset_metainfo
 from backbones.openmmlab.mmengine_internals import safe_checkpoint_loading
 from backbones.openmmlab.precision import inference_autocast
 from backbones.openmmlab.registration import enter_scope
+from backbones.openmmlab.tasks import task_of
 from backbones.weights import load_strictly, read_checkpoint
-
-TASKS = dict(mmdet="detection", mmseg="segmentation")  # by default_scope
 
 
 class Predictor:
@@ -50,7 +49,8 @@ class Predictor:
         self.config.setdefault("launcher", "none")
         fit_to_machine(self.config)
         scope = self.config.get("default_scope", "mmengine")
-        self.task = TASKS.get(scope, "classification")
+        task = task_of(self.config)
+        self.task = task.name
         enter_scope(scope)
         if self.config.get("test_dataloader") is None:
             raise InputError(
@@ -78,10 +78,8 @@ class Predictor:
 
         steps = [s for s in dataset.pipeline if "LoadAnnotations" not in s["type"]]
         self._from_file = Compose(steps)
-        loader = dict(type="LoadImageFromNDArray")
-        if scope == "mmdet":
-            loader = dict(type="mmdet.LoadImageFromNDArray")
-        elif steps[0]["type"] == "LoadRGB":  # it takes arrays too
+        loader = dict(type=task.array_loader)
+        if steps[0]["type"] == "LoadRGB":  # it takes arrays too
             loader = steps[0]
         self._from_array = Compose([loader, *steps[1:]])
         collate = self.config.test_dataloader.get("collate_fn", dict(type="pseudo_collate"))

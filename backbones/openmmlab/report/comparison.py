@@ -43,9 +43,10 @@ def compare(reports: Mapping[str, Mapping]) -> str:
 
 def score_table(runs: Sequence[Mapping]) -> list[tuple[str, list[float | None]]]:
     """Return (metric's key, one value for each run) in the metrics' units, the main ones first."""
+    metrics = Metrics(runs)
     scores = [run.get("evaluation", {}).get("scores", {}) for run in runs]
-    keys = Metrics(runs).sorted(dict.fromkeys(key for row in scores for key in row))
-    rows = [(key, [row.get(key) for row in scores]) for key in keys]
+    keys = metrics.sorted(dict.fromkeys(key for row in scores for key in row))
+    rows = [(key, [metrics.known(key, row.get(key)) for row in scores]) for key in keys]
     return [(key, values) for key, values in rows if any(v is not None for v in values)]
 
 

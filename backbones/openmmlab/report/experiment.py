@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.fileio import load
-from mmengine.runner import Runner
 
 # What a run sets by itself and no experiment is about.
 RUNTIME_KEYS = ("launcher", "resume", "work_dir", "load_from", "custom_imports", "visualizer")
@@ -30,8 +29,9 @@ def describe_config(config: Config) -> dict[str, Any]:
     resolved = flatten(config.to_dict())
     changes = []
     if path and text:
-        before = flatten(_bases(path))
-        for key in sorted({**before, **resolved}):
+        bases = _bases(path)
+        before = flatten(bases or {})
+        for key in sorted({**before, **resolved}) if bases is not None else ():
             if key not in resolved and any(k.startswith(f"{key}.") for k in resolved):
                 continue
             if before.get(key) != resolved.get(key):
@@ -61,12 +61,15 @@ def flatten(node: Any, path: str = "") -> dict[str, str]:
     return {path: repr(node)}
 
 
-def _bases(path: Path) -> dict[str, Any]:
-    """Merge the configs that a config file inherits from; empty where it inherits from none."""
+def _bases(path: Path) -> dict[str, Any] | None:
+    """Merge the configs that a file inherits from: empty without any, None if they are computed."""
     if path.suffix == ".py":
         lines = [line for line in ast.parse(path.read_text()).body if isinstance(line, ast.Assign)]
         found = [line.value for line in lines if ast.unparse(line.targets[0]) == "_base_"]
-        named = ast.literal_eval(found[0]) if found else []
+        try:
+            named = ast.literal_eval(found[0]) if found else []
+        except ValueError:
+            return None
     else:
         named = load(path).get("_base_", [])
     named = [named] if isinstance(named, str) else named
@@ -75,7 +78,7 @@ def _bases(path: Path) -> dict[str, Any]:
     return Config.fromstring(f"_base_ = {names!r}", ".py").to_dict() if names else {}
 
 
-def commands(runner: Runner, report: dict) -> list[dict[str, str]]:
+def commands(runner: Any, report: dict) -> list[dict[str, str]]:
     """Return shell commands to resume, evaluate and predict, for the run's folder.
 
     Args:

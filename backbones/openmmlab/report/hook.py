@@ -13,7 +13,7 @@ import numpy as np
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner, TestLoop, ValLoop
+from mmengine.runner import EpochBasedTrainLoop
 
 from backbones.atomic_write import write_atomically
 from backbones.errors import InputError
@@ -57,7 +57,7 @@ class ReportHook(Hook):
         self._started: float | None = None
         self._changed = False
 
-    def before_run(self, runner: Runner) -> None:
+    def before_run(self, runner) -> None:
         """Note which run it is."""
         task = task_of(runner.cfg)
         self.report["task"] = task.name
@@ -69,7 +69,7 @@ class ReportHook(Hook):
             experiment=runner.experiment_name,
         )
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner) -> None:
         """Continue the curves of a resumed run; name those of the learning rates."""
         if self._restored and runner.iter:  # of the checkpoint that is resumed
             self.curves.restore(self._restored["curves"], runner.iter)
@@ -89,13 +89,13 @@ class ReportHook(Hook):
         )
         self.report["config"] = describe_config(runner.cfg)
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Note the learning rates, which schedulers change before the iteration has ended."""
         groups = runner.optim_wrapper.optimizer.param_groups
         self._rates_now = {f"lr/{name}": groups[i]["lr"] for name, i in self.rates.items()}
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         """Add losses, times and learning rates to the curves."""
         # The message hub has brought the losses from the device already.
@@ -105,27 +105,27 @@ class ReportHook(Hook):
         self.curves.add(runner.iter + 1, {**values, **self._rates_now})
         self._changed = True
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Put the curves into the checkpoint."""
         checkpoint["report"] = dict(
             curves=self.curves.state(), scores=self.scores, seconds=self._elapsed()
         )
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep the curves of the checkpoint, in case training is resumed from it."""
         self._restored = checkpoint.get("report")
 
-    def before_val(self, runner: Runner) -> None:
+    def before_val(self, runner) -> None:
         """Prepare to collect a validation's figures."""
         self._begin(runner, runner.val_loop)
 
-    def before_test(self, runner: Runner) -> None:
+    def before_test(self, runner) -> None:
         """Prepare to collect a test's figures."""
         self._begin(runner, runner.test_loop)
 
     def after_val_iter(
         self,
-        runner: Runner,
+        runner,
         batch_idx: int,
         data_batch: Any = None,
         outputs: Sequence | None = None,
@@ -135,7 +135,7 @@ class ReportHook(Hook):
 
     def after_test_iter(
         self,
-        runner: Runner,
+        runner,
         batch_idx: int,
         data_batch: Any = None,
         outputs: Sequence | None = None,
@@ -143,7 +143,7 @@ class ReportHook(Hook):
         """Add a batch to the figures."""
         self._collect(runner.test_dataloader, outputs)
 
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         """Add the scores to their curves; write the report."""
         step = runner.iter if self._started is not None else None
         if step is not None and metrics:
@@ -152,20 +152,20 @@ class ReportHook(Hook):
             self.scores.append(dict(step=step, figures=figures))
         self._conclude(runner, "validation", runner.val_loop, metrics or {}, step)
 
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_test_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         """Write the report."""
         self._conclude(runner, "test", runner.test_loop, metrics or {}, None)
 
-    def after_train(self, runner: Runner) -> None:
+    def after_train(self, runner) -> None:
         """Write what is new since the last evaluation."""
         self.close(runner)
 
-    def close(self, runner: Runner) -> None:
+    def close(self, runner) -> None:
         """Write what is new since the last evaluation, also of an interrupted run."""
         if self._changed and self._started is not None:
             self.write(runner)
 
-    def write(self, runner: Runner) -> None:
+    def write(self, runner) -> None:
         """Write both files atomically; a full disk is a warning in the log and stops nothing."""
         if not is_main_process():
             return
@@ -200,7 +200,7 @@ class ReportHook(Hook):
         running = time.monotonic() - self._started if self._started is not None else 0.0
         return self.seconds + running
 
-    def _training(self, runner: Runner) -> dict:
+    def _training(self, runner) -> dict:
         times = [t for t in self.curves.values.get("time", []) if t]
         typical = float(np.median(times)) if times else None
         batch = self.report["training"]["batch_size"]
@@ -220,8 +220,7 @@ class ReportHook(Hook):
             processes=runner.world_size,
         )
 
-    def _begin(self, runner: Runner, loop: BaseLoop) -> None:
-        assert isinstance(loop, ValLoop | TestLoop)
+    def _begin(self, runner, loop: Any) -> None:
         self._seen = 0
         self._figures = None
         self._began = time.monotonic()
@@ -240,9 +239,9 @@ class ReportHook(Hook):
 
     def _conclude(
         self,
-        runner: Runner,
+        runner,
         split: str,
-        loop: BaseLoop,
+        loop: Any,
         metrics: Mapping[str, float],
         step: int | None,
     ) -> None:
@@ -289,7 +288,7 @@ def _rate_names(groups: Sequence[Mapping]) -> dict[str, int]:
     return rates
 
 
-def _images_per_iteration(runner: Runner) -> int:
+def _images_per_iteration(runner) -> int:
     loader = runner.cfg.train_dataloader
     size = loader.get("batch_size") or (loader.get("batch_sampler") or {}).get("batch_size") or 0
     return size * runner.world_size

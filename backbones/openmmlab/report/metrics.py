@@ -38,9 +38,9 @@ class Metrics:
         return metric.name if metric else key
 
     def title(self, key: str) -> str:
-        """Return its name as the beginning of a heading."""
+        """Return its name as the beginning of a heading: Box AP, but mIoU."""
         name = self.name(key)
-        return f"{name[:1].upper()}{name[1:]}"
+        return name[:1].upper() + name[1:] if name[1:2].islower() else name
 
     def main(self, scores: Iterable[str]) -> list[str]:
         """Return the keys that sum up a model; the first two where none of them is known."""
@@ -60,9 +60,13 @@ class Metrics:
         first = [m.key for m in self.all if m.main and m.key in keys]
         return first + [key for key in keys if key not in first]
 
+    def known(self, key: str, value: float | None) -> float | None:
+        """Return a score; None for COCO's -1, where there is no such object."""
+        return None if value == -1 and self.get(key) else value
+
     def shown(self, key: str, value: float | None) -> str:
         """Format a score: three digits for those in [0, 1]."""
-        metric = self.get(key)
+        metric, value = self.get(key), self.known(key, value)
         if value is not None and metric is not None and metric.best == 1:
             return f"{value:.3f}"
         return number(value)

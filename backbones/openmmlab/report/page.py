@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .charts import Series, heat_map, line_chart, number
 from .metrics import Metrics
@@ -81,7 +82,10 @@ def _summary(training: Mapping, evaluation: Mapping) -> str:
 
 def _tiles(training: Mapping, evaluation: Mapping, metrics: Metrics) -> list[tuple[str, str]]:
     scores = evaluation.get("scores", {})
-    tiles = [(metrics.name(key), number(scores[key])) for key in metrics.overview(scores, TILES)]
+    tiles = [
+        (metrics.name(key), number(metrics.known(key, scores[key])))
+        for key in metrics.overview(scores, TILES)
+    ]
     final = [v for v in training.get("curves", {}).get("values", {}).get("loss", []) if v]
     if final:
         tail = final[-max(1, len(final) // 20) :]
@@ -106,17 +110,15 @@ def _training(training: Mapping, metrics: Metrics) -> dict | None:
         chart([noisy, Series("loss", steps, smooth(values["loss"]), 0)], "Loss", "loss")
     scores = training.get("scores", [])
     keys = list(dict.fromkeys(key for row in scores for key in row["figures"]))
-    lines = [
-        Series(
-            metrics.name(key),
-            [row["step"] for row in scores if key in row["figures"]],
-            [row["figures"][key] for row in scores if key in row["figures"]],
-        )
-        for key in metrics.main(keys)
-    ]
-    if lines:
-        names = " and ".join(line.name for line in lines)
-        chart(lines, f"{names[0].upper()}{names[1:]} in validation", "score", markers=True)
+    lines = []
+    shown = metrics.main(keys)
+    for key in shown:
+        rows = [row for row in scores if key in row["figures"]]
+        y = [metrics.known(key, row["figures"][key]) for row in rows]
+        lines.append(Series(metrics.name(key), [row["step"] for row in rows], y))
+    if shown:
+        names = " and ".join([metrics.title(shown[0]), *map(metrics.name, shown[1:])])
+        chart(lines, f"{names} in validation", "score", markers=True)
     rates = {name: v for name, v in values.items() if name.startswith("lr/")}
     if rates:
         lines = _family([Series(name[3:], steps, column) for name, column in rates.items()])
@@ -134,7 +136,7 @@ def _training(training: Mapping, metrics: Metrics) -> dict | None:
     if "time" in values:
         lines = [Series("iteration", steps, values["time"])]
         if "data_time" in values:
-            lines.append(Series("of it waiting for data", steps, values["data_time"]))
+            lines.append(Series("waiting for data", steps, values["data_time"]))
         known = sorted(v for line in lines for v in line.y if v is not None)
         # The first iterations, which warm up, may leave the chart.
         highest = 1.15 * known[int(0.99 * (len(known) - 1))] if known else 1.0
@@ -218,7 +220,7 @@ def _precision_recall(evaluation: Mapping) -> dict | None:
     charts = []
     for kind, of_kind in (evaluation.get("precision_recall") or {}).items():
         name = names.get(kind, kind).capitalize()
-        axes = dict(x_label="recall", y_label="precision", y_limits=(0.0, 1.0))
+        axes: dict[str, Any] = dict(x_label="recall", y_label="precision", y_limits=(0.0, 1.0))
         lines = [Series(label, recalls, values) for label, values in of_kind["mean"].items()]
         charts.append(line_chart(lines, title=f"{name}, all classes", **axes))
         present = [row for row in of_kind["classes"] if any(v is not None for v in row[1])]

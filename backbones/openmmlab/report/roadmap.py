@@ -41,7 +41,7 @@ def row(step: str, regime: str, measured: float | None = None) -> dict:
         "macs": macs,
         "published_gflops": published.gflops,
         "published_top1": published.top1,
-        "published_std": published.deviation,
+        "published_std": published.std,
         "measured_top1": measured,
         "note": NOTES.get((regime, step), ""),
     }

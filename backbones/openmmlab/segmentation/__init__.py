@@ -1,4 +1,4 @@
-"""What a segmentation config needs registered: mmseg, our loading, heads and a label check."""
+"""Register what a segmentation config needs: mmseg, loading, heads and a label check."""
 
 from backbones.openmmlab.registration import register
 

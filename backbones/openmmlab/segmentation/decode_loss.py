@@ -1,4 +1,4 @@
-"""The loss of mmseg's decode heads on a CPU, without logits at the labels' size."""
+"""Compute the loss of mmseg's decode heads on a CPU without logits at the labels' size."""
 
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -12,10 +12,11 @@ from backbones.ops.upsampled_cross_entropy import upsampled_cross_entropy
 def decode_loss(
     head: BaseDecodeHead, inputs: tuple[Tensor, ...], data_samples: list[SegDataSample]
 ) -> dict[str, Tensor]:
-    """The losses and the accuracy of `head.loss`, for heads that `enlarges_by_blocks` knows.
+    """Return the losses and accuracy of `head.loss`, for heads that `enlarges_by_blocks` accepts.
 
-    Pixels whose label shares the highest logit with another class count as right here; mmseg takes
-    either one.
+    Pixels whose label shares the highest logit with another class count as right here; in mmseg
+    either may win. Ignored pixels weigh nothing; where all are, the loss is 0 and the accuracy, as
+    in mmseg, 100.
 
     Args:
         head: its parameters get the gradients.
@@ -49,7 +50,7 @@ def decode_loss(
 
 
 def enlarges_by_blocks(head: nn.Module) -> bool:
-    """Whether a head's loss is the mean cross entropy of its logits, enlarged, and nothing else."""
+    """Return whether a head's loss is the mean cross entropy of its enlarged logits alone."""
     kind = type(head)
     return (
         isinstance(head, BaseDecodeHead)

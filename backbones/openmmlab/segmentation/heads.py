@@ -1,4 +1,4 @@
-"""Decode heads: UperNet's in factorised form, and a linear one."""
+"""Provide decode heads: UperNet's in factorised form, and a linear one."""
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ class LinearHead(BaseDecodeHead):
         self.norm = build_norm_layer(norm_cfg, in_channels)[1] if norm_cfg else nn.Identity()
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Logits (N, num_classes, H, W) of the map (N, in_channels, H, W)."""
+        """Return logits (N, num_classes, H, W) of the map (N, in_channels, H, W)."""
         x = self._transform_inputs(inputs)
         if self.dropout is not None:
             x = self.dropout(x)
@@ -46,11 +46,11 @@ class FactorizedUPerHead(UPerHead):
 
     Its two large convolutions over upsampled maps, the fusion of all levels and the bottleneck of
     the pyramid pooling, are computed at the maps' own sizes (`backbones.ops.upsampled_conv`).
-    Without gradients batch norm is folded into each convolution's weights, as saved they stay.
+    Without gradients batch norm is folded into a copy of each convolution's weights.
     Parameters and their names are those of mmseg's UPerHead.
 
     Args:
-        factorize: False computes mmseg's way, whose multiply-adds are the published ones.
+        factorize: False computes as mmseg does, whose multiply-adds are the published ones.
         kwargs: as in mmseg's UPerHead, without conv_cfg.
 
     Raises:
@@ -60,14 +60,16 @@ class FactorizedUPerHead(UPerHead):
     def __init__(self, *, factorize: bool = True, **kwargs):
         if kwargs.get("conv_cfg") is not None:
             raise InputError(
-                f"FactorizedUPerHead: knows plain convolutions only, not conv_cfg="
-                f"{kwargs['conv_cfg']}; use type='UPerHead'"
+                "FactorizedUPerHead: supports plain convolutions only, not "
+                f"conv_cfg={kwargs['conv_cfg']}; use type='UPerHead'",
+                code="unsupported",
+                where="FactorizedUPerHead",
             )
         super().__init__(**kwargs)
         self.factorize = factorize
 
     def psp_forward(self, inputs: list[Tensor]) -> Tensor:
-        """Pyramid pooling of the last map (N, C, H, W) to (N, channels, H, W)."""
+        """Pool the last map (N, C, H, W) in a pyramid, to (N, channels, H, W)."""
         if not self.factorize:
             return super().psp_forward(inputs)
         x = inputs[-1]
@@ -89,7 +91,7 @@ class FactorizedUPerHead(UPerHead):
         return self._convolve(self.fpn_bottleneck, maps)
 
     def _convolve(self, module: ConvModule, maps: list[Tensor]) -> Tensor:
-        """The module's convolution of maps resized to the first, norm and activation."""
+        """Apply a module's convolution to maps resized to the first, then norm and activation."""
         conv, norm = module.conv, module.norm if module.with_norm else None
         weight, bias = conv.weight, conv.bias
         if _is_constant(norm):
@@ -111,7 +113,7 @@ class FactorizedUPerHead(UPerHead):
 
 
 def _is_constant(norm: nn.Module | None) -> bool:
-    """Whether a norm is a fixed affine map of each channel, and nothing asks for its gradients."""
+    """Return whether a norm is a fixed affine map of each channel and needs no gradients."""
     return (
         isinstance(norm, _BatchNorm)
         and not norm.training

@@ -1,4 +1,4 @@
-"""Segmentation: sliding windows in batches, labels and losses without large maps of logits."""
+"""Segment by sliding windows in batches; labels and losses without large maps of logits."""
 
 from collections.abc import Iterator, Sequence
 
@@ -47,12 +47,16 @@ class SlidingWindowSegmentor(EncoderDecoder):
     def __init__(self, *, windows_per_batch: int | None = None, keep_logits: bool = True, **kwargs):
         super().__init__(**kwargs)
         if windows_per_batch is not None and windows_per_batch < 1:
-            raise InputError(f"windows_per_batch={windows_per_batch}: give at least 1")
+            raise InputError(
+                f"windows_per_batch={windows_per_batch}: must be at least 1",
+                code="bad-value",
+                where="windows_per_batch",
+            )
         self.windows_per_batch = windows_per_batch
         self.keep_logits = keep_logits
 
     def takes_loss_by_blocks(self, head: nn.Module, inputs: Sequence[Tensor]) -> bool:
-        """Whether the head's loss on these maps is computed without logits at full size."""
+        """Return whether a head's loss on these maps is computed without logits at full size."""
         return inputs[0].device.type == "cpu" and enlarges_by_blocks(head)
 
     def _decode_head_forward_train(
@@ -83,6 +87,8 @@ class SlidingWindowSegmentor(EncoderDecoder):
     ) -> list[SegDataSample]:
         """Predict images (N, 3, H, W).
 
+        With gradients enabled the kept logits have a graph; labels never have one.
+
         Args:
             inputs: normalised and padded images.
             data_samples: with the sizes, padding and flip of each; None for images as they are.
@@ -91,6 +97,12 @@ class SlidingWindowSegmentor(EncoderDecoder):
             The samples with `pred_sem_seg` (1, height, width) of the original image, and
             `seg_logits` if they are kept.
         """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.keep_logits):
+            return self._predict(inputs, data_samples)
+
+    def _predict(
+        self, inputs: Tensor, data_samples: list[SegDataSample] | None
+    ) -> list[SegDataSample]:
         shape = inputs.shape[2:]
         if data_samples is None:
             meta = dict(ori_shape=shape, img_shape=shape, pad_shape=shape, padding_size=[0] * 4)
@@ -101,7 +113,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
         if not slides and self._resizes_as_all_heads:
             logits = self.decode_head(self.extract_feat(inputs)).contiguous()
             size = metas[0].get("pad_shape", metas[0]["img_shape"])[:2]
-        elif slides and not self.keep_logits and all(_is_as_it_was(meta, shape) for meta in metas):
+        elif slides and not self.keep_logits and all(_is_unchanged(meta, shape) for meta in metas):
             results = data_samples or [SegDataSample() for _ in inputs]
             for labels, result in zip(self._slide_labels(inputs, metas), results, strict=True):
                 result.set_data(dict(pred_sem_seg=PixelData(data=labels)))
@@ -112,7 +124,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
         return self._label(logits, size, data_samples)
 
     def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
-        """Logits (N, classes, H, W) of images (N, 3, H, W): the mean of all windows on a pixel.
+        """Return logits (N, classes, H, W) of images (N, 3, H, W): the mean of a pixel's windows.
 
         Raises:
             InputError: the stride leaves pixels that no window covers.
@@ -125,7 +137,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
         return logits.div_(count.to(logits))
 
     def _slide_labels(self, inputs: Tensor, metas: list[dict]) -> Tensor:
-        """Labels (N, 1, H, W) of `slide_inference`'s logits, which exist for one row of windows."""
+        """Return the labels (N, 1, H, W) of `slide_inference` with logits of one row of windows."""
         images, _, height, width = inputs.shape
         rows, columns, count = self._windows_over(height, width)
         windows = [(slice(0, rows[0].stop), column) for column in columns]
@@ -133,7 +145,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
         labels = []
         for row, end in zip(rows, [*(row.start for row in rows[1:]), height], strict=True):
             self._add_windows(band, inputs[:, :, row], windows, metas)
-            done = end - row.start  # rows that no window below reaches
+            done = end - row.start  # rows that no window below covers
             finished = band[:, :, :done].div_(count[row.start : end].to(band))
             found = self._label(finished, finished.shape[2:], None)
             labels.append(torch.stack([one.pred_sem_seg.data for one in found]))
@@ -143,7 +155,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
         return torch.cat(labels, dim=2)
 
     def _windows_over(self, height: int, width: int) -> tuple[list[slice], list[slice], Tensor]:
-        """Rows and columns of windows, and how many (H, W) are over each pixel."""
+        """Return rows and columns of windows, and how many (H, W) cover each pixel."""
         crop_size, stride = self.test_cfg.crop_size, self.test_cfg.stride
         rows = _windows(height, crop_size[0], stride[0])
         columns = _windows(width, crop_size[1], stride[1])
@@ -151,14 +163,16 @@ class SlidingWindowSegmentor(EncoderDecoder):
         if not count.all():
             raise InputError(
                 f"test_cfg: windows of {tuple(crop_size)} at a stride of {tuple(stride)} leave "
-                f"pixels of a {height}x{width} image uncovered; make the stride smaller"
+                f"pixels of a {height}x{width} image uncovered; make the stride smaller",
+                code="bad-value",
+                where="test_cfg",
             )
         return rows, columns, count
 
     def _add_windows(
         self, logits: Tensor, inputs: Tensor, windows: list[tuple[slice, slice]], metas: list[dict]
     ) -> None:
-        """Compute windows in batches and add their logits, at the windows' size, to the map's."""
+        """Compute windows in batches and add their logits, at the windows' size, to the map."""
         at_once = max(1, (self.windows_per_batch or (4 if inputs.is_cuda else 1)) // len(inputs))
         for start in range(0, len(windows), at_once):
             part = windows[start : start + at_once]
@@ -176,34 +190,37 @@ class SlidingWindowSegmentor(EncoderDecoder):
     def postprocess_result(
         self, seg_logits: Tensor, data_samples: list[SegDataSample] | None = None
     ) -> list[SegDataSample]:
-        """Results of logits (N, classes, H, W) at the size of the input."""
+        """Make results of logits (N, classes, H, W) at the size of the input."""
         return self._label(seg_logits, seg_logits.shape[2:], data_samples)
 
     def _label(
         self, logits: Tensor, size: tuple[int, int], data_samples: list[SegDataSample] | None
     ) -> list[SegDataSample]:
-        """As `postprocess_result`, for logits that are yet to be resized to the input's `size`."""
+        """Make results of logits that are yet to be resized to the input's `size`."""
         metas = [None] * len(logits) if data_samples is None else data_samples
         results = data_samples or [SegDataSample() for _ in logits]
         if logits.stride(3) != 1:  # channels-last; blocks are of planes
             logits = logits.contiguous()
+        count = logits.shape[1]
         for image, sample, result in zip(logits.split(1), metas, results, strict=True):
             meta = None if sample is None else sample.metainfo
             best = labels = kept = None
             for classes, block in self._at_original_size(image, size, meta):
-                if self.out_channels == 1:
+                if count == 1:
                     block = block.sigmoid()
                     labels = (block > self.decode_head.threshold).to(block)[0]
-                elif best is None:
-                    best = block[0].clone()
-                    labels = torch.zeros_like(best, dtype=torch.int32)
-                if self.out_channels > 1:
-                    _update_best(best, labels, block, classes.start)
+                else:
+                    values = block.detach()
+                    if best is None or labels is None:
+                        best = values[0].clone()
+                        labels = torch.zeros_like(best, dtype=torch.int32)
+                    _update_best(best, labels, values, classes.start)
                 if self.keep_logits:
                     if kept is None:
-                        kept = block.new_empty(self.out_channels, *block.shape[1:])
+                        kept = block.new_empty(count, *block.shape[1:])
                     kept[classes] = block
-            labels = labels[None] if self.out_channels == 1 else labels[None].long()
+            assert labels is not None
+            labels = labels[None] if count == 1 else labels[None].long()
             result.set_data(dict(pred_sem_seg=PixelData(data=labels)))
             if self.keep_logits:
                 result.set_data(dict(seg_logits=PixelData(data=kept)))
@@ -212,7 +229,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
     def _at_original_size(
         self, logits: Tensor, size: tuple[int, int], meta: dict | None
     ) -> Iterator[tuple[slice, Tensor]]:
-        """(classes, their logits (n, height, width)) of one image, by blocks of classes."""
+        """Yield (classes, their logits (n, height, width)) of one image, by blocks of classes."""
         height, width = size
         original = size if meta is None else meta["ori_shape"]
         pixels = max(height * width, original[0] * original[1])
@@ -228,7 +245,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
             yield classes, block[0]
 
     def _resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Resize where the size is another; where it is the same, interpolation is the identity."""
+        """Resize logits to another size; at the same size interpolation is the identity."""
         if tuple(logits.shape[2:]) == tuple(size):
             return logits
         return resize(
@@ -245,21 +262,21 @@ class SlidingWindowSegmentor(EncoderDecoder):
         )
 
 
-def _is_as_it_was(meta: dict, shape: tuple[int, int]) -> bool:
-    """Whether an image was neither resized, padded nor flipped."""
+def _is_unchanged(meta: dict, shape: tuple[int, int]) -> bool:
+    """Return whether an image was neither resized, padded nor flipped."""
     padding = meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0)))
     return tuple(meta["ori_shape"]) == tuple(shape) and not any(padding) and not meta.get("flip")
 
 
 def _windows(length: int, window: int, stride: int) -> list[slice]:
-    """Windows along one side; the last one is moved back to end with the image."""
+    """Return the windows along one side; the last is moved back to end with the image."""
     number = max(length - window + stride - 1, 0) // stride + 1
     stops = [min(i * stride + window, length) for i in range(number)]
     return [slice(max(stop - window, 0), stop) for stop in stops]
 
 
 def _count(windows: list[slice], length: int) -> Tensor:
-    """(length,) windows over each position."""
+    """Return the number of windows over each position, (length,)."""
     count = torch.zeros(length)
     for window in windows:
         count[window] += 1
@@ -267,7 +284,7 @@ def _count(windows: list[slice], length: int) -> Tensor:
 
 
 def _class_blocks(logits: Tensor, pixels: int) -> Iterator[slice]:
-    """Slices of the classes so that a block has as many logits as are fast at once."""
+    """Yield slices of the classes so that a block has as many logits as are fast at once."""
     classes = logits.shape[1]
     size = max((GPU_BLOCK if logits.is_cuda else CPU_BLOCK) // (pixels * len(logits)), 1)
     for start in range(0, classes, size):

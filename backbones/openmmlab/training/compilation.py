@@ -1,11 +1,9 @@
-"""torch.compile for the parts of a model whose work is the same for every image."""
+"""Compile the parts of a model whose work is the same for every image."""
 
 import torch
 from torch import nn
 
-# Sampling, assigning, NMS and pasting follow the boxes: a graph of them would never be used twice.
-STATIC_PARTS = ("backbone", "neck", "rpn_head", "decode_head", "auxiliary_head", "network")
-ROI_PARTS = ("bbox_head", "mask_head")
+from backbones.openmmlab.tasks import module_at, task_of_model
 
 
 def compile_parts(
@@ -16,8 +14,9 @@ def compile_parts(
     backend: str = "inductor",
     mode: str | None = None,
 ) -> list[str]:
-    """Compile the forward pass of backbone, neck and heads; the rest of the model stays eager.
+    """Compile the forward pass of the parts that the model's task names; the rest stays eager.
 
+    Sampling, assigning, NMS and pasting follow the boxes: a graph of them would never be reused.
     Parameters and their names stay as they are. The number of regions is dynamic from the start;
     images become so when a second size comes, so that multi-scale training compiles each part a
     few times and then no more.
@@ -27,10 +26,13 @@ def compile_parts(
         fullgraph, dynamic, backend, mode: as in `torch.compile`; `dynamic` is for the maps.
 
     Returns:
-        The names of what was compiled.
+        The names of the compiled modules.
+
+    Raises:
+        InputError: the model belongs to no task.
     """
-    options = dict(fullgraph=fullgraph, backend=backend, mode=mode)
-    compiled = []
+    task = task_of_model(model)
+    compiled: list[str] = []
 
     def compile_forward(name: str, part: nn.Module | None, dynamic: bool | None) -> None:
         if isinstance(part, nn.ModuleList):  # a cascade's stages
@@ -38,12 +40,13 @@ def compile_parts(
                 compile_forward(f"{name}.{i}", stage, dynamic)
         elif part is not None:
             # The heads' loss and predict call forward itself, which `nn.Module.compile` leaves out.
-            part.forward = torch.compile(part.forward, dynamic=dynamic, **options)
+            part.forward = torch.compile(
+                part.forward, dynamic=dynamic, fullgraph=fullgraph, backend=backend, mode=mode
+            )
             compiled.append(name)
 
-    for name in STATIC_PARTS:
-        compile_forward(name, getattr(model, name, None), dynamic)
-    roi_head = getattr(model, "roi_head", None)
-    for name in ROI_PARTS:
-        compile_forward(f"roi_head.{name}", getattr(roi_head, name, None), True)
+    for name in task.compiled_parts:
+        compile_forward(name, module_at(model, name), dynamic)
+    for name in task.compiled_region_parts:
+        compile_forward(name, module_at(model, name), True)
     return compiled

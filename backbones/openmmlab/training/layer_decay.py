@@ -107,6 +107,8 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             depths; a custom key that is in no parameter's name; a model without ConvNeXt.
     """
 
+    paramwise_keys = PARAMWISE_KEYS  # which `config.validation` reads
+
     def _validate_cfg(self) -> None:
         cfg = self.paramwise_cfg
         if not isinstance(cfg, dict) or "decay_rate" not in cfg:

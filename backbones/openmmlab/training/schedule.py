@@ -14,8 +14,8 @@ from mmengine.registry import DATASETS, HOOKS, PARAM_SCHEDULERS, DefaultScope
 from torch import nn
 
 from backbones.errors import InputError
+from backbones.openmmlab.doctor.checks import check_data
 from backbones.openmmlab.doctor.complexity import build_on_meta
-from backbones.openmmlab.doctor.examination import check_data
 
 
 @dataclass(frozen=True)

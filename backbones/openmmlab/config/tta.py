@@ -1,0 +1,39 @@
+"""Test-time augmentation by the name of a protocol."""
+
+from mmengine.config import Config
+
+from backbones.errors import InputError
+
+
+def use_tta(config: Config, protocol: str) -> None:
+    """Evaluate with multi-scale and flip test-time augmentation.
+
+    Args:
+        config: with the protocol under `tta`; changed in place.
+        protocol: for a segmentor `paper`, whole images at ratios of the base scale, or `mmseg`,
+            sliding windows at ratios of the original image; for a detector `flip` or `multi_scale`.
+
+    Raises:
+        InputError: the config has no such protocol, or no model for it.
+    """
+    protocols = config.get("tta") or {}
+    if protocol not in protocols:
+        known = f"it has {', '.join(protocols)}" if protocols else "it has no tta"
+        raise InputError(
+            f"--tta {protocol}: not in {config.filename}; {known}",
+            code="unknown-name",
+            where="tta",
+        )
+    if config.get("tta_model") is None:
+        raise InputError(
+            f"config key tta_model: {config.filename} has tta and no tta_model",
+            code="bad-config",
+            where="tta_model",
+        )
+    config.test_dataloader.dataset.pipeline = protocols[protocol].pipeline
+    if "test_cfg" in protocols[protocol]:
+        config.model.test_cfg = protocols[protocol].test_cfg
+    if "keep_logits" in config.model:
+        config.model.keep_logits = True  # the mean over augmentations is taken of them
+    config.tta_model.module = config.model
+    config.model = config.tta_model

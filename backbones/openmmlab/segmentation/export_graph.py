@@ -1,0 +1,76 @@
+"""Express a segmentor as a function of images."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.errors import InputError
+
+
+class SegmentorGraph(nn.Module):
+    """Images to the label map (N, 1, H, W) int64, or to logits (N, classes, H, W), at their size.
+
+    The whole image goes through the network at once, whatever `test_cfg` says.
+    """
+
+    inputs = {"input": {0: "batch", 2: "height", 3: "width"}}
+
+    def __init__(self, preprocessing: nn.Module, model: Any, logits: bool):
+        super().__init__()
+        if model.data_preprocessor.test_cfg:
+            raise InputError(
+                "data_preprocessor.test_cfg: padding of test images cannot be exported; remove it",
+                code="unsupported",
+                where="data_preprocessor.test_cfg",
+            )
+        for module in list(model.modules()):
+            if hasattr(module, "factorize"):  # UperNet's head as mmseg writes it
+                module.factorize = False
+            for name, child in module.named_children():
+                if isinstance(child, nn.AdaptiveAvgPool2d):
+                    setattr(module, name, AveragePool(child.output_size))
+        self.preprocessing = preprocessing
+        self.model = model
+        self.outputs = ("logits",) if logits else ("output",)
+
+    def forward(self, input: Tensor) -> tuple[Tensor]:
+        height, width = input.shape[2:]
+        logits = self.model.decode_head(self.model.extract_feat(self.preprocessing(input))).float()
+        logits = F.interpolate(
+            logits,
+            (height, width),
+            mode="bilinear",
+            align_corners=self.model.align_corners,
+        )
+        if self.outputs == ("logits",):
+            return (logits,)
+        if logits.shape[1] == 1:
+            threshold = self.model.decode_head.threshold
+            return ((logits.sigmoid() > threshold).long(),)
+        return (logits.argmax(1, keepdim=True),)
+
+
+class AveragePool(nn.Module):
+    """`nn.AdaptiveAvgPool2d` for maps of dynamic size, as two matrix products."""
+
+    def __init__(self, output_size: int | tuple[int, int]):
+        super().__init__()
+        self.size = output_size if isinstance(output_size, tuple) else (output_size, output_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (
+            _bins(length, bins, x.device)
+            for length, bins in zip(x.shape[2:], self.size, strict=True)
+        )
+        return (rows @ x.float() @ columns.mT).to(x.dtype)
+
+
+def _bins(length: int, bins: int, device: torch.device) -> Tensor:
+    """Return (bins, length) weights of a line's cells in the bins of an adaptive average."""
+    number, cell = torch.arange(bins, device=device)[:, None], torch.arange(length, device=device)
+    start = number * length // bins
+    stop = ((number + 1) * length + bins - 1) // bins
+    inside = ((cell >= start) & (cell < stop)).float()
+    return inside / (stop - start)

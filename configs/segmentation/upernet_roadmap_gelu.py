@@ -1,5 +1,0 @@
-"""UperNet, roadmap step gelu, ADE20K at 512, 160k steps. Not published."""
-
-_base_ = "./upernet_roadmap.py"
-
-model = dict(backbone=dict(step="gelu"))

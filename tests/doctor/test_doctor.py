@@ -1,0 +1,526 @@
+"""Every planted fault is named by file or key, with what to do; clean data has none."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.running import DETECTION, REPOSITORY, SEGMENTATION, run_here
+
+from backbones.errors import InputError
+from backbones.openmmlab.config import load_config
+from backbones.openmmlab.data.files import spread
+from backbones.openmmlab.data.image_files import read_header
+from backbones.openmmlab.data.issues import Issue, by_severity, of_weight
+from backbones.openmmlab.data.own_data import change_place
+from backbones.openmmlab.doctor import stack
+from backbones.openmmlab.doctor.checks import check_all, check_data, check_quickly
+from backbones.openmmlab.doctor.dataset import pipeline_scales
+from backbones.openmmlab.doctor.plan import RunPlan
+
+CONFIGS = REPOSITORY / "configs"
+CLASSES = CONFIGS / "classification" / "convnext_atto_demo.py"
+ROTATED = 6  # EXIF: turn by 90 degrees
+
+
+@pytest.fixture
+def faulty(shapes, tmp_path) -> Path:
+    """A copy of the demo set to plant a fault in."""
+    return Path(shutil.copytree(shapes, tmp_path / "data"))
+
+
+def checked(path: Path, data: Path, **overrides) -> list[Issue]:
+    """Of weight only, or there would be the notes on this machine."""
+    config = load_config(path, {key.replace("__", "."): v for key, v in overrides.items()})
+    change_place(config, data)
+    config.work_dir, config.launcher = "work_dirs", "none"
+    return [issue for issue in check_all(config) if issue.severity != "note"]
+
+
+def assert_named(issues: list[Issue], severity: str, *words: str) -> None:
+    """One issue of this severity has all the words; with what to do."""
+    hits = [
+        issue
+        for issue in issues
+        if issue.severity == severity and all(re.search(w, str(issue)) for w in words)
+    ]
+    assert len(hits) == 1, "\n".join(map(str, issues))
+    assert "\n" not in str(hits[0])
+
+
+@pytest.mark.parametrize("path", [DETECTION, SEGMENTATION], ids=["detection", "segmentation"])
+def test_clean_data_has_no_finding_of_weight(path, shapes):
+    assert checked(path, shapes) == []
+
+
+class TestAnnotations:
+    NAME = "annotations/instances_train2017.json"
+
+    def plant(self, root: Path, change) -> list[Issue]:
+        path = root / self.NAME
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+        return checked(DETECTION, root)
+
+    @pytest.mark.parametrize(
+        "key, value, severity, words",
+        [
+            ("bbox", [200, 10, 20, 20], "warning", ["outside its image", "mmdet drops it"]),
+            ("bbox", [80, 80, 60, 12], "warning", ["beyond its image", "corners"]),
+            ("bbox", [10, 10, 0, 20], "warning", ["no area", "drops"]),
+            ("bbox", [10, 10, 0.4, 20], "warning", ["thinner than a pixel"]),
+            ("area", 0, "warning", ["no area"]),
+            ("bbox", [10, 10, 20], "error", ["not four finite numbers"]),
+            ("bbox", [10, 10, float("nan"), 20], "error", ["not four finite numbers"]),
+            ("category_id", 77, "error", ["category 77", "does not define"]),
+            ("image_id", 99, "error", ["image is not in the file"]),
+            ("segmentation", None, "error", ["no segmentation", "with_mask"]),
+            ("segmentation", [[1, 2, 3, 4]], "error", ["fewer than three points"]),
+            ("id", 2, "error", ["annotation id 2: several have this id"]),
+        ],
+    )
+    def test_of_one_annotation(self, faulty, key, value, severity, words):
+        def change(content):
+            content["annotations"][0][key] = value
+
+        assert_named(self.plant(faulty, change), severity, "instances_train2017.json", *words)
+
+    def test_repeated_image_id(self, faulty):
+        def change(content):
+            content["images"].append({**content["images"][0], "file_name": "000000000002.jpg"})
+
+        issues = self.plant(faulty, change)
+        assert_named(issues, "error", "image id 1: several have this id")
+        assert_named(issues, "warning", "000000000002.jpg: listed more than once")
+
+    def test_sizes_are_not_the_files(self, faulty):
+        def change(content):
+            for image in content["images"][:3]:
+                image["width"] *= 2
+
+        words = ("000000000001.jpg is 192x96 here, the file 96x96", "3 of 8", "resized")
+        assert_named(self.plant(faulty, change), "error", *words)
+
+    def test_categories_in_another_order(self, faulty):
+        def change(content):
+            content["categories"].reverse()
+
+        words = ("label 0 is star by its categories' order, circle by metainfo", "in that order")
+        assert_named(self.plant(faulty, change), "error", *words)
+
+    def test_class_without_annotations(self, faulty):
+        def change(content):
+            stars = [c["id"] for c in content["categories"] if c["name"] == "star"]
+            for annotation in content["annotations"]:
+                if annotation["category_id"] in stars:
+                    annotation["category_id"] = 1
+
+        assert_named(self.plant(faulty, change), "warning", "no annotation of star")
+
+    def test_not_coco(self, faulty):
+        def change(content):
+            del content["images"][0]["width"]
+
+        assert_named(self.plant(faulty, change), "error", "not COCO's format", "width")
+
+    def test_missing_image(self, faulty):
+        (faulty / "train2017" / "000000000004.jpg").unlink()
+        assert_named(checked(DETECTION, faulty), "error", "000000000004.jpg: no such image")
+
+
+class TestImages:
+    def change(self, root: Path, image: Image.Image, **options) -> list[Issue]:
+        """Every second image replaced: JPEG's name with a PNG's content is read by content."""
+        for path in sorted((root / "train2017").iterdir())[::2]:
+            image.save(path, **options)
+        return checked(DETECTION, root)
+
+    @pytest.mark.parametrize("content", [b"", b"no picture", None])
+    def test_broken(self, faulty, content):
+        path = faulty / "train2017" / "000000000003.jpg"
+        path.write_bytes(path.read_bytes()[:900] if content is None else content)
+        words = ("000000000003.jpg: empty, cut off or not an image",)
+        assert_named(checked(DETECTION, faulty), "error", *words)
+
+    @pytest.mark.parametrize(
+        "mode, words",
+        [
+            ("RGBA", ["with transparency", "4 of 8"]),
+            ("I;16", ["more than 8 bits", "stretch"]),
+            ("CMYK", ["CMYK"]),
+        ],
+    )
+    def test_channels_and_depth(self, faulty, mode, words):
+        kind = "JPEG" if mode == "CMYK" else "PNG"
+        issues = self.change(faulty, Image.new(mode, (96, 96)), format=kind)
+        assert_named(issues, "warning", "000000000001.jpg", *words)
+
+    def test_grey_is_a_note(self, faulty):
+        Image.new("L", (96, 96)).save(faulty / "train2017" / "000000000001.jpg")
+        config = load_config(DETECTION)
+        change_place(config, faulty)
+        assert_named(check_all(config), "note", "image grey", "1 of 8", "read as three")
+        assert not of_weight(check_all(config))
+
+    def test_exif_rotation(self, faulty):
+        exif = Image.Exif()
+        exif[0x0112] = ROTATED
+        path = faulty / "train2017" / "000000000002.jpg"
+        Image.new("RGB", (96, 64)).save(path, exif=exif)
+        header = read_header(path)
+        assert header.size == (96, 64) and header.upright == (64, 96)
+        annotations = faulty / TestAnnotations.NAME
+        content = json.loads(annotations.read_text())
+        content["images"][1].update(width=96, height=64)
+        for annotation in content["annotations"]:
+            if annotation["image_id"] == 2:
+                annotation["bbox"] = [1, 1, 9, 9]
+                annotation["segmentation"] = [[1, 1, 10, 1, 10, 10]]
+        annotations.write_text(json.dumps(content))
+        words = ("000000000002.jpg: EXIF turns it to 64x96, annotated as 96x64", "upright")
+        assert_named(checked(DETECTION, faulty), "error", *words)
+        # Annotated as it is seen, it is right: OpenCV turns it.
+        content["images"][1].update(width=64, height=96)
+        annotations.write_text(json.dumps(content))
+        assert checked(DETECTION, faulty) == []
+
+    def test_far_from_the_recipes_scale(self, shapes):
+        scale = {"train_dataloader__dataset__pipeline__2__scale": (1280, 1280)}
+        issues = checked(SEGMENTATION, shapes, **scale)
+        assert_named(issues, "warning", "train_.*pipeline", "enlarges the median image 13.3 times")
+        scale = {"train_dataloader__dataset__pipeline__2__scale": (20, 20)}
+        words = ("reduces the median image 4.8 times", "small objects")
+        assert_named(checked(SEGMENTATION, shapes, **scale), "warning", *words)
+
+
+class TestLabelMaps:
+    def plant(self, root: Path, change, split: str = "training", **overrides) -> list[Issue]:
+        for path in sorted((root / "annotations" / split).iterdir()):
+            Image.fromarray(change(np.array(Image.open(path)))).save(path)
+        return checked(SEGMENTATION, root, **overrides)
+
+    def test_label_beyond_the_classes(self, faulty):
+        def change(labels):
+            labels[10:20, 10:20] = 12
+            return labels
+
+        words = ("ADE_train_00000001.png", "label 12 is none of 8 classes", "labels are 1 to 8")
+        assert_named(self.plant(faulty, change), "error", *words)
+
+    def test_foreground_written_as_255(self, faulty):
+        def change(labels):
+            return np.where(labels <= 4, 255, 0).astype(np.uint8)
+
+        words = ("ADE_train_0+1.png", "no label but 0 and 255", "write the foreground as 1")
+        assert_named(self.plant(faulty, change), "error", *words)
+
+    def test_last_class_written_as_255(self, faulty):
+        def change(labels):
+            return np.where(labels == 8, 255, labels).astype(np.uint8)
+
+        words = ("train_dataloader.dataset: last class checks is never seen", "written as 255")
+        assert_named(self.plant(faulty, change), "warning", *words)
+
+    def test_reduce_zero_label_that_does_not_suit(self, faulty):
+        # Labels 0 to 7 for 8 classes are read as if 0 were the unlabelled.
+        issues = self.plant(faulty, lambda labels: labels - 1)
+        words = (
+            r"train_.*reduce_zero_label: True, but .* labels 0 to 7 for 8",
+            "circle .* ignored",
+        )
+        assert_named(issues, "error", *words)
+
+    def test_no_reduce_zero_label_where_it_is_needed(self, shapes):
+        off = {
+            f"{split}_dataloader__dataset__{key}": False
+            for split in ("train", "val", "test")
+            for key in (
+                "reduce_zero_label",
+                f"pipeline__{1 + (split != 'train')}__reduce_zero_label",
+            )
+        }
+        issues = checked(SEGMENTATION, shapes, **off)
+        words = ("label 8 is none of 8 classes", "reduce_zero_label=True")
+        assert_named(issues, "error", "ADE_train", *words)
+        assert_named(issues, "error", "ADE_val", *words)
+
+    def test_two_that_contradict(self, shapes):
+        key = "train_dataloader__dataset__pipeline__1__reduce_zero_label"
+        issues = checked(SEGMENTATION, shapes, **{key: False})
+        words = ("pipeline.1.reduce_zero_label: False, but the data set's is True",)
+        assert_named(issues, "error", *words)
+
+    def test_of_another_size(self, faulty):
+        issues = self.plant(faulty, lambda labels: labels[:, :48])
+        assert_named(issues, "error", "label map is 48x96, its image 96x96", "8 of 8")
+
+    def test_colours(self, faulty):
+        issues = self.plant(faulty, lambda labels: np.stack([labels] * 3, axis=-1))
+        assert_named(issues, "error", "ADE_train_00000001.png", "colours, not labels")
+
+    def test_sixteen_bits(self, faulty):
+        issues = self.plant(faulty, lambda labels: labels.astype(np.uint16) + 300)
+        assert_named(issues, "error", "label above 255", "8 bits")
+
+    def test_missing_and_broken(self, faulty):
+        (faulty / "annotations" / "training" / "ADE_train_00000002.png").unlink()
+        (faulty / "annotations" / "training" / "ADE_train_00000005.png").write_bytes(b"")
+        issues = checked(SEGMENTATION, faulty)
+        assert_named(issues, "error", "ADE_train_00000002.png: no such label map", "1 of 8")
+        assert_named(issues, "error", "ADE_train_00000005.png: label map is empty")
+
+    def test_no_image_at_all(self, faulty):
+        for path in (faulty / "images" / "training").iterdir():
+            path.rename(path.with_suffix(".jpeg"))
+        assert_named(checked(SEGMENTATION, faulty), "error", r"finds no image \*.jpg")
+
+
+class TestClassFolders:
+    CLASS = "classes/{}/star"
+
+    @pytest.fixture
+    def folder(self, faulty) -> Path:
+        return faulty / self.CLASS.format("train")
+
+    def test_clean_folders_have_no_finding(self, shapes):
+        assert checked(CLASSES, shapes) == []
+
+    def test_class_count_of_the_head(self, shapes):
+        issues = checked(CLASSES, shapes, model__num_classes=7)
+        assert sum("model.num_classes: 7 classes, but" in str(f) for f in issues) == 2
+
+    @pytest.mark.parametrize("content", [b"", b"text", None], ids=["empty", "text", "cut off"])
+    def test_unreadable_image(self, faulty, folder, content):
+        paths = sorted(folder.iterdir())[1:3]
+        for path in paths:
+            path.write_bytes(path.read_bytes()[:700] if content is None else content)
+        words = (f"star/{paths[0].name}: empty, cut off or not", f"1 more .*{paths[1].name}")
+        assert_named(checked(CLASSES, faulty), "error", *words)
+
+    def test_empty_class(self, faulty, folder):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        assert_named(checked(CLASSES, faulty), "error", "train/star: no images of this class")
+
+    def test_class_that_the_config_lacks(self, faulty):
+        shutil.copytree(faulty / self.CLASS.format("val"), faulty / "classes" / "val" / "hexagon")
+        words = ("classes/val: has 5 folders", "does not know hexagon")
+        assert_named(checked(CLASSES, faulty), "error", *words)
+
+    @pytest.mark.parametrize("count", [4, 5], ids=["renamed", "more"])
+    def test_class_that_training_lacks(self, faulty, count):
+        """With `classes=None` each split's labels are the positions of its own folders."""
+        found = {f"{split}_dataloader__dataset__classes": None for split in ("train", "val")}
+        found["test_dataloader__dataset__classes"] = None
+        assert checked(CLASSES, faulty, **found) == []
+        star = faulty / self.CLASS.format("val")
+        hexagon = star.with_name("hexagon")
+        star.rename(hexagon) if count == 4 else shutil.copytree(star, hexagon)
+        issues = checked(CLASSES, faulty, **found)
+        words = ["val_dataloader.dataset: has hexagon, which train_.*lacks", "same classes"]
+        assert_named(issues, "error", *words, *["lacks its star"][: count == 4])
+        config = load_config(CLASSES, {k.replace("__", "."): v for k, v in found.items()})
+        change_place(config, faulty)
+        with pytest.raises(InputError, match=words[0]):
+            check_data(config, ("train", "val"))
+
+    def test_files_that_are_passed_over(self, faulty, folder):
+        Image.new("RGB", (64, 64)).save(folder / "a.gif")
+        (folder / "b.heic").write_bytes(b"ftypheic")
+        Image.new("RGB", (64, 64)).save(folder.parent / "c.png")
+        (folder / "d.txt").write_text("made on a Tuesday")
+        (folder / ".DS_Store").write_text("")
+        issues = checked(CLASSES, faulty)
+        assert len(issues) == 2
+        assert_named(issues, "warning", "star/a.gif: .*kind that is not read", "1 more .*b.heic")
+        assert_named(issues, "warning", "train/c.png: outside the folders of the classes")
+        config = load_config(CLASSES)
+        change_place(config, faulty)
+        assert_named(check_all(config), "note", "star/d.txt: not an image")
+
+
+class TestConfig:
+    def test_class_counts_of_every_head(self, shapes):
+        overrides = {
+            "model__roi_head__bbox_head__1__num_classes": 5,
+            "model__roi_head__mask_head__num_classes": 80,
+        }
+        issues = checked(DETECTION, shapes, **overrides)
+        for key, count in (("bbox_head.1", 5), ("mask_head", 80)):
+            words = (f"model.roi_head.{key}.num_classes: {count} classes, but", "has 4")
+            assert len([f for f in issues if re.search(words[0], str(f))]) == 2  # train, val
+        issues = checked(SEGMENTATION, shapes, model__auxiliary_head__num_classes=19)
+        assert sum("auxiliary_head.num_classes: 19" in str(f) for f in issues) == 2
+
+    def test_windows(self, shapes):
+        test = {"model__test_cfg__stride": (200, 200)}
+        assert_named(checked(SEGMENTATION, shapes, **test), "error", "never looked at")
+        test = {"model__test_cfg__crop_size": (256, 256)}
+        words = (r"model.test_cfg.crop_size: \(256, 256\)", r"\(128, 128\)")
+        assert_named(checked(SEGMENTATION, shapes, **test), "warning", *words)
+
+    def test_batch_norm_of_one_value(self, shapes):
+        issues = checked(SEGMENTATION, shapes, train_dataloader__batch_size=1)
+        assert_named(issues, "error", "decode_head.norm_cfg", "one value a channel", "batch_size=2")
+
+    def test_batch_against_the_recipe(self):
+        def quickly(**options):
+            config = load_config(CONFIGS / "segmentation" / "upernet_convnext_t.py", options)
+            config.launcher = "none"
+            return check_quickly(config)
+
+        assert_named(quickly(), "note", "2 images at once here, 16 in the recipe", "8 times")
+        found = quickly(**{"train_dataloader.batch_size": 3})
+        assert_named(found, "error", "3 images a step", "for 16", "--global-batch")
+        found = quickly(**{"optim_wrapper.accumulative_counts": 2})
+        assert_named(found, "warning", "4 images a step", "accumulative_counts out")
+        assert_named(quickly(), "note", "batch norm takes its statistics from 2 images")
+
+    def test_disk(self, tmp_path, monkeypatch):
+        config = load_config(CONFIGS / "detection" / "cascade_convnext_t.py")
+        config.work_dir, config.launcher = str(tmp_path / "a" / "b"), "none"
+        # Weights and two of AdamW's states, all float32; four of three kept at the worst moment.
+        expected = 3 * 85_930_578 * 4
+        free = {}
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free["bytes"]))
+        for share, severity in ((0.99, "error"), (1.5, "warning"), (2.5, None)):
+            free["bytes"] = int(share * 4 * expected)
+            found = [f for f in check_quickly(config) if "checkpoints of" in str(f)]
+            assert [f.severity for f in found] == [severity] * (severity is not None)
+        assert not (tmp_path / "a").exists()
+
+    def test_pretrained_file(self, shapes, tmp_path):
+        from backbones import ConvNeXt, ConvNeXtClassifier
+
+        init = {"model__backbone__init_cfg": dict(type="Pretrained", checkpoint="none.pth")}
+        assert_named(checked(DETECTION, shapes, **init), "error", "none.pth", "no such checkpoint")
+        for arch in ("atto", "femto"):
+            path = tmp_path / f"{arch}.pth"
+            torch.save(dict(model=ConvNeXtClassifier(arch).state_dict()), path)
+            init["model__backbone__init_cfg"]["checkpoint"] = str(path)
+            config = load_config(DETECTION, {k.replace("__", "."): v for k, v in init.items()})
+            change_place(config, shapes)
+            if arch == "atto":
+                total = len(list(ConvNeXt("atto", layer_scale_init_value=1.0).parameters()))
+                words = (rf"fills {total - 8} of the backbone's {total}", "norm0.weight.* are new")
+                assert_named(check_all(config), "note", "atto.pth", *words)
+            else:
+                assert_named(check_all(config), "error", "femto.pth", r"dims \(48")
+
+    def test_a_file_that_is_not_here_is_not_downloaded(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        config = load_config(CONFIGS / "segmentation" / "upernet_convnext_t.py")
+        config.launcher = "none"
+        issues = check_all(config)
+        assert_named(issues, "note", "convnext_tiny_1k_224.pth: not here yet", "downloaded to")
+        for split in ("train", "val"):
+            words = (f"{split}_dataloader.dataset", "no such data folder", "prepare_data.py")
+            assert_named(issues, "error", *words)
+
+
+def test_versions(monkeypatch):
+    installed = {"torch": "2.4.0", "onedl-mmcv": "2.3.6", "mmcv": "2.1.0"}
+
+    def version(name):
+        if name not in installed:
+            raise stack.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(stack, "version", version)
+    issues = list(stack.check_stack())
+    assert_named(issues, "warning", "torch: 2.4.0 is installed", "==2.11.0", "pip install")
+    assert_named(issues, "warning", "mmcv: 2.1.0 is installed beside onedl-mmcv", "uninstall mmcv")
+    assert_named(issues, "error", "safetensors: not installed", "pip install 'safetensors>=0.4.3'")
+    assert not [f for f in issues if f.where == "onedl-mmcv"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes instead")
+def test_dtypes_that_the_cpu_emulates():
+    """Without oneDNN every processor is one that has no bfloat16."""
+    config = load_config(DETECTION, {"inference_dtype": "bfloat16"})
+    with torch.backends.mkldnn.flags(enabled=False):
+        findings = list(stack.check_inference_dtype(config))
+        assert_named(findings, "note", "^inference_dtype: bfloat16 is emulated", "=float32")
+        assert not list(stack.check_inference_dtype(load_config(DETECTION)))
+        kernels = torch.backends.cpu.get_cpu_capability()
+        assert_named(list(stack.check_stack()), "note", f"{kernels} kernels, native in float32\\)")
+
+
+class TestTool:
+    def test_status_and_json(self, shapes, faulty):
+        clean = run_here("doctor.py", DETECTION, "--data", shapes, "--json")
+        assert clean.status == 0, clean.out
+        issues = json.loads(clean.out)
+        assert {f["severity"] for f in issues} == {"note"}
+        assert all(set(f) == {"severity", "where", "text", "advice"} for f in issues)
+        (faulty / "train2017" / "000000000004.jpg").unlink()
+        bad = run_here("doctor.py", DETECTION, "--data", faulty)
+        assert bad.status == 1
+        assert re.search(r"^error +.*000000000004.jpg: no such image", bad.out, re.MULTILINE)
+        assert "1 error, 0 warnings" in bad.out.splitlines()[-1]
+        wrong = run_here("doctor.py", DETECTION, "--images", -1)
+        assert wrong.status == 2 and "--images -1" in wrong.last_line
+        wrong = run_here("doctor.py", DETECTION, "--cfg-options", "model.nekc=1")
+        assert wrong.status == 2 and "nekc" in wrong.last_line
+
+    def test_missing_data_is_a_finding(self, tmp_path):
+        outcome = run_here("doctor.py", SEGMENTATION, "--data", tmp_path / "nowhere")
+        assert outcome.status == 1 and "no such data folder" in outcome.out
+
+
+def test_only_the_quick_part_stops_before_training(faulty):
+    """`check_data` does not read images, `examine` does."""
+    (faulty / "train2017" / "000000000004.jpg").unlink()
+    config = load_config(DETECTION)
+    change_place(config, faulty)
+    check_data(config, ("train", "val"))
+    assert of_weight(check_all(config))
+
+
+def test_pieces():
+    assert spread(range(10), 0) == spread(range(10), 99) == list(range(10))
+    assert spread(range(10), 4) == [0, 2, 5, 7]
+    one, two = Issue("note", "a", "b"), Issue("error", "c", "d", "e")
+    assert by_severity([one, two, one]) == [two, one] and str(two) == "c: d; e"
+    config = load_config(CONFIGS / "detection" / "cascade_convnext_t.py")
+    assert (1333, 480) in pipeline_scales(config.train_dataloader.dataset.pipeline)
+    assert RunPlan.of(config).step_size() == (1344, 800)
+    config = load_config(CONFIGS / "segmentation" / "upernet_convnext_t.py")
+    assert RunPlan.of(config).step_size() == (512, 512)
+
+
+def measured_and_predicted(path: Path, data: Path, images: int, side: int) -> tuple[float, float]:
+    donor = DETECTION if path.parent.name == "detection" else SEGMENTATION
+    script = Path(__file__).with_name("memory_of_training.py")
+    argv = [sys.executable, str(script), str(path), str(data), str(images), str(side), str(donor)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    return figures["measured"], figures["predicted"]
+
+
+@pytest.mark.parametrize(
+    "path, images, side", [(DETECTION, 4, 160), (SEGMENTATION, 8, 128)], ids=["box", "label"]
+)
+@pytest.mark.slow
+def test_predicted_memory_of_the_demos(path, images, side, shapes):
+    measured, predicted = measured_and_predicted(path, shapes, images, side)
+    assert predicted == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path, images, side",
+    [("detection/cascade_convnext_t", 1, 256), ("segmentation/upernet_convnext_t", 2, 256)],
+)
+def test_predicted_memory_of_the_recipes(path, images, side, shapes):
+    measured, predicted = measured_and_predicted(CONFIGS / f"{path}.py", shapes, images, side)
+    assert predicted == pytest.approx(measured, rel=0.15)
