@@ -1,9 +1,8 @@
 """Imports what the tools import, in the process that `forked` forks from."""
 
-import backbones.openmmlab.doctor.examination
-
 import backbones.openmmlab.classification
 import backbones.openmmlab.detection
+import backbones.openmmlab.doctor.checks
 import backbones.openmmlab.report
 import backbones.openmmlab.segmentation
 import backbones.openmmlab.training.progress
