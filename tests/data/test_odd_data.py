@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backbones.openmmlab.doctor.examination import check_data
+from backbones.openmmlab.doctor.checks import check_data
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, DefaultScope
 from pycocotools.coco import COCO
