@@ -41,7 +41,11 @@ def main() -> None:
         "--licence", help="licence of the weights, where those they started from require no other"
     )
     parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override config keys"
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override config keys",
     )
     parser.add_argument(
         "--trust-checkpoint",
