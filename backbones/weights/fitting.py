@@ -13,6 +13,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from backbones.backbone import Backbone
 from backbones.errors import InputError
 
 from .conversion import to_official
@@ -23,7 +24,7 @@ from .recognition import architecture, first_names, recognise, state_dict, wrapp
 
 
 def load_pretrained(
-    model: nn.Module,
+    model: Backbone,
     checkpoint: str | os.PathLike,
     prefix: str | None = None,
     wrapper: str | None = None,
@@ -163,7 +164,7 @@ def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
 def _fit(
     tensors: dict[str, Tensor],
     outside: dict[str, str],
-    model: nn.Module,
+    model: Backbone,
     source: str | os.PathLike,
     dialect: Dialect,
     origin: str,
@@ -171,7 +172,7 @@ def _fit(
 ) -> tuple[Coverage, dict[str, Tensor]]:
     """Match official names with the model's parameters; every mismatch is an error."""
     depths, dims = architecture(tensors)
-    built = len(model.stages)
+    built = model.built
     if (depths[:built], dims[:built]) != (model.depths[:built], model.dims[:built]):
         raise _mismatch(
             source,

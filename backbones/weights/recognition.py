@@ -16,6 +16,7 @@ WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "teacher", "model_ema", "module"),
     *("net", "network", "params", "params_ema"),
 )
+EMA = {"model_ema", "params_ema"}
 # Modules that PyTorch puts around others: torch.compile, FSDP, activation checkpointing.
 WRAPPING_MODULES = re.compile(
     r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
@@ -69,7 +70,7 @@ def wrapper_of(checkpoint: object, wrapper: str | None = None) -> str:
     keys = _wrappers(checkpoint)
     chosen = wrapper or (keys[0] if keys else "")
     others = ", ".join(key for key in keys if key != chosen)
-    averaged = {"model_ema": "EMA, "}.get(chosen, "not EMA, " if "model_ema" in keys else "")
+    averaged = "EMA, " if chosen in EMA else "not EMA, " if EMA & {*keys} else ""
     if others:
         return f"{averaged}under {chosen!r} (also there: {others})"
     return averaged.removesuffix(", ")
