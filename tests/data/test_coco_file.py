@@ -30,8 +30,10 @@ def gathered(path) -> dict:
     for key, number, row in stream(path):
         if number >= 0:
             content.setdefault(key, []).append(row)
+        elif row is None:  # the end of a list
+            content.setdefault(key, [])
         else:
-            content[key] = [] if row is None else row
+            content[key] = row
     return content
 
 

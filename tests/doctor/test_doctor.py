@@ -117,6 +117,18 @@ class TestAnnotations:
         names = ("label 0", "star", "circle")
         assert_issue(self.plant(faulty, change), "error", "class-mismatch", *names)
 
+    def test_categories_that_are_no_class(self, faulty):
+        """A detector of a few of a file's categories is trained as mmdet trains it."""
+
+        def change(content):
+            content["categories"].append(dict(id=9, name="hexagon"))
+            content["annotations"][0]["category_id"] = 9
+
+        issues = self.plant(faulty, change)
+        names = ("instances_train2017.json", "5 categories", "4 classes", "1 objects", "hexagon")
+        assert_issue(issues, "warning", "class-mismatch", *names)
+        assert not [issue for issue in issues if issue.severity == "error"]
+
     def test_class_without_annotations(self, faulty):
         def change(content):
             stars = [c["id"] for c in content["categories"] if c["name"] == "star"]
@@ -503,6 +515,24 @@ def test_only_the_quick_part_stops_before_training(faulty):
     change_place(config, faulty)
     check_data(config, ("train", "val"))
     assert of_weight(check_all(config))
+
+
+def test_a_sample_is_named(shapes):
+    config = load_config(DETECTION)
+    change_place(config, shapes)
+    issues = check_all(config, images=3)
+    for split, total in (("train", 8), ("val", 4)):
+        key = f"{split}_dataloader.dataset"
+        assert_issue(issues, "note", "bad-image", key, f"3 of {total} images opened")
+
+
+def test_an_issue_becomes_an_error_and_back():
+    issue = Issue("error", "model.x", "is wrong", "mend it", "bad-value")
+    error = issue.as_error()
+    assert (str(error), error.where, error.code) == (str(issue), "model.x", "bad-value")
+    again = Issue.of(error, "config")
+    assert (str(again), again.where, again.code) == (str(error), "model.x", "bad-value")
+    assert Issue.of(InputError("lost"), "config").where == "config"
 
 
 def test_pieces():

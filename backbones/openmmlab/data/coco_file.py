@@ -113,7 +113,7 @@ def stream(path: Path) -> Iterator[tuple[str, int, Any]]:
     except UnicodeDecodeError as error:
         raise _unreadable(path, f"not UTF-8 text ({error.reason})") from None
     except (ValueError, RecursionError, MemoryError) as error:
-        raise _unreadable(path, str(error).splitlines()[0]) from None
+        raise _unreadable(path, (str(error) or type(error).__name__).splitlines()[0]) from None
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from None
 
