@@ -31,7 +31,7 @@ def track(config: Config, trackers: Sequence[str]) -> None:
         backend, package = TRACKERS[tracker]
         if find_spec(package) is None:
             raise InputError(
-                f"--track {tracker}: {package} is not installed; pip install {package}",
+                f"--track {tracker}: {package} is missing; pip install {package}",
                 code="missing-package",
                 where=package,
             )
