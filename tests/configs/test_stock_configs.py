@@ -216,7 +216,8 @@ def test_tools_run_an_inherited_config(name, shapes, tmp_path):
     assert {"coco/bbox_mAP", "mIoU"} & set(metrics)
     is_detector = INHERITED[name][0].startswith("mmdet")
     images = shapes / ("val2017" if is_detector else "images/validation")
-    predicted = run_tool("predict.py", path, checkpoint, images, "--out", "out", cwd=tmp_path)
+    resolved = tmp_path / "run" / path.name  # it has the classes of the data
+    predicted = run_tool("predict.py", resolved, checkpoint, images, "--out", "out", cwd=tmp_path)
     assert predicted.status == 0, predicted.err[-3000:]
     assert len(list((tmp_path / "out" / "pictures").iterdir())) == 4
 
