@@ -30,7 +30,11 @@ def track(config: Config, trackers: Sequence[str]) -> None:
     for tracker in trackers:
         backend, package = TRACKERS[tracker]
         if find_spec(package) is None:
-            raise InputError(f"--track {tracker}: {package} is missing; pip install {package}")
+            raise InputError(
+                f"--track {tracker}: {package} is missing; pip install {package}",
+                code="missing-package",
+                where=f"--track {tracker}",
+            )
         settings: dict = dict(type=backend)
         name = Path(config.work_dir).name
         if tracker == "wandb":
