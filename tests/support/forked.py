@@ -9,7 +9,9 @@ import os
 import runpy
 import signal
 import sys
+import time
 from pathlib import Path
+from typing import IO
 
 from support.running import REPOSITORY, Outcome, command
 
@@ -48,6 +50,8 @@ class Forked:
         self._process = _CONTEXT.Process(target=_run, args=(argv, cwd, out, err, environment))
         self._process.start()
         self.pid: int = self._process.pid
+        while self._process.exitcode is None and os.getpgid(self.pid) != self.pid:
+            time.sleep(0.001)
 
     def poll(self) -> int | None:
         return self._process.exitcode
@@ -63,6 +67,12 @@ class Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def popen(argv: list[str], *, env: dict, stdout: IO, stderr: IO, start_new_session: bool) -> Forked:
+    """Stand for `subprocess.Popen` of a Python script, in a program that a test calls."""
+    assert argv[0] == sys.executable and start_new_session
+    return Forked(argv[1:], Path.cwd(), Path(stdout.name), Path(stderr.name), env)
 
 
 def run_forked(tool: str, *arguments: object, cwd: Path, **environment: str) -> Outcome:

@@ -168,7 +168,7 @@ class TestDataLoaderObject:
         torch.save(content, saved)
         resumed = object_loader()
         made = arguments(tmp_path / "again", train_dataloader=resumed, train_cfg=train)
-        made.update(resume=True, load_from=str(saved), cfg=dict(resume=True, load_from=str(saved)))
+        made.update(resume=True, load_from=str(saved))
         runner = Runner(**made)
         runner.train()
         assert runner.iter == 8
@@ -237,7 +237,6 @@ class TestSeveralOptimizers:
                 given = arguments(folder, model=model, optim_wrapper=self.wrappers(model))
                 given.update(train_cfg=dict(by_epoch=True, max_epochs=count))
                 given.update(resume=count > 1 and len(epochs) > 1)
-                given.update(cfg=dict(resume=given["resume"]))
                 Runner(**given).train()
             runs.append(read_checkpoint(folder / "epoch_2.pth"))
         one, two = (run["state_dict"] for run in runs)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ class Runner(MMEngineRunner):
     _last: tuple[str, Mapping] | None  # the checkpoint to resume from, until it is loaded
     _resumed_state: dict | None = None
 
+    def __init__(self, *args, **kwargs):
+        given = signature(MMEngineRunner.__init__).bind(self, *args, **kwargs).arguments
+        self._resuming, self._given_checkpoint = given.get("resume"), given.get("load_from")
+        super().__init__(*args, **kwargs)
+
     def setup_env(self, env_cfg: dict) -> None:
         """Start the process group; without a GPU by gloo, as mmengine asks for CUDA devices."""
         if self.distributed and not torch.cuda.is_available():
@@ -91,7 +97,7 @@ class Runner(MMEngineRunner):
     def set_randomness(self, seed: int | None, **kwargs) -> None:
         """Seed the run; a resumed one as it was, before anything is built that draws."""
         self._last = None
-        if self.cfg.get("resume"):
+        if self._resuming:
             self._find_last()
         if self._last:
             resumed = self._last[1].get("meta", {}).get("seed")
@@ -103,7 +109,7 @@ class Runner(MMEngineRunner):
 
     def _find_last(self) -> None:
         """Find the checkpoint to resume from: the given one, or the work dir's last whole one."""
-        path = self.cfg.get("load_from")
+        path = self._given_checkpoint
         if path:
             self._last = path, read_checkpoint(path)
         elif found := last_whole_checkpoint(self._work_dir):
