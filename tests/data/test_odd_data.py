@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backbones.openmmlab.doctor.checks import check_data
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, DefaultScope
 from pycocotools.coco import COCO
@@ -37,6 +36,7 @@ from support.running import DETECTION, SEGMENTATION, assert_error, run_here, run
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.data.own_data import use_data
+from backbones.openmmlab.doctor.checks import check_data
 
 SECONDS = 20
 LOADING = {
