@@ -36,7 +36,7 @@ from support.running import DETECTION, SEGMENTATION, assert_error, run_here, run
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.data.own_data import use_data
-from backbones.openmmlab.doctor.examination import check_data
+from backbones.openmmlab.doctor.checks import check_data
 
 SECONDS = 20
 LOADING = {

@@ -52,8 +52,8 @@ ALL: tuple[Check, ...] = (
 def check_data(config: Config, splits: Sequence[str]) -> None:
     """Check folders, annotations, class names and every head's class count, before a run.
 
-    A few images are opened for their sizes; one that cannot be read is left to the run. What is no
-    error but is worth knowing, such as how many images are left out, is logged by the first rank.
+    Of a COCO dataset some images are opened too. What is no error but is worth knowing, such as how
+    many images are left out, is logged by the first rank.
 
     Args:
         config: a validated config; not changed.
