@@ -508,10 +508,23 @@ class TestTool:
         assert outcome.status == 1 and str(tmp_path / "nowhere") in outcome.out
 
 
-def test_only_the_quick_part_stops_before_training(faulty):
-    """`check_data` does not read images, `examine` does."""
-    (faulty / "train2017" / "000000000004.jpg").unlink()
+def test_a_run_does_not_begin_with_an_image_that_is_missing(faulty):
+    path = faulty / "train2017" / "000000000004.jpg"
+    path.unlink()
     config = load_config(DETECTION)
+    change_place(config, faulty)
+    with pytest.raises(InputError) as caught:
+        check_data(config, ("train", "val"))
+    assert (caught.value.code, caught.value.where) == ("bad-image", str(path))
+    config.custom_hooks = [*(config.get("custom_hooks") or []), dict(type="SkipBadImagesHook")]
+    check_data(config, ("train", "val"))
+    assert_issue(check_all(config), "warning", "bad-image", path)
+
+
+def test_no_label_map_is_read_before_training(faulty):
+    for path in (faulty / "annotations" / "training").iterdir():
+        path.write_bytes(b"")
+    config = load_config(SEGMENTATION)
     change_place(config, faulty)
     check_data(config, ("train", "val"))
     assert of_weight(check_all(config))

@@ -98,6 +98,12 @@ class RunPlan:
         built = self.model_or_error
         return None if isinstance(built, Exception) else built
 
+    @property
+    def skips_bad_images(self) -> bool:
+        """Whether training replaces images that cannot be read by others."""
+        hooks = self.config.get("custom_hooks") or []
+        return any(type_name(hook) == "SkipBadImagesHook" for hook in hooks)
+
     def evaluators(self, split: str) -> list[Mapping]:
         """Return the evaluators of a split: a config has none, one or a list of them."""
         given = self.config.get(f"{split}_evaluator") or ()
