@@ -19,7 +19,7 @@ from typing import Any
 
 import mmengine.registry
 from mmengine.config import Config
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, Registry
+from mmengine.registry import Registry
 
 from backbones.errors import InputError
 from backbones.openmmlab.data.issues import Issue
@@ -148,7 +148,7 @@ def _unread(config: Config) -> Iterator[tuple[str, str, Reader]]:
         if not _is_read(path) or f"{path}.".startswith(tuple(foreign)):
             continue
         scope = scopes[path] = node.get("_scope_") or _scope_above(path, scopes)
-        if (kind := node.get("type")) in FOREIGN:
+        if isinstance(kind := node.get("type"), str) and kind in FOREIGN:
             foreign += [f"{path}.{key}." for key in FOREIGN[kind]]
         reader = _reader(config, path, node, scope)
         if reader is None:
@@ -187,7 +187,7 @@ def _scope_above(path: str, scopes: dict[str, str]) -> str:
 def _reader(config: Config, path: str, node: dict, scope: str) -> Reader | None:
     """Return what reads a dict; None where any key may be in it."""
     if path == "optim_wrapper.paramwise_cfg":
-        return _constructor_reader(config.optim_wrapper)
+        return _constructor_reader(config.optim_wrapper, scope)
     if path.endswith(FOREIGN_KEYS):
         return None
     if "type" in node or path in DEFAULT_TYPES:
@@ -220,14 +220,14 @@ def _with_list_marks(path: str) -> str:
     )
 
 
-def _constructor_reader(wrapper: dict) -> Reader | None:
+def _constructor_reader(wrapper: dict, scope: str) -> Reader | None:
     """Return what the optimizer wrapper's constructor reads from `paramwise_cfg`."""
     name = wrapper.get("constructor", "DefaultOptimWrapperConstructor")
-    keys = CONSTRUCTOR_KEYS.get(name) if isinstance(name, str) else None
+    (_, built), *_ = _named_class("optim_wrapper.constructor", name, scope)
+    keys = CONSTRUCTOR_KEYS.get(built.__name__) or getattr(built, "paramwise_keys", None)
     if keys is None:
-        built = OPTIM_WRAPPER_CONSTRUCTORS.get(name) if isinstance(name, str) else name
-        keys = getattr(built, "paramwise_keys", None)
-    return Reader(set(keys), str(name), name not in LAX_CONSTRUCTORS) if keys else None
+        return None
+    return Reader(set(keys), built.__name__, built.__name__ not in LAX_CONSTRUCTORS)
 
 
 def _class_reader(path: str, node: dict, scope: str) -> Reader | None:
