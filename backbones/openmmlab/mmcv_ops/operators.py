@@ -4,11 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from . import (
+    focal_loss,
     nms,
     roi_align,
 )
 
 _FUNCTIONS: tuple[Callable[..., Any], ...] = (
+    focal_loss.sigmoid_focal_loss_backward,
+    focal_loss.sigmoid_focal_loss_forward,
     nms.nms,
     nms.nms_match,
     nms.softnms,
