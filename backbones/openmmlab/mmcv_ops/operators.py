@@ -4,14 +4,26 @@ from collections.abc import Callable
 from typing import Any
 
 from . import (
+    deform_conv,
+    deform_roi_pool,
     focal_loss,
+    ms_deform_attn,
     nms,
     roi_align,
 )
 
 _FUNCTIONS: tuple[Callable[..., Any], ...] = (
+    deform_conv.deform_conv_backward_input,
+    deform_conv.deform_conv_backward_parameters,
+    deform_conv.deform_conv_forward,
+    deform_conv.modulated_deform_conv_backward,
+    deform_conv.modulated_deform_conv_forward,
+    deform_roi_pool.deform_roi_pool_backward,
+    deform_roi_pool.deform_roi_pool_forward,
     focal_loss.sigmoid_focal_loss_backward,
     focal_loss.sigmoid_focal_loss_forward,
+    ms_deform_attn.ms_deform_attn_backward,
+    ms_deform_attn.ms_deform_attn_forward,
     nms.nms,
     nms.nms_match,
     nms.softnms,
