@@ -68,10 +68,11 @@ def _check_annotations(config: Config, split: str, classes: Sequence[str]) -> No
         return
     issues, _ = check_coco_dataset(dataset, classes, training=split == "train", evaluator=evaluator)
     for issue in issues:
-        if issue.severity == "error":
+        if issue.severity == "error" and issue.code != "bad-image":
             raise issue.as_error()
+    # --skip-bad-images trains on others in place of images that cannot be read.
     for issue in issues if os.environ.get("RANK", "0") == "0" else ():
-        if issue.code == "no-data":
+        if issue.code in ("no-data", "bad-image"):
             print_log(str(issue), "current")
 
 
