@@ -60,7 +60,12 @@ def check(path: Path, tmp_path: Path, monkeypatch) -> None:
     issues = check_all(read(path, tmp_path))
     failed = [str(issue) for issue in issues if " failed: " in issue.text]
     assert failed == []
-    errors = {issue.code for issue in issues if issue.severity == "error"}
+    errors = {
+        issue.code
+        for issue in issues
+        # Some large recipes inherit the base_batch_size of small ones.
+        if issue.severity == "error" and issue.where != "train_dataloader.batch_size"
+    }
     assert errors <= {"not-found", "unsupported", "missing-package", "no-space"}, issues
     config = read(path, tmp_path)
     if config.get("train_dataloader") is not None:
