@@ -148,7 +148,8 @@ INHERITED = {
     "retinanet": (
         "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py",
         (1, 2, 3),
-        'model["neck"] = dict(in_channels=[80, 160, 320], start_level=0)',
+        'model["neck"] = dict(in_channels=[80, 160, 320], start_level=0)\n'
+        'model["test_cfg"] = dict(score_thr=0.0)  # mmdet scores nothing where nothing is found',
     ),
     "fpn": (
         "mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py",
