@@ -101,7 +101,10 @@ def test_reading(name, form, tmp_path):
     oddity = ODDITIES.get(name)
     if oddity and oddity.code:
         with pytest.raises(InputError) as caught:
-            used(form, root, tmp_path / "work")
+            config = used(form, root, tmp_path / "work")
+            if oddity.code == "bad-image":  # which --skip-bad-images may go without
+                dataset = built(config, "train", form in ("coco", "yolo"))
+                _ = [dataset[i] for i in range(len(dataset))]
         assert caught.value.code == oddity.code, caught.value
         assert len(str(caught.value).splitlines()) == 1 and str(caught.value).isprintable()
         for word in oddity.words:
@@ -306,6 +309,7 @@ def test_outlines_without_area_are_not_scored(tmp_path):
     config = used("coco", draft.write(tmp_path / "own"), tmp_path / "work")
     loaded = built(config, "val", True)[0]
     assert loaded["gt_ignore_flags"].tolist() == [True, False]
+    assert all(value > 0 for value in ap(config, built(config, "val", True), True).values())
     content = json.loads(Path(config.val_dataloader.dataset.ann_file).read_text())
     assert [row["iscrowd"] for row in content["annotations"]] == [1, 0, 0, 0, 0]
 
