@@ -26,7 +26,7 @@ def logits_and_labels(dtype=torch.float64):
 
 
 def plain_focal_loss(logits, labels, gamma, alpha, weight=None):
-    """-factor (1 - p)^gamma log p, p the sigmoid of the logit, of its negative for other classes."""
+    """-factor (1 - p)^gamma log p, p the sigmoid of the logit, of its negative for the others."""
     losses = []
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         for column, x in enumerate(row):
