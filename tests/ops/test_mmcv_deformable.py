@@ -83,7 +83,7 @@ def convolution_inputs(setting, modulated, extra=(0, 0)):
     """x, offset, mask, weight and bias; offset and mask `extra` larger than the output."""
     kernel = (1, 3) if setting["stride"] == (1, 2) else (3, 3)
     deform = setting["deform"]
-    x = torch.randn(2, 4, 5, 6, **double)
+    x = torch.randn(2, 4, 3, 4, **double)
     weight = torch.randn(4, 4 // setting["groups"], *kernel, **double)
     size = [
         (x.shape[2 + a] + 2 * setting["padding"][a] - setting["dilation"][a] * (kernel[a] - 1) - 1)
@@ -158,11 +158,11 @@ def test_offsets_of_another_size_are_read_as_mmcv_reads_them(extra):
 
 def test_offsets_that_are_too_few_raise():
     x, offset, mask, weight, bias = convolution_inputs(SETTINGS["plain"], True)
-    with pytest.raises(RuntimeError, match=r"offset has 450 values .* \(5, 6\) needs 540"):
+    with pytest.raises(RuntimeError, match=r"offset has 162 values .* \(3, 4\) needs 216"):
         mmcv.ops.modulated_deform_conv2d(x, offset[..., 1:], mask, weight, bias, 1, 1)
-    with pytest.raises(RuntimeError, match="mask has 216 values"):
+    with pytest.raises(RuntimeError, match="mask has 72 values"):
         mmcv.ops.modulated_deform_conv2d(x, offset, mask[:, :, 1:], weight, bias, 1, 1)
-    with pytest.raises(RuntimeError, match=r"deform_conv_forward: offset is \(5, 5\) .* \(5, 6\)"):
+    with pytest.raises(RuntimeError, match=r"deform_conv_forward: offset is \(3, 3\) .* \(3, 4\)"):
         mmcv.ops.deform_conv2d(x, offset[..., 1:], weight, 1, 1)
 
 
@@ -175,12 +175,12 @@ def test_offsets_of_zero_are_a_convolution_without_a_gradient_outside(modulated)
     output, _, of_offset, *_ = output_and_gradients(mmcv_deform_conv, inputs, SETTINGS["plain"])
     torch.testing.assert_close(output, F.conv2d(x, weight, bias, padding=1), rtol=0, atol=1e-13)
     # The taps of the upper row one pixel outside: mmcv's kernels give 0, torchvision's do not.
-    of_offset = of_offset.view(2, 3, 3, 2, 5, 6)
+    of_offset = of_offset.view(2, 3, 3, 2, 3, 4)
     assert not of_offset[:, 0, :, :, 0].any() and not of_offset[:, :, 0, :, :, 0].any()
     assert of_offset[:, 1:, 1:].flatten(4).any(dim=4).all()
     leaf = offset.clone().requires_grad_()
     torchvision.ops.deform_conv2d(x, leaf, weight, padding=1).sum().backward()
-    assert leaf.grad.view(2, 3, 3, 2, 5, 6)[:, 0, :, 0, 0].any()
+    assert leaf.grad.view(2, 3, 3, 2, 3, 4)[:, 0, :, 0, 0].any()
 
 
 @pytest.mark.parametrize("modulated", [False, True])
@@ -211,6 +211,23 @@ def test_deform_conv_in_other_layouts_and_of_small_inputs():
     layer = mmcv.ops.DeformConv2d(2, 3, 3, padding=1)
     output = layer(torch.randn(2, 2, 2, 1), torch.zeros(2, 18, 2, 1))
     assert output.shape == (2, 3, 2, 1) and output.any()
+
+
+def test_deform_conv_of_no_images():
+    x, offset, mask, weight, bias = convolution_inputs(SETTINGS["plain"], True)
+    x, offset, mask, unused = x[:0], offset[:0], mask[:0], x.new_zeros(0)
+    output = x.new_zeros(0, 4, 3, 4)
+    setting = (3, 3, 1, 1, 1, 1, 1, 1, 1, 1, True)
+    forward, backward = (
+        mmcv_ops.OPERATORS[f"modulated_deform_conv_{way}"] for way in ("forward", "backward")
+    )
+    forward(x, weight, bias, unused, offset, mask, output, unused, *setting)
+    buffers = [torch.full_like(t, torch.nan) for t in (x, weight, bias, offset, mask)]
+    backward(x, weight, bias, unused, offset, mask, unused, *buffers, output, *setting)
+    assert not buffers[1].any() and not buffers[2].any()
+    # mmcv's own layers refuse a batch of none.
+    with pytest.raises(ValueError, match="too small"):
+        mmcv.ops.deform_conv2d(x, offset, weight, 1, 1)
 
 
 def test_layers_with_their_own_offsets_start_as_convolutions():

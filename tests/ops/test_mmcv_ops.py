@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import textwrap
@@ -11,8 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from backbones.openmmlab import mmcv_ops
+from backbones.openmmlab.doctor import operators as doctors
+from backbones.openmmlab.doctor.operators import check_operators
+from backbones.openmmlab.doctor.plan import RunPlan
 
 if not mmcv_ops.install():
     pytest.skip("this mmcv has compiled ops of its own", allow_module_level=True)
@@ -42,6 +47,40 @@ def test_every_operator_is_one_that_mmcv_calls():
     for name, operator in mmcv_ops.OPERATORS.items():
         assert mmcv_ops.is_available(name) and getattr(extension, name) is operator
         assert f"ext_module.{name}(" in wrappers, name
+
+
+def test_the_docs_list_every_operator():
+    page = (REPOSITORY / "docs" / "operators.md").read_text()
+    rows = [row.split(" | ")[0] for row in page.splitlines() if row.startswith("| `")]
+    ways = ("_forward", "_backward", "_input", "_parameters")
+    roots = set()
+    for name in mmcv_ops.OPERATORS:
+        for way in reversed(ways):
+            name = name.removesuffix(way)
+        roots.add(name)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == roots
+
+
+def issues_of(model: dict):
+    return list(check_operators(RunPlan.of(Config(dict(default_scope="mmdet", model=model)))))
+
+
+def test_the_doctor_names_an_operator_that_is_not_there():
+    head = dict(type="StandardRoIHead", bbox_roi_extractor=dict(roi_layer=dict(type="RoIPool")))
+    (issue,) = issues_of(dict(type="FasterRCNN", roi_head=head))
+    assert (issue.severity, issue.code) == ("error", "unsupported")
+    assert issue.where == "model.roi_head.bbox_roi_extractor.roi_layer"
+    assert "roi_pool_forward" in issue.text
+    layers = [dict(type=name) for name in ("DCN", "DCNv2", "FocalLoss", "carafe", "PSAMask")]
+    assert not issues_of(dict(type="FasterRCNN", neck=layers))
+
+
+def test_what_the_doctor_looks_for_is_what_mmcv_calls():
+    wrappers = "\n".join(path.read_text() for path in Path(mmcv.ops.__file__).parent.glob("*.py"))
+    for operators in (*doctors.OPERATORS.values(), *doctors.ON_A_GPU.values()):
+        for operator in operators:
+            assert f"ext_module.{operator}(" in wrappers, operator
+    assert not mmcv_ops.is_available("line_nms_forward")
 
 
 def test_the_stand_in_is_a_module_like_others():

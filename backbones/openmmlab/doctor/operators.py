@@ -16,6 +16,7 @@ OPERATORS = {
     "DeformConv2d": ("deform_conv_forward",),
     "DCN": ("deform_conv_forward",),
     "SAC": ("deform_conv_forward",),
+    "SAConv2d": ("deform_conv_forward",),
     "TOODHead": ("deform_conv_forward",),
     "ModulatedDeformConv2d": ("modulated_deform_conv_forward",),
     "DCNv2": ("modulated_deform_conv_forward",),
@@ -42,6 +43,8 @@ OPERATORS = {
 # The same for what has a plain PyTorch path on a CPU.
 ON_A_GPU = {
     "FocalLoss": ("sigmoid_focal_loss_forward",),
+    "SigmoidFocalLoss": ("sigmoid_focal_loss_forward",),
+    "SoftmaxFocalLoss": ("softmax_focal_loss_forward",),
     "MultiScaleDeformableAttention": ("ms_deform_attn_forward",),
 }
 

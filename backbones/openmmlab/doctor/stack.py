@@ -53,8 +53,9 @@ def check_stack() -> Iterator[Issue]:
         )  # fmt: skip
     if mmcv_ops.install():
         yield Issue(
-            "note", "mmcv", "has no compiled operators: nms and RoIAlign are torchvision's, other "
-            "operators raise when called",
+            "note", "mmcv",
+            f"has no compiled operators: {len(mmcv_ops.OPERATORS)} are computed by torchvision and "
+            "PyTorch, the others raise when called",
         )  # fmt: skip
     if not torch.cuda.is_available():
         why = " (torch is built for one: see nvidia-smi)" if torch.version.cuda else ""

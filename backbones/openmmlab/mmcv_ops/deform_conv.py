@@ -188,7 +188,7 @@ def modulated_deform_conv_backward(
     grad_input.copy_(of_input)
     grad_weight.copy_(of_weight)
     for buffer, gradient in ((grad_offset, of_offset), (grad_mask, of_mask)):
-        values = gradient.new_zeros((len(buffer), buffer[0].numel() if len(buffer) else 0))
+        values = gradient.new_zeros((len(buffer), buffer.shape[1:].numel()))
         gradient = gradient.flatten(1)
         values[:, : gradient.shape[1]] = gradient
         buffer.copy_(values.view(buffer.shape))

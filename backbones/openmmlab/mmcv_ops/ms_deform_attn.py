@@ -26,7 +26,7 @@ def ms_deform_attn_forward(
     """
     dtype = compute_dtype(value)
     inputs = (tensor.to(dtype) for tensor in (value, sampling_loc, attn_weight))
-    return _attend(*inputs, spatial_shapes).to(value.dtype)
+    return _attend(spatial_shapes, *inputs).to(value.dtype)
 
 
 def ms_deform_attn_backward(
@@ -51,16 +51,16 @@ def ms_deform_attn_backward(
             tensor.detach().to(dtype).requires_grad_()
             for tensor in (value, sampling_loc, attn_weight)
         ]
-        output = _attend(*inputs, spatial_shapes)
+        output = _attend(spatial_shapes, *inputs)
     gradients = torch.autograd.grad(output, inputs, grad_output.to(dtype))
     buffers = (grad_value, grad_sampling_loc, grad_attn_weight)
     for buffer, gradient in zip(buffers, gradients, strict=True):
         buffer.copy_(gradient)
 
 
-def _attend(value: Tensor, locations: Tensor, weights: Tensor, spatial_shapes: Tensor) -> Tensor:
+def _attend(spatial_shapes: Tensor, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
-    # As numbers: each 0-dimensional tensor of a GPU would be fetched alone.
-    shapes = spatial_shapes.tolist()
+    # mmcv reads them one by one: from a GPU each would be a transfer.
+    shapes = spatial_shapes.cpu()
     return multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)

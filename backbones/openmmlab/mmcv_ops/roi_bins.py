@@ -58,9 +58,10 @@ class RoIBins:
     def groups(self) -> Iterator[tuple[Tensor, int, int]]:
         """Yield (indices of RoIs, samples in y, samples in x) for RoIs with as many samples."""
         counts = torch.stack([self.count_y, self.count_x], dim=1)
-        for pair in counts.unique(dim=0).tolist():
-            if min(pair) > 0:
-                yield (counts == counts.new_tensor(pair)).all(dim=1).nonzero()[:, 0], *pair
+        for count_y, count_x in counts.unique(dim=0).tolist():
+            if count_y > 0 and count_x > 0:
+                alike = (self.count_y == count_y) & (self.count_x == count_x)
+                yield alike.nonzero()[:, 0], count_y, count_x
 
     def samples(self, row: Tensor | int, column: Tensor | int) -> tuple[Tensor, Tensor]:
         """Return y and x of each bin's sample (row, column), broadcastable to (K, ..., PH, PW).
