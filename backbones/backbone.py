@@ -41,6 +41,7 @@ class Backbone(BaseModule):
             mmengine's.
 
     Attributes:
+        depths, dims: blocks and channels of each level, where they differ.
         stride: of the coarsest map.
         built: levels that are built.
 
@@ -48,6 +49,8 @@ class Backbone(BaseModule):
         InputError: an index, rate or number of frozen stages out of range; a `pretrained`.
     """
 
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
     stride: int
     downsample_layers: nn.ModuleList
     stages: nn.ModuleList

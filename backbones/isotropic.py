@@ -176,7 +176,7 @@ def load_isotropic(
     sha256: str | None = None,
     replace_head: bool = False,
 ) -> None:
-    """Load an isotropic ConvNeXt's weights, whole or not at all, and say what they were.
+    """Load an isotropic ConvNeXt's weights, all of them or none, and log what they were.
 
     Args:
         model: the backbone or classifier to fill; untouched if anything is wrong. A backbone's
@@ -192,7 +192,11 @@ def load_isotropic(
     prefixes = [k.removesuffix(marker) for k in tensors if k.endswith(marker)]
     prefixes = [p for p in prefixes if prefix in (None, p)]
     if len(prefixes) != 1:
-        raise InputError(f"{checkpoint}: holds {len(prefixes)} isotropic ConvNeXts; one is needed")
+        raise InputError(
+            f"{checkpoint}: holds {len(prefixes)} isotropic ConvNeXts; one is needed",
+            code="unknown-layout",
+            where=checkpoint,
+        )
     tensors = {
         k.removeprefix(prefixes[0]): v for k, v in tensors.items() if k.startswith(prefixes[0])
     }
@@ -209,7 +213,11 @@ def load_isotropic(
     wanted = {name: tensor for name, tensor in target.items() if name not in initial}
     if problem := mismatches(fitting, wanted):
         hint = "; set layer_scale_init_value" if ".gamma is" in problem else ""
-        raise InputError(f"{checkpoint}: does not fit IsotropicConvNeXt: {problem}{hint}")
+        raise InputError(
+            f"{checkpoint}: does not fit IsotropicConvNeXt: {problem}{hint}",
+            code="checkpoint-mismatch",
+            where=checkpoint,
+        )
     model.load_state_dict(fitting, strict=False)
     print_log(f"{checkpoint}: {len(fitting)} tensors of an isotropic ConvNeXt loaded", "current")
 

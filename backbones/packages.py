@@ -15,7 +15,11 @@ def require(purpose: str, *modules: str) -> None:
     """
     missing = [DISTRIBUTIONS.get(name, name) for name in modules if not _found(name)]
     if missing:
-        raise InputError(f"{purpose}: not installed; pip install {' '.join(missing)}")
+        raise InputError(
+            f"{purpose}: not installed; pip install {' '.join(missing)}",
+            code="missing-package",
+            where=missing[0],
+        )
 
 
 def _found(name: str) -> bool:

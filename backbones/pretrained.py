@@ -20,7 +20,7 @@ def create_backbone(
     with_cp: bool = False,
     pad_input: bool = False,
 ) -> ConvNeXt:
-    """A ConvNeXt in evaluation mode: images (N, in_channels, H, W) to a tuple of stage maps.
+    """Build a ConvNeXt in evaluation mode: images (N, in_channels, H, W) to a tuple of maps.
 
     Args:
         name: weights of the zoo by file name or timm tag (`tools/zoo.py` lists them), such as

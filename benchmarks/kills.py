@@ -217,7 +217,7 @@ def _compare(one: object, other: object, where: str, found: list[str]) -> None:
     if where.endswith((".pth.meta", ".resumed_keys")):
         return
     if isinstance(one, HistoryBuffer):
-        one, other = ([b._log_history, b._count_history] for b in (one, other))
+        one, other = (list(buffer.data) for buffer in (one, other))
     if isinstance(one, dict):
         keys = (set(one) | set(other)) - UNLIKE
         for key in keys:
@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/campaign"))
     parser.add_argument(
-        "--resume", action="store_true", help="keep the runs that are in the folder's campaign.json"
+        "--resume", action="store_true", help="keep the runs that are in the folder's kills.json"
     )
     args = parser.parse_args()
     for name in ("runs", "jobs"):
@@ -296,13 +296,13 @@ def main() -> None:
             what = f"run {row['number']}, {row['task']} by {row['processes']}"
             print(f"{len(rows):4} {what}: {row['kills']}: {result}", flush=True)
             summary = dict(_summary(rows), seed=args.seed, seconds=list(references.items()))
-            write_atomically(out / "campaign.json", json.dumps(summary, indent=2))
+            write_atomically(out / "kills.json", json.dumps(summary, indent=2))
 
     table = Table("config", "processes", "runs", "kills", "identical", title="killed and resumed")
     for entry in _summary(rows)["groups"]:
         table.add_row(*(str(entry[key]) for key in entry))
     Console().print(table)
-    print(f"{out / 'campaign.json'}")
+    print(f"{out / 'kills.json'}")
     if any(row["different"] for row in rows):
         sys.exit(1)
 
@@ -310,7 +310,11 @@ def main() -> None:
 def _begin(out: Path, kinds: list[tuple[str, int]]) -> dict[tuple[str, int], float]:
     """Make data and configs, train each kind of run without a kill; the seconds that it takes."""
     if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: not empty; give another folder with --out, --resume or delete it")
+        raise InputError(
+            f"{out}: not empty; give another folder with --out, --resume or delete it",
+            code="bad-argument",
+            where=out,
+        )
     out.mkdir(parents=True, exist_ok=True)
     prepare = [sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "demo"]
     prepare += ["--root", str(out), "--train", "16", "--val", "4", "--size", "64"]
@@ -333,9 +337,13 @@ def _begun(
     out: Path, seed: int, kinds: list[tuple[str, int]]
 ) -> tuple[dict[tuple[str, int], float], list[dict]]:
     """What `_begin` gave to an interrupted campaign, and its runs; unfinished ones are deleted."""
-    if not (out / "campaign.json").is_file():
-        raise InputError(f"--resume: {out / 'campaign.json'} does not exist; leave --resume out")
-    summary = json.loads((out / "campaign.json").read_text())
+    if not (out / "kills.json").is_file():
+        raise InputError(
+            f"--resume: {out / 'kills.json'} does not exist; leave --resume out",
+            code="not-found",
+            where=out / "kills.json",
+        )
+    summary = json.loads((out / "kills.json").read_text())
     if summary["seed"] != seed:
         raise InputError(f"--resume: {out} was begun with --seed {summary['seed']}, not {seed}")
     seconds = {tuple(kind): length for kind, length in summary["seconds"]}

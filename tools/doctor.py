@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check a config, its data and this machine, and report what would go wrong in training.
+"""Check a config, its data and this machine before training, and list what is wrong.
 
 python tools/doctor.py configs/detection/cascade_convnext_t.py
 python tools/doctor.py configs/segmentation/upernet_convnext_t.py --data ROOT --json

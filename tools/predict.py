@@ -21,8 +21,8 @@ from backbones.openmmlab.prediction.batches import Batches
 from backbones.openmmlab.prediction.inputs import find_files, output_names
 from backbones.openmmlab.prediction.predictions import PredictionFiles
 from backbones.openmmlab.prediction.predictor import Predictor
+from backbones.openmmlab.prediction.progress import FileProgress
 from backbones.openmmlab.prediction.tiles import TiledPredictor, check_tile
-from backbones.openmmlab.training.progress import FileProgress
 from backbones.weights import trusted
 
 

@@ -23,7 +23,7 @@ from backbones.openmmlab.evaluation import corruption, robustness
 from backbones.openmmlab.report import ReportHook
 from backbones.openmmlab.segmentation.boundary import measure_boundaries
 from backbones.openmmlab.tasks import task_of
-from backbones.openmmlab.training.processes import process_group_left
+from backbones.openmmlab.training.ranks import process_group_cleanup
 from backbones.openmmlab.training.runner import Runner
 from backbones.weights import trusted
 
@@ -87,5 +87,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_in_one_line("run it again to continue"), process_group_left():
+    with reported_in_one_line("run it again to continue"), process_group_cleanup():
         main()

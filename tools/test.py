@@ -16,7 +16,7 @@ from backbones.openmmlab.config.command_line import run_parser
 from backbones.openmmlab.config.prepare import Options, prepare
 from backbones.openmmlab.doctor.checks import check_data
 from backbones.openmmlab.segmentation.boundary import measure_boundaries
-from backbones.openmmlab.training.processes import process_group_left
+from backbones.openmmlab.training.ranks import process_group_cleanup
 from backbones.openmmlab.training.runner import Runner
 from backbones.weights import trusted
 
@@ -53,5 +53,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_in_one_line(), process_group_left():
+    with reported_in_one_line(), process_group_cleanup():
         main()

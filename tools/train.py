@@ -20,7 +20,7 @@ from backbones.openmmlab.config.prepare import Options, prepare
 from backbones.openmmlab.config.strategy import STRATEGIES
 from backbones.openmmlab.config.tracking import TRACKERS
 from backbones.openmmlab.doctor.checks import check_data, check_quickly
-from backbones.openmmlab.training.processes import process_group_left
+from backbones.openmmlab.training.ranks import process_group_cleanup
 from backbones.openmmlab.training.runner import Runner
 from backbones.weights import trusted
 
@@ -80,5 +80,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_in_one_line("continue with --resume"), process_group_left():
+    with reported_in_one_line("continue with --resume"), process_group_cleanup():
         main()

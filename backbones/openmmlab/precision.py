@@ -1,28 +1,39 @@
-"""Inference in automatic mixed precision, for both tasks, wherever a model is asked to predict."""
+"""Mixed precision: what evaluation computes in, and which training needs a loss scaler."""
 
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from inspect import isclass
+from typing import Any
 
 import torch
+from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
 
-def infer_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Make the model's `val_step` and `test_step` compute in `dtype`; its weights stay float32.
+def inference_autocast(model: nn.Module, dtype: torch.dtype) -> AbstractContextManager:
+    """Return the context in which a model predicts in `dtype`; its weights stay float32.
 
-    mmengine's loops know fp16 alone, and a predictor has no loop. Training is not touched.
+    mmengine's loops know float16 alone, and a predictor has no loop.
     """
     if dtype == torch.float32:
-        return
-    for name in ("val_step", "test_step"):
-        setattr(model, name, _autocasting(getattr(model, name), model, dtype))
+        return nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, dtype)
 
 
-def _autocasting(step: Callable, model: nn.Module, dtype: torch.dtype) -> Callable:
-    @wraps(step)
-    def autocasting(*args, **kwargs):
-        device = next(model.parameters()).device.type
-        with torch.autocast(device, dtype):
-            return step(*args, **kwargs)
+def without_bfloat16_scaler(optim_wrapper: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config of an optimizer wrapper, without a loss scaler if it trains in bfloat16.
 
-    return autocasting
+    bfloat16 has float32's range. mmengine's default, a dynamic scaler whatever the dtype, doubles
+    its scale every 2000 steps until gradients overflow and steps are skipped. A `loss_scale` that
+    the config sets is kept.
+    """
+    kind = optim_wrapper.get("type")
+    kind = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+    if not isclass(kind) or not issubclass(kind, AmpOptimWrapper) or "loss_scale" in optim_wrapper:
+        return optim_wrapper
+    if optim_wrapper.get("dtype") not in ("bfloat16", torch.bfloat16):
+        return optim_wrapper
+    changed = optim_wrapper.copy()  # pyright: ignore[reportAttributeAccessIssue]
+    changed["loss_scale"] = dict(enabled=False)
+    return changed

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .cpu_path import cpu_path_applies
+
 # Pixels that one float32 sum runs over. Longer sums are a little faster and less exact; with this
 # many the error against float64 stays below 1.5 times that of PyTorch's own gradient.
 PIXELS_PER_SUM = 512
@@ -31,7 +33,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     Returns:
         (N, H, W, C) in the dtype that `F.conv2d` gives, under autocast too.
     """
-    if not (x.is_cpu and x.numel() and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+    if not cpu_path_applies(x, gradients=True):
         return depthwise_conv2d_reference(x, weight, bias)
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
@@ -41,7 +43,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 
 def depthwise_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The definition of `depthwise_conv2d`."""
+    """Compute `depthwise_conv2d` by PyTorch's own operator: its definition."""
     x = x.permute(0, 3, 1, 2)  # (N, C, H, W), channels last in memory
     x = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
     return x.permute(0, 2, 3, 1)  # (N, H, W, C)

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .grn import EPS, global_response_norm, response
 from .processor import onednn_linear_applies
 
 # Of the hidden map, what is worked on at a time. Tuned on an AMD EPYC (Zen 4, 32 MiB of L3 for two
 # cores); results are right with any size.
 HIDDEN_BYTES = 8 * 2**20
-GRN_EPS = 1e-6
 
 
 def norm_mlp(
@@ -81,10 +81,7 @@ def norm_mlp_reference(
     x = F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, norm_eps)
     x = F.gelu(F.linear(x, weight1, bias1))  # (N, H, W, 4C)
     if grn_gamma is not None:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=dtype)  # (N, 1, 1, 4C)
-        response = 1 + grn_gamma * (norm / (norm.mean(dim=-1, keepdim=True) + GRN_EPS))
-        x = (x * response + grn_beta).to(x.dtype)
+        x = global_response_norm(x, grn_gamma, grn_beta)
     x = F.linear(x, weight2, bias2)
     x = x if scale is None else scale * x
     return x if residual is None else residual + x
@@ -107,11 +104,6 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if onednn_linear_applies(x):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
-
-
-def _response(norm: Tensor, gamma: Tensor) -> Tensor:
-    """What GRN multiplies a channel by, of the L2 norms (n, 4C) of the channels' maps."""
-    return 1 + gamma * (norm / (norm.mean(dim=-1, keepdim=True) + GRN_EPS))
 
 
 def _inference(
@@ -139,7 +131,7 @@ def _inference(
             pixels = h.view(samples, -1, h.shape[-1])
             wide = torch.promote_types(h.dtype, torch.float32)
             norm = torch.linalg.vector_norm(pixels, dim=1, dtype=wide)
-            h = torch.addcmul(beta.view(-1), pixels, _response(norm, gamma.view(-1))[:, None])
+            h = torch.addcmul(beta.view(-1), pixels, response(norm, gamma.view(-1))[:, None])
             h = h.to(x.dtype).view(-1, pixels.shape[-1])
         h = _linear(h, weight2, bias2)
         if residual is None:
@@ -203,7 +195,7 @@ class _NormMLP(torch.autograd.Function):
                 wide = torch.promote_types(h.dtype, torch.float32)
                 norm = torch.linalg.vector_norm(pixels, dim=1, dtype=wide)  # (samples, 4C)
                 norms.append(norm)
-                h = torch.addcmul(beta.view(-1), pixels, _response(norm, gamma.view(-1))[:, None])
+                h = torch.addcmul(beta.view(-1), pixels, response(norm, gamma.view(-1))[:, None])
                 h = h.to(x.dtype).view(-1, hidden)
             h = _linear(h, weight2, bias2)
             if scale is None:
@@ -245,18 +237,18 @@ class _NormMLP(torch.autograd.Function):
                 some = norm[first : first + samples]
                 first += samples
                 pixels, grad_pixels = (t.view(samples, -1, hidden) for t in (h, grad_h))
-                response = _response(some, gamma.view(-1))
-                h = torch.addcmul(beta.view(-1), pixels, response[:, None]).to(x.dtype)
+                factor = response(some, gamma.view(-1))
+                h = torch.addcmul(beta.view(-1), pixels, factor[:, None]).to(x.dtype)
                 _add_product(outer, g.to(x.dtype).t(), h.view(-1, hidden))
                 # Of the norms (samples, 4C): through their share in the mean, and their own.
-                average = some.mean(dim=-1, keepdim=True) + GRN_EPS
+                average = some.mean(dim=-1, keepdim=True) + EPS
                 grad_response = (grad_pixels * pixels).sum(1, dtype=wide)
                 grad_gamma += (grad_response * some / average).sum(0)
                 grad_ratio = grad_response * gamma.view(-1)
                 grad_norm = grad_ratio / average
                 grad_norm -= (grad_ratio * some).mean(-1, keepdim=True) / average**2
                 per_norm = torch.where(some > 0, grad_norm / some, 0)
-                grad_h = grad_pixels * response[:, None] + pixels * per_norm[:, None]
+                grad_h = grad_pixels * factor[:, None] + pixels * per_norm[:, None]
                 grad_h = grad_h.to(x.dtype).view(-1, hidden)
             grad_h = torch.ops.aten.gelu_backward(grad_h, before_gelu[rows])
             grad_bias1 += grad_h.sum(0)

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .cpu_path import cpu_path_applies
+
 # Channels that one float32 sum runs over. With 64 the error is at most 1.6 times that of PyTorch's
 # own under AVX2, AVX-512 and neither; one sum over all of 160 has 2.2 times its error under AVX2.
 CHANNELS_PER_SUM = 64
@@ -62,17 +64,15 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def pays_off(x: Tensor, weight: Tensor) -> bool:
-    """Whether `conv3x3` uses the algorithm for these."""
-    if not x.is_cpu or x.dtype != torch.float32 or weight.dtype != torch.float32:
-        return False
-    if type(x) is not Tensor:  # one without values, say
-        return False
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
-        return False
-    if torch.jit.is_tracing() or min(weight.shape[:2]) < LEAST_CHANNELS:
-        return False
+    """Return whether `conv3x3` uses the algorithm for these tensors."""
     n, _, height, width = x.shape
-    return n * height * width >= LEAST_PIXELS
+    large = min(weight.shape[:2]) >= LEAST_CHANNELS and n * height * width >= LEAST_PIXELS
+    has_values = type(x) is Tensor  # a fake tensor has none
+    return (
+        large
+        and has_values
+        and cpu_path_applies(x, weight, dtypes=(torch.float32,), autocast=False)
+    )
 
 
 A = torch.tensor([[1, 1, 1, 0], [0, 1, -1, 1.0]])

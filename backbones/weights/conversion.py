@@ -11,12 +11,9 @@ from torch import Tensor
 from backbones.errors import InputError
 
 from .description import describe, modules
-from .dialects import MMPRETRAIN, TARGETS, TIMM, TRANSFORMERS, Dialect
+from .dialects import TARGETS, Dialect
 from .reading import read_checkpoint
 from .recognition import architecture, recognise, state_dict, wrapper_of
-
-# timm builds these widths (atto to nano) with 1x1 convolutions where others have linears.
-TIMM_CONV_MLP_WIDTHS = (40, 48, 64, 80)
 
 # Tensors that belong to no backbone, by their name in the file, and whose they are.
 SPARE = (
@@ -33,7 +30,7 @@ def convert(
     prefix: str | None = None,
     wrapper: str | None = None,
 ) -> tuple[dict[str, Tensor], str]:
-    """A checkpoint's backbone and classifier in another library's layout.
+    """Convert a checkpoint's backbone and classifier to another library's layout.
 
     Args:
         source: anything `read_checkpoint` reads.
@@ -54,19 +51,20 @@ def convert(
     depths, dims = architecture(official)
     last = f"norm{len(depths) - 1}."
     norms = {name[: len(last)] for name in official if re.match(r"norm\d\.", name)}
-    if dialect is MMPRETRAIN and "head.weight" in official and norms == {last}:
-        # Its classifiers call the norm of the pooled features after the last stage.
+    if dialect.names_norm_by_stage and "head.weight" in official and norms == {last}:
         official = {re.sub(rf"^{last}", "norm.", k): v for k, v in official.items()}
         norms = set()
-    if "head.weight" in official and norms and TARGETS[target] is not TIMM:
+    if "head.weight" in official and norms and not TARGETS[target].norm_before_pooling:
         raise InputError(
             f"{source}: its classifier normalises before it pools ({last}weight), which only "
-            "timm's can"
+            "timm's can",
+            code="unsupported",
+            where=source,
         )
     try:
         converted = from_official(official, TARGETS[target])
     except InputError as error:
-        raise InputError(f"{source}: {error}") from None
+        raise InputError(f"{source}: {error}", code=error.code, where=source) from None
     line = f"{source}: {len(converted)} tensors, {dialect.name} to {target}"
     line += f"; {describe(official, source, wrapper_of(content, wrapper))}"
     if "head.weight" not in official:
@@ -79,7 +77,7 @@ def convert(
 def to_official(
     tensors: Mapping[str, Tensor], dialect: Dialect, prefix: str, source: str | os.PathLike
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of the backbone and its classifier by official name and in the official shape.
+    """Rename and reshape the tensors of a backbone and its classifier to the official layout.
 
     Returns:
         The tensors, and the names of the file's other tensors with the reason for leaving them.
@@ -102,7 +100,11 @@ def to_official(
         name = dialect.inward(local)
         for pattern, what in dialect.unlike:
             if re.match(pattern, local):
-                raise InputError(f"{source}: {key}: it has {what}, which this network has not")
+                raise InputError(
+                    f"{source}: {key}: it has {what}, which this network has not",
+                    code="checkpoint-mismatch",
+                    where=source,
+                )
         if name:
             converted[name] = _official_shape(name, tensor)
         elif reason := next((why for pattern, why in SPARE if re.match(pattern, local)), None):
@@ -113,18 +115,20 @@ def to_official(
         more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
         raise InputError(
             f"{source}: does not fit the model: {', '.join(unknown[:4])}{more} is unknown "
-            f"in the {dialect.name} layout"
+            f"in the {dialect.name} layout",
+            code="checkpoint-mismatch",
+            where=source,
         )
     if any("head.pre_logits." in key for key in rest):
         # Its head is a linear on a hidden layer; without that layer it means nothing.
         for name in [name for name in converted if name.startswith("head.")]:
             del converted[name]
-            rest[prefix + dialect.outward(name)] = "a classifier's"
+            rest[f"{prefix}{dialect.outward(name)}"] = "a classifier's"
     return converted, rest
 
 
 def from_official(tensors: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:
-    """The way out: official names and shapes to those of the library's own model.
+    """Rename and reshape official tensors to those of the library's own model.
 
     A classifier gets the names it has in the library's classifier, weights without a head those of
     its headless model.
@@ -134,21 +138,23 @@ def from_official(tensors: Mapping[str, Tensor], dialect: Dialect) -> dict[str, 
     """
     grn = any(".grn." in name for name in tensors)
     trunk = dialect.trunks[grn] if dialect.trunks else ""
-    if dialect is TRANSFORMERS and "head.weight" not in tensors:
+    if not dialect.trunk_without_head and "head.weight" not in tensors:
         trunk = ""
     last = len(architecture(tensors)[0]) - 1
-    conv_mlp = dialect is TIMM and (
-        tensors["stages.0.0.dwconv.weight"].shape[0] in TIMM_CONV_MLP_WIDTHS
-        or "norm3.weight" in tensors  # timm's _hnf
-    )
+    conv_mlp = tensors["stages.0.0.dwconv.weight"].shape[0] in dialect.conv_mlp_widths
+    conv_mlp |= dialect.norm_before_pooling and f"norm{last}.weight" in tensors
     converted = {}
     for name, tensor in tensors.items():
-        if dialect is MMPRETRAIN:
+        if dialect.names_norm_by_stage:
             name = re.sub(r"^norm\.", f"norm{last}.", name)
         theirs = dialect.outward(name)
         if theirs is None:
             why = "it has no V2" if ".grn." in name else "its networks have no such part"
-            raise InputError(f"the {dialect.name} layout cannot hold {name}: {why}")
+            raise InputError(
+                f"the {dialect.name} layout cannot hold {name}: {why}",
+                code="unsupported",
+                where=name,
+            )
         for end, shape in dialect.shapes:
             if name.endswith(end):
                 tensor = tensor.reshape(shape)
@@ -160,7 +166,7 @@ def from_official(tensors: Mapping[str, Tensor], dialect: Dialect) -> dict[str, 
 
 
 def _official_shape(name: str, tensor: Tensor) -> Tensor:
-    """A tensor of any dialect in the shape that the official layout gives it."""
+    """Reshape a tensor of any dialect as the official layout has it."""
     if ".grn." in name:
         return tensor.reshape(1, 1, 1, -1)  # (1, 1, 1, 4C)
     if name.endswith((".gamma", ".bias")):

@@ -32,7 +32,7 @@ LICENCES = (
 
 @dataclass(frozen=True)
 class Coverage:
-    """What became of a checkpoint's tensors and a model's parameters.
+    """Record of what became of a checkpoint's tensors and a model's parameters.
 
     Attributes:
         source: file, URL or hub name.
@@ -66,7 +66,7 @@ class Coverage:
 
 
 def describe(tensors: Mapping[str, Tensor], source: str | os.PathLike, wrapper: str) -> str:
-    """Which weights these are: version and size from the tensors, the rest from names, where known.
+    """Say which weights these are: version and size by the tensors, the rest by names.
 
     Args:
         tensors: by official names.
@@ -94,9 +94,14 @@ def describe(tensors: Mapping[str, Tensor], source: str | os.PathLike, wrapper: 
 
 
 def modules(reasons: Mapping[str, str]) -> str:
-    """The modules that parameters belong to, each once, by reason: norm, head (a classifier's)."""
+    """List the modules of parameters, each once, by reason: norm, head (a classifier's)."""
     grouped: dict[str, dict[str, None]] = {}
     for name, reason in reasons.items():
-        module = re.match(r"[^.]+(\.\d+)?", name)[0]
-        grouped.setdefault(reason, {})[module] = None
+        match = re.match(r"[^.]+(\.\d+)?", name)
+        grouped.setdefault(reason, {})[match[0] if match else name] = None
     return ", ".join(f"{', '.join(modules)} ({why})" for why, modules in grouped.items())
+
+
+def trained_on_maps(source: str | os.PathLike) -> bool:
+    """Return whether a source's name says that its final norm was trained on maps."""
+    return bool(re.search(r"dinov3|eupe", "/".join(os.fspath(source).lower().split("/")[-2:])))

@@ -1,7 +1,7 @@
 """Layouts of ConvNeXt weights: tables of name templates, read inwards and outwards.
 
-A dialect has the official name of every part beside its own. Loading goes in, from any of them to
-the official layout; converting goes out.
+A dialect has the official name of every part beside its own, and what else its library does in its
+own way. Loading goes in, from any of them to the official layout; converting goes out.
 """
 
 import re
@@ -24,6 +24,14 @@ class Dialect:
         shapes: (end of the official name, shape) of tensors that are shaped otherwise there.
         wrapper: key under which the library's own files hold the weights.
         unlike: (pattern, what it is) of names that only another network than ours has.
+        trunk_without_head: weights without a head have the trunk's prefix too.
+        conv_mlp_widths: widths of the first stage at which the library builds 1x1 convolutions
+            where others have linears.
+        norm_before_pooling: its classifiers may normalise the last map before they pool it, as a
+            dense backbone does; those have 1x1 convolutions at any width.
+        names_norm_by_stage: its classifiers call the norm of the pooled features after the last
+            stage, as dense backbones call their output norm.
+        norm_of_maps: its networks have no head, and apply their one norm to maps.
     """
 
     name: str
@@ -33,18 +41,25 @@ class Dialect:
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     wrapper: str | None = None
     unlike: tuple[tuple[str, str], ...] = ()
+    trunk_without_head: bool = True
+    conv_mlp_widths: tuple[int, ...] = ()
+    norm_before_pooling: bool = False
+    names_norm_by_stage: bool = False
+    norm_of_maps: bool = False
 
     @property
     def marker(self) -> str:
-        """Its name, without prefix, of the first depthwise weight; no other dialect has it."""
-        return self.outward("stages.0.0.dwconv.weight")
+        """Return its name, without prefix, of the first depthwise weight; no other has that."""
+        marker = self.outward("stages.0.0.dwconv.weight")
+        assert marker is not None, self.name
+        return marker
 
     def outward(self, name: str) -> str | None:
-        """Its name of an official one; None where it has no place for it."""
+        """Return its name of an official one; None where it has no place for it."""
         return _translate(name, self.names)
 
     def inward(self, name: str) -> str | None:
-        """The official name of one of its own; None for what it does not know."""
+        """Return the official name of one of its own; None for what it does not know."""
         return _translate(name, tuple((theirs, ours) for ours, theirs in self.names))
 
 
@@ -100,6 +115,8 @@ TIMM = Dialect(
     ),
     shapes=_FLAT_GRN,
     unlike=((r"stem\.[23]\.", "an overlapping stem (timm's _ols)"),),
+    conv_mlp_widths=(40, 48, 64, 80),  # atto to nano
+    norm_before_pooling=True,  # _hnf
 )
 TORCHVISION = Dialect(
     "torchvision",
@@ -133,6 +150,7 @@ TRANSFORMERS = Dialect(
     ),
     trunks=("convnext.", "convnextv2."),
     beside=("head",),
+    trunk_without_head=False,
 )
 TRANSFORMERS_DINOV3 = Dialect(
     "transformers DINOv3",
@@ -146,6 +164,7 @@ TRANSFORMERS_DINOV3 = Dialect(
     ),
     trunks=("model.",),
     beside=("norm",),
+    norm_of_maps=True,
 )
 MMPRETRAIN = Dialect(
     "mmpretrain",
@@ -164,6 +183,7 @@ MMPRETRAIN = Dialect(
     beside=("head",),
     shapes=_FLAT_GRN,
     wrapper="state_dict",
+    names_norm_by_stage=True,
 )
 DIALECTS = (
     *(OFFICIAL, MINKOWSKI, TIMM, TORCHVISION),
@@ -174,7 +194,7 @@ TARGETS = {d.name: d for d in (OFFICIAL, TIMM, TORCHVISION, TRANSFORMERS, MMPRET
 
 
 def _translate(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
-    """`name` by the first template on the left of `table` that matches, as the right one has it."""
+    """Translate a name by the first template on the left of `table` that matches; None if none."""
     for template, other in table:
         pattern, numbers = _pattern(template)
         match = re.fullmatch(pattern, name)
@@ -192,7 +212,7 @@ def _translate(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
 
 @cache
 def _pattern(template: str) -> tuple[re.Pattern, tuple[tuple[str, int, int], ...]]:
-    """A regular expression for a template, and for each number in it (letter, factor, offset)."""
+    """Return a template as a regular expression, and (letter, factor, offset) of its numbers."""
     numbers = tuple(
         (letter, int(factor or 1), int(offset or 0))
         for factor, letter, offset in _NUMBER.findall(template)

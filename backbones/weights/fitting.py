@@ -13,17 +13,18 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from backbones.backbone import Backbone
 from backbones.errors import InputError
 
 from .conversion import to_official
-from .description import Coverage, describe
-from .dialects import DIALECTS, OFFICIAL
+from .description import Coverage, describe, trained_on_maps
+from .dialects import DIALECTS, OFFICIAL, Dialect
 from .reading import read_checkpoint
 from .recognition import architecture, first_names, recognise, state_dict, wrapper_of
 
 
 def load_pretrained(
-    model: nn.Module,
+    model: Backbone,
     checkpoint: str | os.PathLike,
     prefix: str | None = None,
     wrapper: str | None = None,
@@ -54,9 +55,7 @@ def load_pretrained(
     dialect, prefix = recognise(tensors, checkpoint, prefix)
     official, outside = to_official(tensors, dialect, prefix, checkpoint)
     origin = describe(official, checkpoint, wrapper_of(content, wrapper))
-    coverage, fitting = _fit(
-        official, outside, model, str(checkpoint), dialect.name, origin, replace_head
-    )
+    coverage, fitting = _fit(official, outside, model, checkpoint, dialect, origin, replace_head)
     model.load_state_dict(fitting, strict=False)
     print_log(str(coverage), logger="current")
     return coverage
@@ -99,9 +98,10 @@ def load_strictly(
             }
             before = ""
         elif before == prefix:
-            raise InputError(
-                f"{source}: does not fit {name}: holds a backbone alone; give it to "
-                "model.backbone.init_cfg as dict(type='Pretrained', checkpoint=...)"
+            raise _mismatch(
+                source,
+                f"does not fit {name}: holds a backbone alone; give it to "
+                "model.backbone.init_cfg as dict(type='Pretrained', checkpoint=...)",
             )
         tensors = {key.removeprefix(before): tensor for key, tensor in tensors.items()}
     layouts = {}
@@ -127,7 +127,7 @@ def load_strictly(
     loaded = {key: tensor for key, tensor in tensors.items() if key not in initial}
     filled = {key: tensor for key, tensor in target.items() if key not in initial}
     if problem := mismatches(loaded, filled):
-        raise InputError(f"{source}: does not fit {name}: {problem}")
+        raise _mismatch(source, f"does not fit {name}: {problem}")
     model.load_state_dict(loaded, strict=not left)
     found = ", ".join(f"{where[:-1]} in the {layout} layout" for where, layout in layouts.items())
     line = f"{source}: {len(loaded)} tensors loaded" + (f" ({found})" if found else "")
@@ -135,7 +135,7 @@ def load_strictly(
 
 
 def mismatches(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
-    """What keeps `tensors` from filling `target` exactly, in one phrase; empty if nothing does."""
+    """Say in one phrase what keeps tensors from filling a target exactly; empty if nothing does."""
     problems = [f"{n} is unknown" for n in tensors if n not in target]
     for name, wanted in target.items():
         if name not in tensors:
@@ -150,7 +150,7 @@ def mismatches(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> s
 
 
 def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
-    """The stem (C, 3, 4, 4) for images of other than three channels: (C, in_channels, 4, 4).
+    """Adapt a stem (C, 3, 4, 4) to images of other channels: (C, in_channels, 4, 4).
 
     One channel gets the sum over RGB; others repeat R, G, B, R, ..., scaled by 3 / in_channels so
     that activations keep their size. timm's rule (`timm.models.adapt_input_conv`).
@@ -164,25 +164,26 @@ def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
 def _fit(
     tensors: dict[str, Tensor],
     outside: dict[str, str],
-    model: nn.Module,
-    source: str,
-    dialect: str,
+    model: Backbone,
+    source: str | os.PathLike,
+    dialect: Dialect,
     origin: str,
     replace_head: bool,
 ) -> tuple[Coverage, dict[str, Tensor]]:
     """Match official names with the model's parameters; every mismatch is an error."""
     depths, dims = architecture(tensors)
-    built = len(model.stages)
+    built = model.built
     if (depths[:built], dims[:built]) != (model.depths[:built], model.dims[:built]):
-        raise InputError(
-            f"{source}: holds a ConvNeXt with depths {depths} and dims {dims}, "
-            f"the model has depths {model.depths} and dims {model.dims}"
+        raise _mismatch(
+            source,
+            f"holds a ConvNeXt with depths {depths} and dims {dims}, "
+            f"the model has depths {model.depths} and dims {model.dims}",
         )
     target = model.state_dict()
     has_grn = any(".grn." in name for name in tensors)
     if has_grn != any(".grn." in name for name in target):
         version = ("V1", "V2")[has_grn]
-        raise InputError(f"{source}: holds ConvNeXt {version} weights; set use_grn={has_grn}")
+        raise _mismatch(source, f"holds ConvNeXt {version} weights; set use_grn={has_grn}")
 
     changed = []
     stem, wanted = "downsample_layers.0.0.weight", target["downsample_layers.0.0.weight"]
@@ -190,10 +191,13 @@ def _fit(
         tensors = tensors | {stem: adapt_stem(tensors[stem], wanted.shape[1])}
         changed.append(f"stem adapted from 3 to {wanted.shape[1]} channels")
 
-    # Self-supervised backbones have no head; their one norm was trained on maps, so it is used.
+    # A file without a head has one norm. DINOv3 and EUPE trained it on maps, so it is used; the
+    # official files hold it twice. Elsewhere it was a classifier's, trained on pooled features.
     last = f"norm{len(model.depths) - 1}"
-    heads = [name for name in (*tensors, *outside) if re.search(r"(^|\.)head\.", name)]
-    if not heads and f"{last}.weight" in target and f"{last}.weight" not in tensors:
+    headless = not any(re.search(r"(^|\.)head\.", name) for name in (*tensors, *outside))
+    twice = any(re.search(r"(^|\.)norms\.\d+\.", name) for name in outside)
+    of_maps = dialect.norm_of_maps or twice or trained_on_maps(source)
+    if headless and of_maps and f"{last}.weight" in target and f"{last}.weight" not in tensors:
         renamed = {re.sub(r"^norm\.", f"{last}.", name): t for name, t in tensors.items()}
         if renamed.keys() != tensors.keys():
             tensors = renamed
@@ -205,7 +209,7 @@ def _fit(
     ignored = {}
     for name in tensors:
         if name not in target and classifier.fullmatch(name):
-            ignored[name] = "a classifier's"
+            ignored[name] = "trained on pooled features" if headless else "a classifier's"
         elif name not in target and (match := later.fullmatch(name)):
             if name.startswith("norm") or built <= int(match[1]) < len(model.depths):
                 ignored[name] = "not in out_indices"
@@ -220,7 +224,10 @@ def _fit(
     }
     if replace_head:
         if "head.weight" not in target:
-            raise InputError("replace_head: the model has no head; only a classifier has one")
+            raise InputError(
+                "replace_head: the model has no head; only a classifier has one",
+                where="replace_head",
+            )
         head = ("head.weight", "head.bias")
         ignored |= {name: "replaced" for name in head if name in tensors}
         initial |= {name: "replace_head" for name in head}
@@ -228,8 +235,12 @@ def _fit(
     wanted = {name: tensor for name, tensor in target.items() if name not in initial}
     if problem := mismatches(fitting, wanted):
         hint = "; replace_head=True keeps the model's own head" if "head.weight" in problem else ""
-        raise InputError(f"{source}: does not fit the model: {problem}{hint}")
+        raise _mismatch(source, f"does not fit the model: {problem}{hint}")
     coverage = Coverage(
-        source, dialect, origin, tuple(fitting), ignored | outside, initial, tuple(changed)
+        str(source), dialect.name, origin, tuple(fitting), ignored | outside, initial, (*changed,)
     )
     return coverage, fitting
+
+
+def _mismatch(source: str | os.PathLike, problem: str) -> InputError:
+    return InputError(f"{source}: {problem}", code="checkpoint-mismatch", where=source)

@@ -1,6 +1,8 @@
 """Reading and writing checkpoints: nothing in one is run, nothing is used in part."""
 
 import hashlib
+import json
+import logging
 import os
 import pickletools
 import re
@@ -17,7 +19,7 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,7 +27,7 @@ from torch import Tensor
 from backbones.atomic_write import atomic_path
 from backbones.errors import InputError
 
-from .sources import check_is_file, locate
+from .sources import INDEX, check_is_file, locate, locate_beside
 
 _trusting: ContextVar[bool] = ContextVar("trusting", default=False)
 # What PyTorch may load is set for the whole process: another thread's end would take it back.
@@ -39,9 +41,12 @@ def read_checkpoint(
 
     Args:
         source: local file, http(s) URL, `hf-hub:owner/name[/file][@revision]` or `timm:tag`;
-            PyTorch's format or safetensors. Downloads are kept in torch's or the hub's cache.
-        sha256: the file's checksum, or the first 8 or more of its digits. A name that ends in
-            `-<8 digits>.pth`, as PyTorch's and OpenMMLab's do, is held against them anyway.
+            PyTorch's format or safetensors, or an index of several such files or a folder with
+            either as transformers saves them. Downloads are kept in torch's or the hub's cache.
+        sha256: the file's checksum, or the first 8 or more of its digits. The name of a download
+            that ends in `-<8 digits>.pth`, as PyTorch's and OpenMMLab's do, promises one too; of a
+            local file such a name is only worth a warning, and decimal digits alone are a counter
+            or a date.
         trust: run what the pickle asks for; see `trusted` for what is loaded by a config.
 
     Raises:
@@ -53,19 +58,23 @@ def read_checkpoint(
     try:
         _check_file(path, source)
         _check_sum(path, source, sha256)
+        if path.name.endswith(INDEX):
+            return _read_parts(path, source, trust or _trusting.get())
         return _read(path, source, trust or _trusting.get())
     except InputError as error:
         if downloaded:
             path.unlink(missing_ok=True)  # the next run must not find half a file
         elif urlparse(source).scheme in ("http", "https"):
-            raise InputError(f"{error}; delete {path} to download it again") from None
+            raise InputError(
+                f"{error}; delete {path} to download it again", code=error.code, where=error.where
+            ) from None
         raise
 
 
 def write_checkpoint(
     tensors: Mapping[str, Tensor], path: Path, *, wrapper: str | None, safetensors: bool
 ) -> None:
-    """Write weights whole.
+    """Write weights to a file that is complete or not there.
 
     Args:
         tensors: by name, no two in the same memory.
@@ -83,12 +92,15 @@ def write_checkpoint(
             else:
                 torch.save({wrapper: dict(tensors)} if wrapper else dict(tensors), part)
     except (RuntimeError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: cannot be written ({reason})", code="write-failed", where=path
+        ) from error
 
 
 @contextmanager
 def trusted() -> Iterator[None]:
-    """Inside, every checkpoint may run code while it loads, `init_cfg`'s too: the user said so."""
+    """Let checkpoints, `init_cfg`'s too, run code while they load: the user opted in."""
     token = _trusting.set(True)
     try:
         yield
@@ -102,17 +114,17 @@ def _check_file(path: Path, source: str) -> None:
     with path.open("rb") as file:
         head = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not head:
-        raise InputError(f"{source}: the checkpoint file is empty")
+        raise _broken(source, "the checkpoint file is empty")
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<error")):
-        raise InputError(f"{source}: is a web page, not a checkpoint; download the file itself")
+        raise _broken(source, "is a web page, not a checkpoint; download the file itself")
     if head.startswith(b"version https://git-lfs"):
-        raise InputError(f"{source}: is a Git LFS pointer, not the file; run git lfs pull")
+        raise _broken(source, "is a Git LFS pointer, not the file; run git lfs pull")
     if head.startswith(b"pk\x03\x04"):
         check_archive(path, source)
 
 
 def check_archive(path: Path, source: object = None) -> None:
-    """Hold every record of a PyTorch file against its checksum, which `torch.load` does not.
+    """Check every record of a PyTorch file against its checksum, which `torch.load` does not.
 
     Raises:
         InputError: it is cut off, a bit of it has changed, or it is no PyTorch file.
@@ -124,38 +136,69 @@ def check_archive(path: Path, source: object = None) -> None:
             # PyTorch stores records as they are; packed or overlapping ones would fill the memory.
             packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
             if packed or sum(record.file_size for record in records) > path.stat().st_size:
-                raise InputError(f"{source}: not a PyTorch checkpoint: its records exceed the file")
+                raise _broken(source, "not a PyTorch checkpoint: its records exceed the file")
             damaged = archive.testzip()
     except InputError:
         raise
     except Exception as error:  # a damaged file may fail anywhere in the reader
-        raise InputError(f"{source}: cut off or not a PyTorch checkpoint ({error})") from None
+        raise _broken(source, f"cut off or not a PyTorch checkpoint ({error})") from None
     if damaged:
-        raise InputError(f"{source}: damaged: {damaged} does not match its checksum")
+        raise _broken(source, f"damaged: {damaged} does not match its checksum")
 
 
 def _check_sum(path: Path, source: str, sha256: str | None) -> None:
-    """Hold the file against the checksum given and the one in its name."""
-    # Eight digits alone may as well be a date: run-20240131.pth.
-    named = re.search(
-        r"-(?!(?:19|20)\d{6}\.)([\da-f]{8,64})\.(?:pth|pt|bin|safetensors)$", path.name
-    )
-    wanted = [digits for digits in (sha256, named and named[1]) if digits]
+    """Hold the file against the checksum given and the one that its name may hold."""
     if sha256 and not re.fullmatch(r"[\da-fA-F]{8,64}", sha256):
-        raise InputError(f"{source}: sha256={sha256!r} is not 8 to 64 hexadecimal digits")
-    if not wanted:
+        raise InputError(
+            f"{source}: sha256={sha256!r} is not 8 to 64 hexadecimal digits",
+            code="bad-value",
+            where="sha256",
+        )
+    named = re.search(r"-([\da-f]{8,64})\.(?:pth|pt|bin|safetensors)$", path.name)
+    # Decimal digits alone are a counter or a date at least as often: iter-00010000.pth.
+    digits = named[1] if named and not named[1].isdecimal() else None
+    if not (sha256 or digits):
         return
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     found = digest.hexdigest()
-    for digits in wanted:
-        if not found.startswith(digits.lower()):
-            raise InputError(
-                f"{source}: wrong checksum: sha256 is {found[:16]}..., not {digits}: "
-                "cut off, changed or another file"
+    downloaded = source.startswith(("http://", "https://"))
+    for promised in filter(None, (sha256, digits if downloaded else None)):
+        if not found.startswith(promised.lower()):
+            raise _broken(
+                source,
+                f"wrong checksum: sha256 is {found[:16]}..., not {promised}: "
+                "cut off, changed or another file",
             )
+    if digits and not found.startswith(digits):
+        print_log(
+            f"{source}: its sha256 is {found[:16]}...; if {digits} in its name is a checksum, the "
+            "file has changed",
+            logger="current",
+            level=logging.WARNING,
+        )
+
+
+def _read_parts(index: Path, source: str, trust: bool) -> dict[str, Tensor]:
+    """Read the files that an index names, and hold their tensors against it."""
+    try:
+        places = json.loads(index.read_bytes())["weight_map"]
+        names = sorted(set(places.values()))
+        if not all(re.fullmatch(r"[\w.-]+\.(safetensors|bin)", name) for name in names):
+            raise ValueError(f"its files are {names[:3]}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _broken(source, f"not an index of weights ({_first_line(error)})") from None
+    content: dict[str, Tensor] = {}
+    for name in names:
+        part = locate_beside(source, index, name)
+        where = str(index.parent / name)
+        _check_file(part, where)
+        content |= _read(part, where, trust)
+    if missing := [name for name in places if name not in content]:
+        raise _broken(source, f"{missing[0]} is not in {places[missing[0]]}, where it should be")
+    return content
 
 
 def _read(path: Path, source: str, trust: bool) -> Mapping:
@@ -166,7 +209,7 @@ def _read(path: Path, source: str, trust: bool) -> Mapping:
             return load_file(path)
         except Exception as error:
             reason = _first_line(error)
-            raise InputError(f"{source}: cut off or not a safetensors file ({reason})") from None
+            raise _broken(source, f"cut off or not a safetensors file ({reason})") from None
     try:
         with _reading, _harmless_globals(), warnings.catch_warnings():
             # A refusal is one line, without torch's musings on the pickle's protocol before it.
@@ -178,15 +221,25 @@ def _read(path: Path, source: str, trust: bool) -> Mapping:
         if unsafe:
             raise InputError(
                 f"{source}: refused, it would run {unsafe} while loading; "
-                "a checkpoint holds tensors only"
+                "a checkpoint holds tensors only",
+                code="unsafe-checkpoint",
+                where=source,
             ) from None
-        raise InputError(f"{source}: not a PyTorch checkpoint, or damaged") from None
+        raise _broken(source, "not a PyTorch checkpoint, or damaged") from None
     except Exception as error:
         reason = _first_line(error)
-        raise InputError(f"{source}: cut off or not a PyTorch checkpoint ({reason})") from None
+        raise _broken(source, f"cut off or not a PyTorch checkpoint ({reason})") from None
     if not isinstance(content, Mapping):
-        raise InputError(f"{source}: holds a {type(content).__name__}, not weights by name")
+        raise InputError(
+            f"{source}: holds a {type(content).__name__}, not weights by name",
+            code="unknown-layout",
+            where=source,
+        )
     return content
+
+
+def _broken(source: object, problem: str) -> InputError:
+    return InputError(f"{source}: {problem}", code="broken-file", where=source)
 
 
 def _first_line(error: Exception) -> str:
@@ -194,7 +247,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _first_global(path: Path) -> str | None:
-    """What a bare pickle would import first, read from its opcodes without carrying them out."""
+    """Return what a bare pickle would import first, by its opcodes alone."""
     strings: list[str] = []
     try:
         with path.open("rb") as file:
@@ -212,8 +265,11 @@ def _first_global(path: Path) -> str | None:
 
 @contextmanager
 def _harmless_globals() -> Iterator[None]:
-    """What training scripts save beside weights: mmengine's log history, NumPy arrays and their
-    statistics, the parsed command line. Plain data: rebuilding it calls nothing of theirs."""
+    """Allow what training scripts save beside weights, which is plain data.
+
+    mmengine's log history, NumPy arrays and their statistics, the parsed command line: rebuilding
+    them calls nothing of theirs.
+    """
     numpy_core = np._core.multiarray
     allowed = [HistoryBuffer, np.ndarray, np.dtype, numpy_core._reconstruct, numpy_core.scalar]
     allowed += [type(np.dtype(kind)) for kind in "fdilq?"]
@@ -227,7 +283,7 @@ def _harmless_globals() -> Iterator[None]:
 
 
 def _statistic(owner: type, name: str) -> object:
-    """The one use of getattr in mmengine's checkpoints; any other is refused."""
+    """Stand in for getattr as mmengine's checkpoints use it; refuse any other use."""
     if owner is HistoryBuffer and name in ("mean", "max", "min", "current"):
         return getattr(owner, name)
     raise UnpicklingError(f"GLOBAL builtins.getattr({owner}, {name!r})")

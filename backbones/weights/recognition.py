@@ -12,14 +12,22 @@ from backbones.errors import InputError
 from .dialects import DIALECTS, Dialect
 
 # Where training scripts put the weights inside a checkpoint, the first one found wins.
-WRAPPERS = ("state_dict", "model", "teacher", "model_ema", "module")
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "teacher", "model_ema", "module"),
+    *("net", "network", "params", "params_ema"),
+)
+EMA = {"model_ema", "params_ema"}
+# Modules that PyTorch puts around others: torch.compile, FSDP, activation checkpointing.
+WRAPPING_MODULES = re.compile(
+    r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 DEEPEST = 8  # wrappers in one another; a file may hold itself
 
 
 def state_dict(
     checkpoint: object, source: str | os.PathLike, wrapper: str | None = None
 ) -> dict[str, Tensor]:
-    """The tensors by name in what a training script saved.
+    """Return the tensors by name in what a training script saved.
 
     Args:
         checkpoint: what `read_checkpoint` returned.
@@ -28,35 +36,41 @@ def state_dict(
     """
     if wrapper is not None:
         if not (isinstance(checkpoint, Mapping) and _holds_tensors(checkpoint.get(wrapper))):
-            raise InputError(f"{source}: holds no weights under {wrapper!r}")
+            raise InputError(
+                f"{source}: holds no weights under {wrapper!r}", code="bad-value", where=source
+            )
         checkpoint = checkpoint[wrapper]
     for _ in range(DEEPEST + 1):
-        if not (keys := _wrappers(checkpoint)):
+        if not isinstance(checkpoint, Mapping) or not (keys := _wrappers(checkpoint)):
             break
         checkpoint = checkpoint[keys[0]]
     else:
-        raise InputError(f"{source}: its weights are wrapped in {keys[0]!r} without end")
+        raise _unknown(source, "its weights lie in wrappers without end")
     if not isinstance(checkpoint, Mapping):
-        raise InputError(f"{source}: holds a {type(checkpoint).__name__}, not weights by name")
-    tensors = {str(k): v for k, v in checkpoint.items() if isinstance(v, Tensor)}
-    if not tensors:
-        raise InputError(
-            f"{source}: holds no tensors; its keys are {first_names(tuple(checkpoint), 5)}"
-        )
-    for name, tensor in tensors.items():
+        raise _unknown(source, f"holds a {type(checkpoint).__name__}, not weights by name")
+    found = {str(k): v for k, v in checkpoint.items() if isinstance(v, Tensor)}
+    if not found:
+        keys = first_names(tuple(checkpoint), 5)
+        raise _unknown(source, f"holds no tensors; its keys are {keys}")
+    tensors = {}
+    for key, tensor in found.items():
+        name = WRAPPING_MODULES.sub("", key)
+        if name in tensors:
+            raise _unknown(source, f"holds {name} twice, once as {key}")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise InputError(f"{source}: {name} is sparse, quantised or without values; save plain")
+            raise _unknown(source, f"{name} is sparse, quantised or without values; save plain")
+        tensors[name] = tensor
     if all(key.startswith("module.") for key in tensors):  # saved from DistributedDataParallel
         tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     return tensors
 
 
 def wrapper_of(checkpoint: object, wrapper: str | None = None) -> str:
-    """Which of several sets of weights `state_dict` takes, in a phrase; empty if there is one."""
+    """Say which of several sets of weights `state_dict` takes; empty if there is one alone."""
     keys = _wrappers(checkpoint)
     chosen = wrapper or (keys[0] if keys else "")
     others = ", ".join(key for key in keys if key != chosen)
-    averaged = {"model_ema": "EMA, "}.get(chosen, "not EMA, " if "model_ema" in keys else "")
+    averaged = "EMA, " if chosen in EMA else "not EMA, " if EMA & {*keys} else ""
     if others:
         return f"{averaged}under {chosen!r} (also there: {others})"
     return averaged.removesuffix(", ")
@@ -65,7 +79,7 @@ def wrapper_of(checkpoint: object, wrapper: str | None = None) -> str:
 def recognise(
     tensors: Mapping[str, Tensor], source: str | os.PathLike, prefix: str | None = None
 ) -> tuple[Dialect, str]:
-    """The dialect of a state dict and the prefix before its names, found from the keys alone."""
+    """Return the dialect of a state dict and the prefix before its names, from the keys alone."""
     found = [
         (dialect, key[: -len(dialect.marker)])
         for key in tensors
@@ -76,17 +90,16 @@ def recognise(
         found = [(dialect, start) for dialect, start in found if start == prefix]
     if not found:
         under = f" under {prefix!r}" if prefix else ""
-        raise InputError(
-            f"{source}: no ConvNeXt weights{under}; its names: {first_names(tuple(tensors), 3)}"
-        )
+        names = first_names(tuple(tensors), 3)
+        raise _unknown(source, f"no ConvNeXt weights{under}; its names: {names}")
     if len(found) > 1:
         prefixes = ", ".join(repr(start) for _, start in found)
-        raise InputError(f"{source}: holds several backbones; choose one by prefix=: {prefixes}")
+        raise _unknown(source, f"holds several backbones; choose one by prefix=: {prefixes}")
     return found[0]
 
 
 def architecture(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Depths and dims of the stages in a state dict with official names."""
+    """Return depths and dims of the stages in a state dict with official names."""
     depths: dict[int, int] = {}
     dims: dict[int, int] = {}
     for name, tensor in tensors.items():
@@ -110,5 +123,10 @@ def _holds_tensors(value: object, depth: int = DEEPEST) -> bool:
 
 
 def first_names(names: tuple, count: int = 4) -> str:
+    """Join the first few names, and say how many more there are."""
     shown = ", ".join(map(str, names[:count]))
     return shown if len(names) <= count else f"{shown} and {len(names) - count} more"
+
+
+def _unknown(source: str | os.PathLike, problem: str) -> InputError:
+    return InputError(f"{source}: {problem}", code="unknown-layout", where=source)

@@ -5,19 +5,23 @@ import os
 import re
 from pathlib import Path
 from urllib.error import URLError
-from urllib.parse import urlparse
+from urllib.parse import urljoin, urlparse
 
 import torch
 from mmengine.dist import barrier
 
 from backbones.errors import InputError
 
-# How transformers, timm and open_clip call the weights in a repository of the hub.
+# How transformers, timm and open_clip call the weights in a folder or a repository of the hub. An
+# index says which tensor is in which of several files beside it.
+INDEX = ".index.json"
 HUB_FILES = (
     "model.safetensors",
     "pytorch_model.bin",
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
+    f"model.safetensors{INDEX}",
+    f"pytorch_model.bin{INDEX}",
 )
 # What stands before the first colon of a source that is no path.
 REMOTE = ("http", "https", "timm", "hf-hub")
@@ -27,36 +31,56 @@ def check_path(source: str | os.PathLike) -> None:
     """Refuse, before anything is built, a path that leads to no file; URLs and hub names pass.
 
     Raises:
-        InputError: there is no such file, or it is a folder.
+        InputError: there is no such file, or it is a folder without weights.
     """
     source = os.fspath(source)
     if source.partition(":")[0] not in REMOTE:
-        check_is_file(Path(source).expanduser(), source)
+        check_is_file(_in_folder(Path(source).expanduser()), source)
 
 
 def locate(source: str) -> tuple[Path, bool]:
-    """The local file of a checkpoint, and whether it was downloaded from a URL just now."""
+    """Return the local file of a checkpoint, and whether it was downloaded from a URL just now."""
     scheme, _, rest = source.partition(":")
     if scheme in ("http", "https"):
         return _download(source)
     if scheme == "timm":
         if not re.fullmatch(r"[\w-]+\.[\w.-]+", rest):
             raise InputError(
-                f"{source}: name the training too, as timm does: timm:convnext_tiny.fb_in1k"
+                f"{source}: name the training too, as timm does: timm:convnext_tiny.fb_in1k",
+                code="bad-value",
+                where=source,
             )
         return _download_from_hub(source, f"timm/{rest}"), False
     if scheme == "hf-hub":
         return _download_from_hub(source, rest), False
-    return Path(source).expanduser(), False
+    return _in_folder(Path(source).expanduser()), False
+
+
+def locate_beside(source: str, index: Path, name: str) -> Path:
+    """Return the local file of a name in an index, downloaded from where the index came from."""
+    scheme, _, rest = source.partition(":")
+    if scheme in ("http", "https"):
+        return _download(urljoin(source, name))[0]
+    if scheme in ("timm", "hf-hub"):
+        repository, _, revision = rest.partition("@")
+        owner = "timm/" if scheme == "timm" else ""
+        folder = "/".join([*f"{owner}{repository}".split("/")[:2], name])
+        return _download_from_hub(source, f"{folder}@{revision}" if revision else folder)
+    return index.parent / name
+
+
+def _in_folder(path: Path) -> Path:
+    """Return the file of weights in a folder as transformers saves one; another path as it is."""
+    return next((path / name for name in HUB_FILES if (path / name).is_file()), path)
 
 
 def _first_on_this_machine() -> bool:
-    """Whether this process downloads; every launcher sets LOCAL_RANK, mmengine makes no group."""
+    """Return whether this rank downloads; LOCAL_RANK is set by every launcher."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 def _download(url: str) -> tuple[Path, bool]:
-    """The local copy of `url` in torch's hub folder; one process a machine downloads it."""
+    """Return the copy of a URL in torch's hub folder, and whether it is new; one rank downloads."""
     parts = urlparse(url)
     # By host and folder: half of the world's checkpoints are called pytorch_model.bin.
     below = [part for part in parts.path.split("/") if part not in ("", ".", "..")]
@@ -74,20 +98,26 @@ def _download(url: str) -> tuple[Path, bool]:
     barrier()
     if not path.is_file():
         raise InputError(
-            f"{url}: download failed ({failure or 'see the first process'}); "
-            f"fetch it where there is a network and put it at {path}"
+            f"{url}: download failed ({failure or 'see the first rank'}); "
+            f"fetch it where there is a network and put it at {path}",
+            code="download-failed",
+            where=url,
         )
     return path, missing
 
 
 def _download_from_hub(source: str, name: str) -> Path:
-    """The cached file of `owner/name[/file][@revision]`; one process a machine downloads it."""
+    """Return the cached file of `owner/name[/file][@revision]`; one rank of a machine downloads."""
     from huggingface_hub import hf_hub_download  # takes a second, and few sources need it
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     name, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(/.+)?", name):
-        raise InputError(f"{source}: a hub name is hf-hub:owner/name, with @revision if need be")
+        raise InputError(
+            f"{source}: a hub name is hf-hub:owner/name, with @revision if need be",
+            code="bad-value",
+            where=source,
+        )
     owner, repository, *file = name.split("/", 2)
     first = _first_on_this_machine()
     path, failure = None, None
@@ -116,13 +146,21 @@ def _download_from_hub(source: str, name: str) -> Path:
         reason = str(failure).strip().splitlines()[0]
         raise InputError(
             f"{source}: download failed ({reason}); for a gated repository accept its licence on "
-            "the hub and log in, or download the file and give its path"
+            "the hub and log in, or download the file and give its path",
+            code="download-failed",
+            where=source,
         )
     return Path(path)
 
 
 def check_is_file(path: Path, source: str) -> None:
-    if path.is_dir():
-        raise InputError(f"{source}: is a folder; give the checkpoint file in it")
-    if not path.is_file():
-        raise InputError(f"{source}: no such checkpoint file")
+    """Refuse a path that is no file.
+
+    Raises:
+        InputError: there is none, or a folder.
+    """
+    problem = "is a folder; give the checkpoint file in it" if path.is_dir() else ""
+    if not problem and not path.is_file():
+        problem = "no such checkpoint file"
+    if problem:
+        raise InputError(f"{source}: {problem}", code="not-found", where=source)

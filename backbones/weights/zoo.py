@@ -1,4 +1,4 @@
-"""Published ConvNeXt weights: where they are, what they are and what one may do with them.
+"""Published ConvNeXt weights: where they are, what they are and what their licences permit.
 
 Names are those of the files or of timm's tags. Figures and addresses are from the READMEs and model
 cards of facebookresearch/ConvNeXt, ConvNeXt-V2, dinov3 and EUPE, the papers, and timm 1.0.31 with
@@ -51,7 +51,7 @@ class Weights:
         coco: box AP of a detector started from these weights.
         ade20k: mIoU of a segmentor started from these weights.
         timm: timm's tag for a copy of the same weights.
-        note: what one should know before using them.
+        note: what to know before using them.
     """
 
     name: str
@@ -70,12 +70,12 @@ class Weights:
 
     @property
     def commercial(self) -> bool:
-        """Whether the licence is known to permit commercial use, under whatever conditions."""
+        """Return whether the licence is known to permit commercial use, if under conditions."""
         return LICENCES.get(self.licence, False)
 
 
 def find(name: str) -> Weights:
-    """The weights of this name, source or timm tag, or of a folder that tools/publish.py made.
+    """Find weights by name, source or timm tag, or in a folder that tools/publish.py made.
 
     Raises:
         InputError: there are none; names the nearest ones.
@@ -85,24 +85,30 @@ def find(name: str) -> Weights:
     names = [key for key in _BY_KEY if not re.search("[/:]", key)]
     close = get_close_matches(name, names, n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise InputError(f"{name}: no such weights in the zoo{hint} (tools/zoo.py lists them all)")
+    raise InputError(
+        f"{name}: no such weights in the zoo{hint} (tools/zoo.py lists them all)",
+        code="unknown-name",
+        where=name,
+    )
 
 
 def licence_of(source: str) -> str | None:
-    """The licence of a checkpoint source or of a copy that kept its name; None if unknown."""
+    """Return the licence of a source or of a copy that kept its name; None if unknown."""
     weights = _lookup(source)
     return weights.licence if weights and weights.licence != UNSTATED else None
 
 
 def published_in(folder: str | Path) -> list[Weights]:
-    """The entries of the folders in `folder` that tools/publish.py made, and its own, by name.
+    """Return the entries of the folders in a folder that tools/publish.py made, and its own.
 
     Raises:
         InputError: there is none in it, or one cannot be read.
     """
     files = [*Path(folder).glob(PUBLISHED), *sorted(Path(folder).glob(f"*/{PUBLISHED}"))]
     if not files:
-        raise InputError(f"{folder}: holds no folder made by tools/publish.py")
+        raise InputError(
+            f"{folder}: holds no folder made by tools/publish.py", code="not-found", where=folder
+        )
     return [_read_published(file) for file in files]
 
 
@@ -112,7 +118,9 @@ def _read_published(file: Path) -> Weights:
         scores = {k: Score(*v) for k in ("coco", "ade20k") if (v := fields.get(k))}
         return Weights(**{**fields, **scores, "source": str(file.parent / fields["source"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{file}: not what tools/publish.py wrote ({error})") from None
+        raise InputError(
+            f"{file}: not what tools/publish.py wrote ({error})", code="broken-file", where=file
+        ) from None
 
 
 def _lookup(source: str) -> Weights | None:

@@ -22,7 +22,7 @@ from mmengine.registry import METRICS, MODELS, DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 from support.oracles import randomise
-from support.running import DETECTION, REPOSITORY, Outcome, run_here, run_tool
+from support.running import DETECTION, REPOSITORY, assert_error, run_here, run_tool
 from torch import nn
 
 from backbones import ARCHITECTURES, ConvNeXt, ConvNeXtClassifier, InputError
@@ -193,15 +193,20 @@ class TestModel:
         torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
     def test_an_odd_batch_cannot_be_mixed(self):
-        with pytest.raises(InputError, match="batch of 3 images .* even batch_size"):
+        with pytest.raises(InputError) as caught:
             classifier(mixup_alpha=0.8)(
                 torch.zeros(3, 3, 32, 32), torch.zeros(3).long(), None, "loss"
             )
+        assert caught.value.where == "train_dataloader.batch_size" and "3" in str(caught.value)
 
     def test_classes_are_counted_once(self):
         network = dict(type="ConvNeXtClassifier", arch=NARROW, num_classes=3)
-        with pytest.raises(InputError, match="set model.num_classes"):
+        with pytest.raises(InputError) as caught:
             classifier(network=network)
+        assert (caught.value.code, caught.value.where) == (
+            "bad-config",
+            "model.network.num_classes",
+        )
 
     def test_predictions_are_probabilities(self):
         model = randomise(classifier()).eval()
@@ -288,8 +293,27 @@ class TestData:
         content = next((shapes / "classes" / "val" / "star").iterdir()).read_bytes()
         if fault != "missing":
             path.write_bytes({"empty": b"", "text": b"text", "cut off": content[:700]}[fault])
-        with pytest.raises(InputError, match="broken.jpg: (cannot be read|empty, cut off or not)"):
+        with pytest.raises(InputError) as caught:
             Compose([dict(type="LoadRGB")])(dict(img_path=str(path)))
+        assert (caught.value.code, caught.value.where) == ("bad-image", str(path))
+
+    @pytest.mark.parametrize("orientation", [3, 6, 8])
+    def test_a_photo_held_upright_is_read_upright(self, tmp_path, orientation):
+        """As OpenCV reads it for tools/predict.py."""
+        import cv2
+        from PIL import Image
+
+        pixels = np.zeros((40, 80, 3), np.uint8)
+        pixels[:20, :30] = 255
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / "turned.jpg"
+        Image.fromarray(pixels).save(path, exif=exif, quality=95)
+        load = Compose([dict(type="LoadRGB")])
+        one = load(dict(img_path=str(path)))
+        two = load(dict(img_path=str(path), img=cv2.imread(str(path))))
+        assert one["img"].size == two["img"].size == ((80, 40) if orientation == 3 else (40, 80))
+        assert np.abs(np.int16(one["img"]) - np.int16(two["img"])).mean() < 2
 
 
 @pytest.fixture
@@ -297,60 +321,55 @@ def faulty(shapes, tmp_path) -> Path:
     return Path(shutil.copytree(shapes, tmp_path / "data"))
 
 
-def assert_refused(outcome: Outcome, *words: str) -> None:
-    assert outcome.status == 2, outcome.err
-    assert "Traceback" not in outcome.err
-    for word in words:
-        assert re.search(word, outcome.last_line), outcome.last_line
-
-
 class TestMistakes:
     def test_missing_folder(self, tmp_path):
         outcome = run_here("train.py", DEMO, "--data", tmp_path)
-        assert_refused(outcome, "classes/train: no such folder", "--data")
+        assert_error(outcome, "not-found", "classes/train", "--data")
 
     def test_class_count(self, shapes):
         option = "model.num_classes=5"
         outcome = run_here("train.py", DEMO, "--data", shapes, "--cfg-options", option)
-        assert_refused(outcome, r"config key model.num_classes: 5 classes, but .* has 4")
+        assert_error(outcome, outcome.code, "model.num_classes", "5", "4")
 
     def test_number_of_folders(self, faulty):
         (faulty / "classes" / "val" / "hexagon").mkdir()
         outcome = run_here("train.py", DEMO, "--data", faulty)
-        assert_refused(outcome, "has 5 folders of classes, the config has 4", "hexagon")
+        assert_error(outcome, "class-mismatch", faulty / "classes" / "val", "5", "4", "hexagon")
 
     def test_class_without_a_folder(self, faulty):
         shutil.rmtree(faulty / "classes" / "train" / "star")
-        assert_refused(run_here("train.py", DEMO, "--data", faulty), "has 3 folders", "lacks star")
+        outcome = run_here("train.py", DEMO, "--data", faulty)
+        assert_error(outcome, "class-mismatch", faulty / "classes" / "train", "3", "star")
 
     def test_empty_class(self, faulty):
         for path in (faulty / "classes" / "train" / "star").iterdir():
             path.rename(path.with_suffix(".txt"))
-        assert_refused(
-            run_here("train.py", DEMO, "--data", faulty), "star: no images of this class"
-        )
+        outcome = run_here("train.py", DEMO, "--data", faulty)
+        assert_error(outcome, "no-data", faulty / "classes" / "train" / "star")
 
     def test_nothing_to_evaluate_on(self, tmp_path):
         outcome = run_here("test.py", FOLDER / "convnext_t_in22k.py", __file__)
-        assert_refused(outcome, "has no test_dataloader")
+        assert_error(outcome, outcome.code, "convnext_t_in22k.py", "test_dataloader")
 
     @pytest.mark.parametrize(
-        "option, words",
+        "option, names",
         [
-            ("model.mixup=0.8", ["mixup", "mean mixup_alpha"]),
-            ("model.network.drop_path=0.1", ["drop_path", "mean drop_path_rate"]),
-            ("train_dataloader.dataset.spilt=x", ["spilt", "mean split"]),
+            ("model.mixup=0.8", ["mixup", "mixup_alpha"]),
+            ("model.network.drop_path=0.1", ["drop_path", "drop_path_rate"]),
+            ("train_dataloader.dataset.spilt=x", ["spilt", "split"]),
             ("optim_wrapper.paramwise_cfg.flat_decay_mult=0.0", ["flat_decay_mult"]),
         ],
     )
-    def test_misspelled_option(self, option, words):
-        assert_refused(run_here("train.py", DEMO, "--cfg-options", option), *words)
+    def test_misspelled_option(self, option, names):
+        outcome = run_here("train.py", DEMO, "--cfg-options", option)
+        assert_error(outcome, outcome.code, *names)
 
     def test_paramwise_keys_are_those_of_the_constructor(self):
         config = load_config(DEMO)
         config.optim_wrapper.pop("constructor")
-        with pytest.raises(InputError, match="paramwise_cfg.decay_rate"):
+        with pytest.raises(InputError) as caught:
             validate(config)
+        assert "paramwise_cfg.decay_rate" in str(caught.value)
         config.optim_wrapper.paramwise_cfg = dict(flat_decay_mult=0.0, bias_decay_mult=0.0)
         validate(config)
 
@@ -496,17 +515,18 @@ class TestSchedule:
         assert "63 iterations" in outcome.out  # 64 images, the last one left out
 
     @pytest.mark.parametrize(
-        "arguments, words",
+        "arguments, names",
         [
-            ((DEMO, "--plot", "x.gif"), "ends in .png"),
-            ((DEMO, "--plot", "nowhere/x.png"), "nowhere does not exist"),
-            ((DEMO, "--epoch-length", "0"), "give 1 or more"),
-            ((FOLDER / "convnext_t_in1k.py",), "data/imagenet/train: no such folder"),
+            ((DEMO, "--plot", "x.gif"), ["--plot", "x.gif", ".png"]),
+            ((DEMO, "--plot", "nowhere/x.png"), ["nowhere"]),
+            ((DEMO, "--epoch-length", "0"), ["--epoch-length", "0"]),
+            ((FOLDER / "convnext_t_in1k.py",), ["data/imagenet/train"]),
         ],
     )
-    def test_mistakes(self, arguments, words, tmp_path, monkeypatch):
+    def test_mistakes(self, arguments, names, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        assert_refused(run_here("schedule.py", *arguments), words)
+        outcome = run_here("schedule.py", *arguments)
+        assert_error(outcome, outcome.code, *names)
 
 
 class Normed(nn.Module):
@@ -600,15 +620,17 @@ class TestWeights:
         torch.save(dict(model=trained), path)
         tuned = ConvNeXtClassifier(NARROW, num_classes=4, head_init_scale=0.001)
         head = tuned.head.weight.clone()
-        with pytest.raises(InputError, match=r"head.weight is \(7, 20\).*replace_head=True"):
+        with pytest.raises(InputError) as caught:
             load_pretrained(tuned, path)
+        for name in ("head.weight", "(7, 20)", "replace_head=True"):
+            assert name in str(caught.value)
         coverage = load_pretrained(tuned, path, replace_head=True)
         assert set(coverage.initial) == set(coverage.ignored) == {"head.weight", "head.bias"}
         assert 0 < head.abs().max() < 1e-3 and torch.equal(tuned.head.weight, head)
         for name, tensor in tuned.state_dict().items():
             if not name.startswith("head"):
                 assert torch.equal(tensor, trained[name])
-        with pytest.raises(InputError, match="replace_head: the model has no head"):
+        with pytest.raises(InputError) as caught:
             load_pretrained(ConvNeXt(NARROW), path, replace_head=True)
 
     def test_a_detector_starts_from_the_average_or_from_the_trained_weights(self, tmp_path):

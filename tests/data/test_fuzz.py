@@ -8,7 +8,6 @@ import argparse
 import io
 import json
 import re
-import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support import hostile_inputs as hostile
+from support.hanging import in_time
 from support.running import DETECTION, SEGMENTATION, run_here
 from torch import nn
 
@@ -40,28 +40,10 @@ from backbones.weights import load_pretrained, load_strictly, read_checkpoint
 SECONDS = 10  # a reader that takes longer hangs: every input here is tiny
 
 
-class Hangs(BaseException):
-    """No `except Exception` of a reader may swallow it."""
-
-
-@contextmanager
-def in_time() -> Iterator[None]:
-    def stop(*_):
-        raise Hangs
-
-    former = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)  # of this process alone
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, former)
-
-
 @contextmanager
 def refused(name: str = "") -> Iterator[None]:
     """The block ends in one line that names the file."""
-    with in_time(), pytest.raises(InputError) as error:
+    with in_time(SECONDS), pytest.raises(InputError) as error:
         yield
     assert str(error.value).strip() and "\n" not in str(error.value).strip()
     assert name in str(error.value)
@@ -142,7 +124,7 @@ class TestCheckpoints:
         def change(edits):
             path.write_bytes(applied(whole, edits))
             model = hostile.network()
-            with in_time(), warnings.catch_warnings():
+            with in_time(SECONDS), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 try:
                     load_pretrained(model, path)
@@ -180,7 +162,7 @@ class TestAnnotations:
     def test_refused_or_found(self, name, tmp_path):
         path = tmp_path / "annotations.json"
         path.write_bytes(ANNOTATIONS[name])
-        with in_time():
+        with in_time(SECONDS):
             try:
                 found = findings_of(path)
             except InputError as error:
@@ -201,7 +183,7 @@ class TestAnnotations:
         path = tmp_path / "annotations.json"
         path.write_bytes(ANNOTATIONS[name])
         Image.new("RGB", (64, 48)).save(tmp_path / "1.jpg")
-        with in_time():
+        with in_time(SECONDS):
             try:
                 coco.read(tmp_path, path)
             except InputError as error:
@@ -224,7 +206,7 @@ class TestAnnotations:
         path = tmp_path_factory.mktemp("any") / "annotations.json"
         path.write_text(json.dumps(content))
         for read in (findings_of, lambda p: coco.read(p.parent, p)):
-            with in_time():
+            with in_time(SECONDS):
                 try:
                     read(path)
                 except InputError as error:
@@ -238,7 +220,7 @@ class TestImages:
         path.write_bytes(IMAGES[name])
         with refused("picture.jpg"):
             LoadImage().transform(dict(img_path=str(path)))
-        with in_time(), warnings.catch_warnings():
+        with in_time(SECONDS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             read_headers([path])  # it does not decode: that it does not crash is all
             try:
@@ -261,7 +243,7 @@ class TestImages:
         @given(changes(len(whole)))
         def change(edits):
             path.write_bytes(applied(whole, edits))
-            with in_time(), warnings.catch_warnings():
+            with in_time(SECONDS), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 read_headers([path])
                 check_label_map(path, (24, 24))
@@ -295,7 +277,7 @@ class TestLabelMaps:
     def test_found(self, name, tmp_path):
         path = tmp_path / "labels.png"
         path.write_bytes(LABEL_MAPS[name])
-        with in_time():
+        with in_time(SECONDS):
             found = check_label_map(path, (48, 40))
         assert any(f.severity == "error" and "labels.png" in f.where for f in found), found
 
@@ -352,7 +334,7 @@ class TestOptions:
         | st.text(max_size=6),
     )  # fmt: skip
     def test_any_value_anywhere(self, key, value):
-        with in_time():
+        with in_time(SECONDS):
             try:
                 overridden(SEGMENTATION, f"{key}={value}")
             except InputError as error:

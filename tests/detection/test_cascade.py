@@ -19,7 +19,7 @@ from support.running import REPOSITORY
 from backbones import InputError
 from backbones.openmmlab.config import inference_dtype, load_config
 from backbones.openmmlab.detection.roi_heads import FloatRoIExtractor
-from backbones.openmmlab.precision import infer_in
+from backbones.openmmlab.precision import inference_autocast
 from backbones.ops.roi_align import roi_align
 
 
@@ -319,35 +319,19 @@ def test_inference_dtype_is_one_of_three():
     assert "inference_dtype" in str(caught.value) and "bfloat16" in str(caught.value)
 
 
-def test_inference_dtype_is_that_of_every_step_but_training():
-    seen = []
-
-    class Model(torch.nn.Linear):
-        def val_step(self, x):
-            seen.append(self(x).dtype)
-
-        test_step = train_step = val_step
-
-    model = Model(3, 3)
-    infer_in(model, torch.bfloat16)
-    with torch.autocast("cpu", enabled=False):  # as mmengine's loops do
-        for step in (model.val_step, model.test_step, model.train_step):
-            step(torch.ones(1, 3))
-    assert seen == [torch.bfloat16, torch.bfloat16, torch.float32]
+def test_inference_dtype_leaves_weights_alone():
+    model = torch.nn.Linear(3, 3)
+    for dtype in (torch.bfloat16, torch.float32):
+        with torch.autocast("cpu", enabled=False), inference_autocast(model, dtype):
+            assert model(torch.ones(1, 3)).dtype == dtype
     assert model.weight.dtype == torch.float32
 
 
-def pictures():
-    images, samples = batch()
-    return [(image * 50 + 120).clamp(0, 255).byte() for image in images], samples
-
-
-@pytest.mark.instruction_set
-def test_predictor_and_runner_read_the_inference_dtype(tmp_path):
+def test_predictor_reads_the_inference_dtype(tmp_path):
+    """The runner's loops: tests/training/test_runner.py."""
     from mmengine.runner import save_checkpoint
 
     from backbones.openmmlab.prediction.predictor import Predictor
-    from backbones.openmmlab.training.runner import Runner
 
     config = narrow("mask_rcnn")
     config.test_dataloader.dataset.metainfo = dict(classes=tuple("abcdef"))
@@ -356,24 +340,9 @@ def test_predictor_and_runner_read_the_inference_dtype(tmp_path):
         model = MODELS.build(config.model)
     save_checkpoint(dict(state_dict=model.state_dict()), str(tmp_path / "x.pth"))
     predictor = Predictor(config, str(tmp_path / "x.pth"), device="cpu")
-    runner = Runner(
-        model, str(tmp_path / "run"), cfg=config, experiment_name="dtype", default_scope="mmdet"
-    )
-    picture = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
-    for used, ask in (
-        (predictor.model, lambda: predictor(picture)),
-        (
-            runner.model,
-            lambda: runner.model.val_step(
-                dict(zip(("inputs", "data_samples"), pictures(), strict=True))
-            ),
-        ),
-    ):
-        seen = []
-        head = used.roi_head.bbox_head
-        hook = head.fc_cls.register_forward_hook(lambda *a, seen=seen: seen.append(a[2].dtype))
-        used.eval()
-        with torch.no_grad():
-            ask()
-        hook.remove()
-        assert set(seen) == {torch.bfloat16}
+    seen = []
+    head = predictor.model.roi_head.bbox_head
+    hook = head.fc_cls.register_forward_hook(lambda *given: seen.append(given[2].dtype))
+    predictor(np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8))
+    hook.remove()
+    assert set(seen) == {torch.bfloat16}

@@ -139,6 +139,51 @@ def test_average_pool_is_adaptive():
             torch.testing.assert_close(AveragePool(bins)(x), expected, rtol=1e-6, atol=1e-6)
 
 
+class Sigmoids(nn.Module):
+    """Logits to PyTorch's sigmoid and to the graph's."""
+
+    inputs = {"input": {0: "batch", 2: "height", 3: "width"}}
+    outputs = ("own", "exact")
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        from backbones.openmmlab.detection.export_graph import exact_sigmoid
+
+        return x.sigmoid(), exact_sigmoid(x)
+
+
+def test_scores_of_unlikely_anchors_keep_their_order(tmp_path):
+    """A runtime's own sigmoid may put small scores in another order, as onnxruntime's does."""
+    graph = Sigmoids()
+    write_onnx(capture(graph), graph, tmp_path / "x.onnx", {})
+    logits = torch.linspace(-40, 40, 20001)
+    run = open_onnx(tmp_path / "x.onnx")
+    own, found = (torch.from_numpy(x) for x in run(logits.view(1, 3, 1, -1).numpy()))
+    exact = logits.double().sigmoid()
+    errors = [((x.flatten().double() - exact) / exact).abs().max() for x in (own, found)]
+    assert errors[1] < 3e-7 and (found.diff() >= 0).all()
+    assert torch.equal(found.flatten() == 1, logits.sigmoid() == 1)  # ties are where PyTorch's are
+    assert errors[0] > 1  # or the graph might use it again
+
+
+@pytest.mark.slow
+def test_half_trained_detector_keeps_its_detections(tmp_path):
+    """Whose RPN holds nearly all anchors for background, with scores of 1e-5 and less."""
+    narrow = {"model.test_cfg.rcnn.score_thr": 0.05, "model.test_cfg.rpn.max_per_img": 60}
+    model = build(narrow_config(DETECTION, tmp_path), **narrow)
+    model.rpn_head.rpn_cls.bias -= 15
+    graph = build_graph(model)
+    write_onnx(capture(graph), graph, tmp_path / "x.onnx", {})
+    run, comparison = open_onnx(tmp_path / "x.onnx"), task_of_model(model).export.comparison
+    for height, width in ((160, 160), (96, 160), (131, 97)):
+        batch = batch_of(model, height, width, "mmdet")
+        with torch.inference_mode():
+            reference = comparison(model, False).reference(batch)
+        outputs = [torch.from_numpy(x) for x in run(image_of(batch).numpy())]
+        found = comparison(model, False).differences(reference, outputs, batch)
+        assert found.detections > 20
+        assert found.unpaired == 0 and max(found.largest.values()) < 1e-3, found
+
+
 @pytest.fixture(scope="module")
 def backbone_graphs() -> dict[bool, BackboneGraph]:
     """A narrow V2 backbone in float32 and in half precision."""

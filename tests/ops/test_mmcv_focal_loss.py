@@ -26,7 +26,7 @@ def logits_and_labels(dtype=torch.float64):
 
 
 def plain_focal_loss(logits, labels, gamma, alpha, weight=None):
-    """-factor (1 - p)^gamma log p, p the sigmoid of the logit, of its negative for the others."""
+    """-factor (1 - p)^gamma log p, p the sigmoid of the logit, negated for other classes."""
     losses = []
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         for column, x in enumerate(row):

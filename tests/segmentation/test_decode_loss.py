@@ -1,5 +1,7 @@
 """Losses of enlarged logits, by blocks, against the plain definition and mmseg's segmentor."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.config import ConfigDict
@@ -9,8 +11,10 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 import backbones.openmmlab.segmentation  # noqa: F401
+from backbones import InputError
 from backbones.openmmlab.doctor.memory import LiveBytes
 from backbones.openmmlab.segmentation.decode_loss import enlarges_by_blocks
+from backbones.openmmlab.segmentation.label_range import LabelRangeHook
 from backbones.ops import upsampled_cross_entropy as module
 from backbones.ops.upsampled_cross_entropy import (
     upsampled_cross_entropy,
@@ -212,12 +216,13 @@ def test_segmentor_loses_as_mmsegs(name, align_corners):
         results = [model.loss(images, samples) for model in (theirs, ours)]
         assert list(results[0]) == list(results[1])
         for key, expected in results[0].items():
+            if not by_blocks and (samples[0].gt_sem_seg.data == 255).all():
+                assert results[1][key] == (100 if "acc" in key else 0)
+                continue
             # mmseg adds the machine epsilon of float32 in float32
             torch.testing.assert_close(results[1][key], expected, rtol=2e-7, atol=1e-9)
         for sample in samples:
             sample.gt_sem_seg.data[:] = 255
-        if name == "sigmoid":  # mmseg's own is not finite where all is ignored
-            break
     for model in (theirs, ours):
         losses, _ = model.parse_losses(model.loss(images, _labelled(samples)))
         losses.backward()
@@ -225,6 +230,95 @@ def test_segmentor_loses_as_mmsegs(name, align_corners):
         torch.testing.assert_close(
             other.grad, one.grad, rtol=1e-6, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}"
         )
+
+
+# In mmseg itself sigmoid cross entropy and Lovasz are not finite where all is ignored.
+UNLABELLED = {
+    "mmseg's": ("EncoderDecoder", CROSS_ENTROPY),
+    "by blocks": ("SlidingWindowSegmentor", CROSS_ENTROPY),
+    "by blocks, weighted": (
+        "SlidingWindowSegmentor",
+        dict(CROSS_ENTROPY, class_weight=WEIGHTS, loss_weight=0.4),
+    ),
+    "sigmoid": ("SlidingWindowSegmentor", dict(CROSS_ENTROPY, use_sigmoid=True)),
+    "lovasz": ("SlidingWindowSegmentor", dict(type="LovaszLoss", reduction="none")),
+}
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_samples_without_a_labelled_pixel_weigh_nothing(name):
+    """200 steps on maps of which half are ignored end where the 100 others alone end."""
+    kind, loss = UNLABELLED[name]
+    head = dict(
+        type="LinearHead", in_channels=8, in_index=0, num_classes=6, dropout_ratio=0.0,
+        align_corners=False, loss_decode=loss,
+    )  # fmt: skip
+    arch = dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
+    model = dict(
+        type=kind,
+        backbone=dict(type="ConvNeXt", arch=arch, drop_path_rate=0.0, frozen_stages=4),
+        decode_head=head,
+    )
+    ends = []
+    for with_ignored in (True, False):
+        torch.manual_seed(0)
+        with DefaultScope.overwrite_default_scope("mmseg"):
+            segmentor = MODELS.build(ConfigDict(model)).train()
+        optimizer = torch.optim.SGD(segmentor.decode_head.parameters(), lr=0.1)
+        hook = LabelRangeHook()
+        for step in range(200):
+            torch.manual_seed(step)
+            image, labels = torch.randn(1, 3, 32, 32), torch.randint(0, 6, (1, 32, 32))
+            ignored = step % 2 == 0
+            if ignored:
+                labels[:] = 255
+                if not with_ignored:
+                    continue
+            sample = SegDataSample(gt_sem_seg=PixelData(data=labels))
+            hook.before_train_iter(
+                SimpleNamespace(model=segmentor), 0, dict(inputs=[image[0]], data_samples=[sample])
+            )
+            losses, logs = segmentor.parse_losses(segmentor.loss(image, [sample]))
+            assert all(value.isfinite().all() for value in logs.values())
+            assert (float(losses) == 0) == ignored
+            optimizer.zero_grad()
+            losses.backward()
+            optimizer.step()
+        ends.append(segmentor.state_dict())
+    for key, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][key], rtol=0, atol=0)
+    initial = nn.Conv2d(8, 6, 1).weight.std()
+    assert ends[0]["decode_head.conv_seg.weight"].std() > 0.05 * initial
+
+
+def test_unlabelled_maps_are_evaluated():
+    """Pixels of such a map count neither for nor against a class, and the hook lets it pass."""
+    from mmseg.evaluation import IoUMetric
+
+    metric = IoUMetric()
+    metric.dataset_meta = dict(classes=("a", "b"))
+    truth = torch.tensor([[[0, 0, 1, 1]]])
+    for labels in (truth, torch.full_like(truth, 255)):
+        sample = dict(
+            pred_sem_seg=dict(data=torch.tensor([[[0, 1, 1, 1]]])), gt_sem_seg=dict(data=labels)
+        )
+        metric.process({}, [sample])
+    figures = metric.evaluate(2)
+    assert figures["mIoU"] == pytest.approx(100 * (1 / 2 + 2 / 3) / 2, abs=0.01)
+    assert figures["aAcc"] == pytest.approx(75)
+
+
+def test_labels_beyond_the_classes_are_named():
+    head = SimpleNamespace(ignore_index=255, num_classes=3)
+    runner = SimpleNamespace(model=SimpleNamespace(decode_head=head))
+    labels = torch.tensor([[[0, 255, 7]]])
+    sample = SegDataSample(
+        gt_sem_seg=PixelData(data=labels), metainfo=dict(seg_map_path="maps/x.png")
+    )
+    with pytest.raises(InputError) as caught:
+        LabelRangeHook().before_val_iter(runner, 0, dict(data_samples=[sample]))
+    assert (caught.value.code, caught.value.where) == ("bad-labels", "maps/x.png")
+    assert "7" in str(caught.value) and "3" in str(caught.value)
 
 
 def _labelled(samples: list[SegDataSample]) -> list[SegDataSample]:

@@ -13,64 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.running import (
-    DETECTION,
-    REPOSITORY,
-    SEGMENTATION,
-    command,
-    free_port,
-    run_here,
-    run_tool,
-)
+from support.forked import Forked, run_forked
+from support.running import REPOSITORY, assert_error, command, free_port, run_here
+from support.small_runs import write_config
 from torch.utils.data import DataLoader, Dataset
 
-from backbones.openmmlab.training.data_workers import worker_deaths_told
-from backbones.openmmlab.training.processes import what_was_lost
+from backbones.openmmlab.training.data_workers import raising_worker_deaths
+from backbones.openmmlab.training.ranks import lost_process_error
 from backbones.weights import read_checkpoint
 
-COMMON = """
-_base_ = {base!r}
-randomness = dict(seed=0)
-default_hooks = dict(logger=dict(interval=1))
-val_dataloader = dict(num_workers=0, persistent_workers=False)
-"""
-SMALL = {
-    "segmentation": COMMON.format(base=str(SEGMENTATION))
-    + """
-model = dict(
-    data_preprocessor=dict(size=(64, 64)),
-    backbone=dict(arch=dict(_delete_=True, depths=[1, 1, 2, 1], dims=[16, 24, 32, 40])),
-    decode_head=dict(in_channels=[16, 24, 32, 40], channels=8),
-    auxiliary_head=dict(in_channels=32, channels=8),
-    test_cfg=dict(_delete_=True, mode="whole"),
-)
-train_cfg = dict(max_iters=6, val_interval=100)
-steps = _base_.train_dataloader.dataset.pipeline
-crop = dict(type="RandomCrop", crop_size=(64, 64), cat_max_ratio=0.75)
-train_dataloader = dict(
-    batch_size=2, num_workers=0, persistent_workers=False,
-    dataset=dict(pipeline=[*steps[:3], crop, *steps[4:]]),
-)
-val_dataloader = dict(dataset=dict(indices=1))
-default_hooks["checkpoint"] = dict(interval=2)
-del steps, crop
-""",
-    "detection": COMMON.format(base=str(DETECTION))
-    + """
-train_cfg = dict(max_epochs=2, val_interval=1)
-train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
-heads = [{**head, "fc_out_channels": 32} for head in _base_.model.roi_head.bbox_head]
-model = dict(
-    backbone=dict(arch=dict(_delete_=True, depths=[1, 1, 2, 1], dims=[16, 24, 32, 40])),
-    neck=dict(in_channels=[16, 24, 32, 40]),
-    roi_head=dict(bbox_head=heads, mask_head=dict(conv_out_channels=8)),
-    train_cfg=dict(rpn_proposal=dict(nms_pre=100, max_per_img=50)),
-    test_cfg=dict(rpn=dict(nms_pre=50, max_per_img=20), rcnn=dict(score_thr=0.05)),
-)
-del heads
-""",
-}
-# Spoils pictures by name: the loss of a batch with one of them is not a number.
+# Spoils images by name: the loss of a batch with one of them is not a number.
 POISON = """
 from mmengine.registry import TRANSFORMS
 
@@ -87,19 +39,6 @@ class Poison:
 """
 
 
-def write_config(folder: Path, task: str, *lines: str) -> Path:
-    path = folder / f"{task}.py"
-    path.write_text("\n".join([SMALL[task], *lines]))
-    return path
-
-
-def ended(done, *words: str, status: int = 2) -> None:
-    assert done.status == status, done.err[-3000:]
-    assert "Traceback" not in done.err, done.err[-3000:]
-    for word in words:
-        assert re.search(word, done.last_line), done.last_line
-
-
 class Started:
     """A tool in processes of its own, for what is done to it from outside."""
 
@@ -107,26 +46,21 @@ class Started:
         self.log = cwd / f"log{len(list(cwd.glob('log*')))}"
         self.processes, port = [], str(free_port())
         for rank in range(processes):
-            env = dict(os.environ, OMP_NUM_THREADS="1")
-            argv = command(tool, *arguments)
+            env = dict(os.environ)
+            argv = command(tool, *arguments)[1:]
             if processes > 1:
                 env |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
                 env |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
                 argv += ["--launcher", "pytorch"]
-            with self.log.open("a") as log:
-                self.processes.append(
-                    subprocess.Popen(
-                        argv, cwd=cwd, env=env, stdout=log, stderr=log, start_new_session=True
-                    )
-                )
+            self.processes.append(Forked(argv, cwd, self.log, self.log, env))
 
     def reach(self, pattern: str) -> None:
-        while not re.search(pattern, self.log.read_text()):
+        while not (self.log.exists() and re.search(pattern, self.log.read_text())):
             assert all(p.poll() is None for p in self.processes), self.log.read_text()[-3000:]
             time.sleep(0.02)
 
     def statuses(self) -> list[int]:
-        return [process.wait(timeout=300) for process in self.processes]
+        return [process.wait(timeout=900) for process in self.processes]
 
     def workers(self) -> list[int]:
         pid = self.processes[0].pid
@@ -134,8 +68,10 @@ class Started:
         return [int(child) for task in tasks for child in task.read_text().split()]
 
 
-def last_lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if "continue with --resume" in line]
+def error_line(text: str) -> str:
+    """The last line of a log that a mistake has ended; there is no traceback."""
+    assert "Traceback" not in text, text[-3000:]
+    return [line for line in text.splitlines() if re.match(r"error: .* \[[a-z-]+\]$", line)][-1]
 
 
 @pytest.mark.slow
@@ -149,20 +85,20 @@ def test_disk_full_while_saving(shapes, tmp_path):
     try:
         config = write_config(tmp_path, "segmentation")
         arguments = (config, "--data", shapes, "--work-dir", disk / "run")
-        first = run_tool(
+        first = run_forked(
             "train.py", *arguments, "--cfg-options", "train_cfg.max_iters=2", cwd=tmp_path
         )
         assert first.status == 0, first.err[-2000:]
         size = (disk / "run" / "iter_2.pth").stat().st_size
         remount = ["mount", "-o", f"remount,size={int(size * 1.6)}", str(disk)]
         subprocess.run(remount, check=True)
-        full = run_tool("train.py", *arguments, "--resume", cwd=tmp_path)
-        ended(full, "iter_4.pth: cannot be written .No space left", "earlier ones are kept")
+        full = run_forked("train.py", *arguments, "--resume", cwd=tmp_path)
+        assert_error(full, "no-space", disk / "run" / "iter_4.pth")
         assert [p.name for p in (disk / "run").glob("*.pth*")] == ["iter_2.pth"]
         assert not list((disk / "run").glob(".*"))
         read_checkpoint(disk / "run" / "iter_2.pth")
         subprocess.run(["mount", "-o", "remount,size=99m", str(disk)], check=True)
-        again = run_tool("train.py", *arguments, "--resume", cwd=tmp_path)
+        again = run_forked("train.py", *arguments, "--resume", cwd=tmp_path)
         assert again.status == 0 and "iter: 2" in again.out, again.err[-2000:]
         assert (disk / "run" / "last_checkpoint").read_text().endswith("iter_6.pth")
     finally:
@@ -190,15 +126,15 @@ def test_signal_ends_all_processes_at_one_step(sent, status, processes, shapes, 
     assert run.statuses() == [status] * processes
     text = run.log.read_text()
     assert "Traceback" not in text
-    (line,) = last_lines(text)
-    pattern = rf"stopped by {sent.name} at iteration (\d+), saved .*interrupted.pth"
-    step = int(re.search(pattern, line)[1])
+    (line,) = [line for line in text.splitlines() if "interrupted.pth" in line]
+    assert sent.name in line
     saved = read_checkpoint(tmp_path / "run" / "interrupted.pth")
-    assert saved["meta"]["iter"] == step and len(saved["training_state"]["processes"]) == processes
+    step = saved["meta"]["iter"]
+    assert f" {step}," in line and len(saved["training_state"]["processes"]) == processes
     if processes == 1 and sent is signal.SIGTERM:
         options[0] = f"train_cfg.max_iters={step + 1}"
         arguments = (config, "--data", shapes, "--work-dir", "run", "--resume", "--cfg-options")
-        again = run_tool("train.py", *arguments, *options, cwd=tmp_path)
+        again = run_forked("train.py", *arguments, *options, cwd=tmp_path)
         assert again.status == 0, again.err[-2000:]
         assert f"resumed epoch: 0, iter: {step}" in again.out
         assert [p.name for p in (tmp_path / "run").glob("*.pth")] == [f"iter_{step + 1}.pth"]
@@ -213,9 +149,8 @@ def test_killed_process_ends_the_others_within_a_minute(shapes, tmp_path):
     begin = time.monotonic()
     assert run.processes[0].wait(timeout=60) == 2
     assert time.monotonic() - begin < 60
-    text = run.log.read_text()
-    assert "Traceback" not in text, text[-3000:]
-    assert "process 0 lost another process of the run" in last_lines(text)[-1]
+    line = error_line(run.log.read_text())
+    assert line.endswith("[lost-process]") and "rank 0" in line
     last = Path((tmp_path / "run" / "last_checkpoint").read_text())
     done = read_checkpoint(last)["meta"]["iter"]
     options = ("--cfg-options", f"train_cfg.max_iters={done + 1}")
@@ -244,20 +179,26 @@ class DyingSlowly(Dataset):
         return torch.zeros(8)
 
 
+def assert_worker_killed(error: Exception) -> None:
+    found = lost_process_error(error)
+    assert found.code == "lost-process" and found.where.startswith("DataLoader worker ")
+    assert "SIGKILL" in str(found)
+
+
 def test_connections_of_a_data_worker_that_close_before_its_death():
     images = DyingSlowly()
-    with pytest.raises(RuntimeError) as caught, worker_deaths_told():
+    with pytest.raises(RuntimeError) as caught, raising_worker_deaths():
         batches = iter(DataLoader(images, num_workers=1))
         assert images.shut.wait(10)
         next(batches)
-    assert "was killed (SIGKILL)" in str(what_was_lost(caught.value))
+    assert_worker_killed(caught.value)
 
 
 def test_death_of_a_data_worker_interrupts_nothing_but_waiting_for_data():
     batches = iter(DataLoader(torch.zeros(1000, 8), num_workers=2))
     time.sleep(0.2)  # it has read ahead
     steps = 0
-    with pytest.raises(RuntimeError) as caught, worker_deaths_told():
+    with pytest.raises(RuntimeError) as caught, raising_worker_deaths():
         os.kill(batches._workers[0].pid, signal.SIGKILL)
         while steps < 5:
             time.sleep(0.1)
@@ -265,19 +206,26 @@ def test_death_of_a_data_worker_interrupts_nothing_but_waiting_for_data():
         for _ in batches:
             pass
     assert steps == 5
-    assert "was killed (SIGKILL)" in str(what_was_lost(caught.value))
+    assert_worker_killed(caught.value)
 
 
 def test_data_worker_that_dies_with_a_lock_holds_up_nobody():
     batches = iter(DataLoader(torch.zeros(1000, 8), num_workers=1))
     time.sleep(0.2)
     lock = batches._workers_done_event._cond
-    with lock, pytest.raises(RuntimeError) as caught, worker_deaths_told():
+    with lock, pytest.raises(RuntimeError) as caught, raising_worker_deaths():
         os.kill(batches._workers[0].pid, signal.SIGKILL)
         time.sleep(0.3)
         for _ in batches:
             pass
-    assert "was killed (SIGKILL)" in str(what_was_lost(caught.value))
+    assert_worker_killed(caught.value)
+
+
+def assert_killed_worker_named(text: str, worker: int) -> None:
+    line = error_line(text)
+    assert line.endswith("[lost-process]")
+    for words in (f"DataLoader worker {worker}", "SIGKILL", "num_workers"):
+        assert words in line, line
 
 
 @pytest.mark.slow
@@ -286,31 +234,27 @@ def test_killed_data_worker_is_named_as_such(shapes, tmp_path):
     options = ("--cfg-options", "train_dataloader.num_workers=2")
     run = Started((config, "--data", shapes, "--work-dir", "run", *options), tmp_path)
     run.reach(r"Iter\(train\) +\[ *2/")
-    os.kill(run.workers()[0], signal.SIGKILL)
+    killed = run.workers()[0]
+    os.kill(killed, signal.SIGKILL)
     assert run.statuses() == [2]
-    text = run.log.read_text()
-    assert "Traceback" not in text, text[-3000:]
-    line = last_lines(text)[-1]
-    assert re.search(r"data worker \d+ was killed \(SIGKILL\), as the .*out-of-memory killer", line)
-    assert "num_workers" in line
+    assert_killed_worker_named(run.log.read_text(), killed)
 
 
 @pytest.mark.slow
 def test_killed_data_worker_of_an_evaluation_is_named_too(shapes, tmp_path):
     config = write_config(tmp_path, "segmentation", "train_cfg['max_iters'] = 2")
     arguments = (config, "--data", shapes, "--work-dir", "run")
-    trained = run_tool("train.py", *arguments, cwd=tmp_path)
+    trained = run_forked("train.py", *arguments, cwd=tmp_path)
     assert trained.status == 0, trained.err[-2000:]
     options = ("--cfg-options", "test_dataloader.num_workers=2")
     arguments = (config, tmp_path / "run" / "iter_2.pth", *arguments[1:], *options)
     run = Started(arguments, tmp_path, tool="test.py")
     while len(run.workers()) < 2:
         assert run.processes[0].poll() is None, run.log.read_text()[-3000:]
-    os.kill(run.workers()[0], signal.SIGKILL)
+    killed = run.workers()[0]
+    os.kill(killed, signal.SIGKILL)
     assert run.statuses() == [2]
-    text = run.log.read_text()
-    assert "Traceback" not in text, text[-3000:]
-    assert re.search(r"data worker \d+ was killed \(SIGKILL\)", last_lines(text)[-1])
+    assert_killed_worker_named(run.log.read_text(), killed)
 
 
 @pytest.mark.slow
@@ -329,10 +273,11 @@ def test_unreadable_images_are_skipped_counted_and_listed(processes, shapes, tmp
     path = tmp_path / "run" / "unreadable_images.txt"
     lines = path.read_text().splitlines()
     assert [line.split(":")[0] for line in lines] == [str(labels), str(images[1])]
-    assert "unreadable images that others stood in for: 2, listed in" in run.log.read_text()
+    assert f": 2, listed in {path}" in run.log.read_text()
     if processes == 1:
-        stopped = run_tool("train.py", *arguments[:4], "again", *workers, cwd=tmp_path)
-        ended(stopped, f"{images[1].name}|{labels.name}", "empty, cut off or not an image")
+        stopped = run_forked("train.py", *arguments[:4], "again", *workers, cwd=tmp_path)
+        assert_error(stopped, "bad-image")
+        assert images[1].name in stopped.last_line or labels.name in stopped.last_line
 
 
 @pytest.mark.slow
@@ -359,15 +304,14 @@ def test_non_finite_steps_are_skipped_and_many_end_the_run(
     run = Started(arguments, tmp_path, processes)
     assert run.statuses() == [2] * processes
     text = run.log.read_text()
-    assert "Traceback" not in text, text[-3000:]
-    good = 4 // processes  # steps on the first half of the pictures
-    line = last_lines(text)[-1]
+    good = 4 // processes  # steps on the first half of the images
+    line = error_line(text)
+    assert line.endswith("[not-finite]")
     for words in (
-        f"stopped at iteration {good + 2}: 2 steps in a row not finite",
+        f"iteration {good + 2}",
         names[2 * processes * (good + 1)],
         "decode.loss_ce nan",
-        "first output not finite: data_preprocessor",
-        "input is not finite either",
+        "data_preprocessor",
     ):
         assert words in line, line
     assert text.count("(1 skipped so far, 1 in a row)") == 1
@@ -387,11 +331,14 @@ def test_batches_with_nothing_in_them(processes, shapes, tmp_path):
     path = data / "annotations" / "instances_train2017.json"
     content = json.loads(path.read_text())
     ids = sorted(image["id"] for image in content["images"])
-    empty, crowds = set(ids[:4]), set(ids[4:])
+    # The last image keeps its objects: a set without any is refused before training.
+    crowds = set(ids[4:-1])
     content["annotations"] = [
-        {**row, "iscrowd": 1} for row in content["annotations"] if row["image_id"] in crowds
+        {**row, "iscrowd": int(row["image_id"] in crowds)}
+        for row in content["annotations"]
+        if row["image_id"] in ids[4:]
     ]
-    assert empty and content["annotations"]
+    assert {row["iscrowd"] for row in content["annotations"]} == {0, 1}
     path.write_text(json.dumps(content))
     lines = (
         "train_dataloader['dataset'] = dict(filter_cfg=dict(filter_empty_gt=False))",
@@ -427,24 +374,30 @@ def test_bad_weights_are_never_saved(shapes, tmp_path, monkeypatch):
         "custom_hooks = [*_base_.custom_hooks, dict(type='Spoil')]",
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY}")
-    done = run_tool("train.py", config, "--data", shapes, "--work-dir", "run", cwd=tmp_path)
-    ended(done, r"iter_4.pth: not saved, .* is not finite")
+    done = run_forked("train.py", config, "--data", shapes, "--work-dir", "run", cwd=tmp_path)
+    assert_error(done, "not-finite", "iter_4.pth")
     assert [p.name for p in (tmp_path / "run").glob("*.pth")] == ["iter_2.pth"]
 
 
 def test_what_is_lost_is_told_from_other_errors():
-    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
-    assert "data worker 7 was killed (SIGKILL)" in str(what_was_lost(killed))
-    several = RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly")
-    assert "data worker 7, 8 was killed (SIGKILL)" in str(what_was_lost(several))
-    several.__context__ = RuntimeError("DataLoader worker (pid 8) is killed by signal: Hangup. ")
-    assert "data worker 8 was killed (Hangup)" in str(what_was_lost(several))
-    shared = RuntimeError(
-        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible"
-    )
-    assert "/dev/shm" in str(what_was_lost(shared))
-    assert what_was_lost(RuntimeError("shape mismatch")) is None
-    assert what_was_lost(RuntimeError("Connection closed by peer")) is None  # one process alone
+    def lost(text: str, cause: str | None = None) -> tuple[str, str]:
+        error = RuntimeError(text)
+        error.__context__ = cause and RuntimeError(cause)
+        found = lost_process_error(error)
+        assert found.code == "lost-process"
+        return found.where, str(found)
+
+    where, text = lost("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    assert where == "DataLoader worker 7" and "SIGKILL" in text
+    several = "DataLoader worker (pid(s) 7, 8) exited unexpectedly"
+    where, text = lost(several)
+    assert where == "DataLoader worker 7, 8" and "SIGKILL" in text
+    where, text = lost(several, "DataLoader worker (pid 8) is killed by signal: Hangup. ")
+    assert where == "DataLoader worker 8" and "Hangup" in text
+    where, text = lost("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible")
+    assert where == "DataLoader worker 7" and "/dev/shm" in text
+    assert lost_process_error(RuntimeError("shape mismatch")) is None
+    assert lost_process_error(RuntimeError("Connection closed by peer")) is None  # one rank alone
 
 
 def test_exit_statuses():

@@ -20,6 +20,7 @@ from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.data.own_data import use_data
 from backbones.openmmlab.training.micro_batches import StepBatchSampler, step_by_micro_batches
 from backbones.openmmlab.training.runner import Runner
+from backbones.openmmlab.training.step_guard import guard_steps
 
 CONFIGS = REPOSITORY / "configs"
 CASCADE = CONFIGS / "detection" / "cascade_convnext_t.py"
@@ -290,6 +291,7 @@ def test_detector_gradient_is_that_of_processes(shapes):
 
     def accumulated() -> None:
         wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.0))
+        guard_steps(wrapper, model)
         wrapper.zero_grad = lambda **_: None
         step_by_micro_batches(model.train_step, 2, batch, wrapper)
 

@@ -367,76 +367,91 @@ def bad(model=detector, optimizer=None, **paramwise_cfg):
 
 
 ERRORS = {
-    "no settings": (bad(), r"has no decay_rate; write paramwise_cfg="),
-    "no decay_rate": (bad(decay_type="layer_wise"), r"has no decay_rate"),
-    "rate 0": (bad(decay_rate=0), r"decay_rate=0; .* \(0, 1\]"),
-    "rate above 1": (bad(decay_rate=1.5), r"decay_rate=1.5; .* \(0, 1\]"),
-    "rate as text": (bad(decay_rate="0.7"), r"decay_rate='0.7'"),
-    "rate NaN": (bad(decay_rate=float("nan")), r"decay_rate=nan"),
+    "no settings": (bad(), "decay_rate", ()),
+    "no decay_rate": (bad(decay_type="layer_wise"), "decay_rate", ()),
+    "rate 0": (bad(decay_rate=0), "decay_rate", ("decay_rate=0", "(0, 1]")),
+    "rate above 1": (bad(decay_rate=1.5), "decay_rate", ("decay_rate=1.5",)),
+    "rate as text": (bad(decay_rate="0.7"), "decay_rate", ("'0.7'",)),
+    "rate NaN": (bad(decay_rate=float("nan")), "decay_rate", ("nan",)),
     "decay type": (
         bad(decay_rate=0.7, decay_type="layerwise"),
-        r"decay_type 'layerwise'; known are layer_wise, stage_wise",
+        "decay_type",
+        ("'layerwise'", "layer_wise", "stage_wise"),
     ),
     "unknown key": (
         bad(decay_rate=0.7, norm_decay_mult=0.0),
-        r"key 'norm_decay_mult' .* known are decay_rate, decay_type, num_layers, custom_keys",
+        "norm_decay_mult",
+        ("decay_rate, decay_type, num_layers, custom_keys",),
     ),
     "T with 12": (
         bad(decay_rate=0.7, num_layers=12),
-        r"num_layers=12 contradicts backbone, .*\(3, 3, 9, 3\) make 6 layers; remove num_layers",
+        "num_layers",
+        ("num_layers=12", "backbone", "(3, 3, 9, 3)", "6 layers"),
     ),
     "B with 6": (
         bad(lambda: Wrapper(model=detector(S)), decay_rate=0.8, num_layers=6),
-        r"num_layers=6 contradicts model.backbone, .*\(3, 3, 27, 3\) make 12 layers",
+        "num_layers",
+        ("num_layers=6", "model.backbone", "(3, 3, 27, 3)", "12 layers"),
     ),
-    "no ConvNeXt": (bad(lambda: nn.Conv2d(3, 4, 1), decay_rate=0.7), r"Conv2d has no ConvNeXt"),
+    "no ConvNeXt": (bad(lambda: nn.Conv2d(3, 4, 1), decay_rate=0.7), "Conv2d", ()),
     "three stages": (
         bad(
             lambda: ConvNeXt(dict(depths=(2, 6, 2), dims=DIMS[:3]), out_indices=(0,)),
             decay_rate=0.7,
         ),
-        r"4 stages, not for depths \(2, 6, 2\)",
+        "depths",
+        ("(2, 6, 2)",),
     ),
     "custom key unused": (
         bad(decay_rate=0.7, custom_keys={"decode_head": dict(lr_mult=10.0)}),
-        r"custom_keys\['decode_head'\] matches no parameter",
+        "custom_keys['decode_head']",
+        (),
     ),
     "custom key's factor": (
         bad(decay_rate=0.7, custom_keys={"head": dict(lr_mul=10.0)}),
-        r"custom_keys\['head'\] = .*; give a dict of lr_mult and decay_mult",
+        "custom_keys['head']",
+        ("lr_mul", "lr_mult", "decay_mult"),
     ),
     "custom key's value": (
         bad(decay_rate=0.7, custom_keys={"head": dict(lr_mult=-1)}),
-        r"custom_keys\['head'\] has lr_mult=-1; give a number >= 0",
+        "custom_keys['head']",
+        ("lr_mult=-1",),
     ),
     "custom key without a dict": (
         bad(decay_rate=0.7, custom_keys={"head": 10.0}),
-        r"= 10.0; give a dict",
+        "custom_keys['head']",
+        ("10.0",),
     ),
-    "custom keys in a list": (bad(decay_rate=0.7, custom_keys=["head"]), r"give a dict such as"),
+    "custom keys in a list": (bad(decay_rate=0.7, custom_keys=["head"]), "custom_keys", ()),
     "no lr": (
         bad(optimizer=dict(type="AdamW", weight_decay=0.05), decay_rate=0.7),
-        r"has no lr; add it",
+        "lr",
+        (),
     ),
     "no weight decay": (
         bad(optimizer=dict(type="AdamW", lr=1e-4), decay_rate=0.7),
-        r"optimizer has no weight_decay; add it",
+        "weight_decay",
+        (),
     ),
 }
 
 
-@pytest.mark.parametrize("case, message", ERRORS.values(), ids=ERRORS)
-def test_mistakes_are_named(case, message):
+@pytest.mark.parametrize("case, where, names", ERRORS.values(), ids=ERRORS)
+def test_mistakes_are_named(case, where, names):
     model, optimizer, paramwise_cfg = case
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(InputError) as caught:
         build(model(), optimizer=optimizer, **paramwise_cfg)
-    assert "\n" not in str(error.value)
+    code = "unknown-key" if where == "norm_decay_mult" else "bad-value"
+    assert (caught.value.code, caught.value.where) == (code, where)
+    text = str(caught.value)
+    assert "\n" not in text and all(name in text for name in (where, *names)), text
 
 
 @pytest.mark.parametrize("paramwise_cfg", [None, {}])
 def test_missing_paramwise_cfg_is_an_error(paramwise_cfg):
-    with pytest.raises(InputError, match="has no decay_rate"):
+    with pytest.raises(InputError) as caught:
         LayerDecayConstructor(dict(optimizer=dict(type="SGD", lr=1.0)), paramwise_cfg)
+    assert caught.value.where == "decay_rate"
 
 
 def test_num_layers_that_agrees_is_accepted():

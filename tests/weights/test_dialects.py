@@ -6,30 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import MODELS
-from support.oracles import import_mmpretrain, randomise
+from support.library_models import (
+    V1,
+    V2,
+    VERSIONS,
+    images,
+    mmpretrain_model,
+    randomised,
+    timm_model,
+    torchvision_model,
+    transformers_model,
+)
+from support.oracles import randomise
 from torch import nn
 
 from backbones import ConvNeXt, InputError
-from backbones.weights import DIALECTS, load_pretrained, recognise
-
-DEPTHS, DIMS = (1, 1, 2, 1), (8, 12, 16, 20)
-NARROW = dict(depths=DEPTHS, dims=DIMS)
-V1 = dict(arch=NARROW, layer_scale_init_value=1.0)
-V2 = dict(arch=NARROW, use_grn=True)
-VERSIONS = pytest.mark.parametrize("arguments", [V1, V2], ids=["v1", "v2"])
-
-
-def randomised(theirs: nn.Module) -> nn.Module:
-    """No zero GRN, no identity norm, no layer scale that hides a block."""
-    randomise(theirs)
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            if "grn" in name:
-                parameter.normal_(0, 0.5)
-            elif re.search(r"conv_dw|depthwise|dwconv|block\.0\.", name) and parameter.ndim == 4:
-                parameter.mul_(2)
-    theirs.eval()
-    return theirs
+from backbones.weights import DIALECTS, check_path, load_pretrained, recognise
 
 
 def loaded(path: Path | str, **arguments) -> ConvNeXt:
@@ -67,47 +59,6 @@ def stages_of(model: nn.Module, stages: nn.ModuleList, x: torch.Tensor) -> list[
     return maps
 
 
-def images() -> torch.Tensor:
-    return torch.randn(2, 3, 64, 96)
-
-
-def timm_model(arguments: dict, **more) -> nn.Module:
-    from timm.models.convnext import ConvNeXt as TimmConvNeXt
-
-    grn = arguments.get("use_grn", False)
-    more = dict(num_classes=5, depths=DEPTHS, dims=DIMS) | more
-    return randomised(TimmConvNeXt(use_grn=grn, ls_init_value=None if grn else 1.0, **more))
-
-
-def torchvision_model(depths=DEPTHS, dims=DIMS) -> nn.Module:
-    from torchvision.models.convnext import CNBlockConfig
-    from torchvision.models.convnext import ConvNeXt as TorchvisionConvNeXt
-
-    following = [*dims[1:], None]
-    blocks = [CNBlockConfig(*each) for each in zip(dims, following, depths, strict=True)]
-    return randomised(TorchvisionConvNeXt(blocks, num_classes=5))
-
-
-def transformers_model(name: str, **more) -> nn.Module:
-    import transformers
-
-    model = getattr(transformers, name)
-    sizes = dict(hidden_sizes=list(DIMS), depths=list(DEPTHS), num_labels=5) | more
-    if "out_features" not in more and name.endswith("Backbone"):
-        sizes["out_features"] = ["stage1", "stage2", "stage3", "stage4"]
-    return randomised(model(model.config_class(**sizes)))
-
-
-def mmpretrain_model(arguments: dict, **more) -> nn.Module:
-    grn = arguments.get("use_grn", False)
-    arch = dict(depths=list(DEPTHS), channels=list(DIMS))
-    return randomised(
-        import_mmpretrain().ConvNeXt(
-            **(dict(arch=arch, use_grn=grn, layer_scale_init_value=1.0 - grn) | more)
-        )
-    )
-
-
 @VERSIONS
 class TestLibraries:
     @pytest.mark.parametrize("conv_mlp", [False, True])
@@ -125,14 +76,24 @@ class TestLibraries:
         network, x = loaded(tmp_path / "model.safetensors", **arguments), images()
         assert_same_maps(network, stages_of(theirs, theirs.stages, x), x)
 
-    def test_timm_without_a_head(self, arguments, tmp_path):
-        """As timm holds DINOv3: the final norm, trained on maps, is the last output norm."""
+    @pytest.mark.parametrize("name", ["convnext_tiny.dinov3_lvd1689m", "convnext_tiny.fb_in1k"])
+    def test_timm_without_a_head(self, arguments, name, tmp_path):
+        """DINOv3's final norm was trained on maps and is the last output norm; a classifier's was
+        trained on pooled features, and the file does not tell them apart: its name does."""
         theirs = timm_model(arguments, num_classes=0)
-        torch.save(theirs.state_dict(), tmp_path / "timm.pth")
-        network, x = loaded(tmp_path / "timm.pth", **arguments), images()
+        (tmp_path / name).mkdir()
+        torch.save(theirs.state_dict(), tmp_path / name / "timm.pth")
+        network, x = loaded(tmp_path / name / "timm.pth", **arguments), images()
         maps = stages_of(theirs, theirs.stages, x)
-        maps[3] = theirs.head.norm(maps[3])
-        assert_same_maps(network, maps, x, normed=(3,))
+        on_maps = "dinov3" in name
+        if on_maps:
+            maps[3] = theirs.head.norm(maps[3])
+        assert_same_maps(network, maps, x, normed=(3,) if on_maps else ())
+        coverage = load_pretrained(ConvNeXt(**arguments), tmp_path / name / "timm.pth")
+        assert ("norm3.weight" in coverage.loaded) == on_maps
+        assert (
+            ("norm3.weight" in coverage.initial) == ("norm.weight" in coverage.ignored) != on_maps
+        )
 
     def test_timm_norm_before_pooling(self, arguments, tmp_path):
         theirs = timm_model(arguments, head_norm_first=True)
@@ -175,6 +136,8 @@ class TestLibraries:
         network, x = loaded(tmp_path / "model.safetensors", **arguments), images()
         encoder = theirs if kind == "Model" else next(theirs.children())
         assert_same_maps(network, stages_of(theirs, encoder.encoder.stages, x), x)
+        coverage = load_pretrained(ConvNeXt(**arguments), tmp_path / "model.safetensors")
+        assert "norm.weight" in coverage.ignored and "norm3.weight" in coverage.initial
 
     def test_transformers_backbone(self, arguments, tmp_path):
         family = "ConvNextV2" if arguments is V2 else "ConvNext"
@@ -191,7 +154,24 @@ class TestLibraries:
         with torch.no_grad():
             assert_same_maps(network, list(theirs(x)), x, normed=(0, 1, 2, 3))
 
-    @pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_ema", "teacher", "module"])
+    @pytest.mark.parametrize("kind", ["Model", "ForImageClassification"])
+    def test_transformers_in_several_files(self, arguments, kind, tmp_path):
+        """The index, and the folder that `from_pretrained` would be given."""
+        family = "ConvNextV2" if arguments is V2 else "ConvNext"
+        theirs = transformers_model(f"{family}{kind}", layer_scale_init_value=1.0)
+        theirs.save_pretrained(tmp_path, max_shard_size="10KB")
+        assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+        x, encoder = images(), theirs if kind == "Model" else next(theirs.children())
+        maps = stages_of(theirs, encoder.encoder.stages, x)
+        for source in (tmp_path, tmp_path / "model.safetensors.index.json"):
+            check_path(source)
+            assert_same_maps(loaded(source, **arguments), maps, x)
+
+    @pytest.mark.parametrize(
+        "wrapper",
+        ["model", "state_dict", "model_state_dict", "model_ema", "teacher", "module", "net"]
+        + ["params"],
+    )
     def test_wrappers(self, arguments, wrapper, tmp_path):
         """With what training scripts keep beside the weights."""
         from argparse import Namespace
@@ -204,6 +184,32 @@ class TestLibraries:
         torch.save(content, tmp_path / "training.pth")
         network, x = loaded(tmp_path / "training.pth", **arguments), images()
         assert_same_maps(network, stages_of(theirs, theirs.stages, x), x)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "_orig_mod.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "backbone._orig_mod.",
+        "model._fsdp_wrapped_module.backbone._checkpoint_wrapped_module.",
+    ],
+)
+def test_modules_that_pytorch_puts_around_others(prefix, tmp_path):
+    theirs = timm_model(V1)
+    state = {prefix + name: tensor for name, tensor in theirs.state_dict().items()}
+    inner = {re.sub(r"(stages\.\d\.)", r"\1_orig_mod.", name): t for name, t in state.items()}
+    assert inner.keys() != state.keys()
+    x = images()
+    for names in (state, inner):
+        torch.save(dict(net=names), tmp_path / "compiled.pth")
+        network = loaded(tmp_path / "compiled.pth", **V1)
+        assert_same_maps(network, stages_of(theirs, theirs.stages, x), x)
+    torch.save(state | inner, tmp_path / "twice.pth")
+    with pytest.raises(InputError) as caught:
+        load_pretrained(ConvNeXt(**V1), tmp_path / "twice.pth")
+    assert caught.value.code == "unknown-layout"
 
 
 def test_torchvision(tmp_path):
@@ -310,12 +316,14 @@ def test_dense_fcmae(shape, tmp_path):
 
 def test_timm_networks_that_are_not_ours(tmp_path):
     for more, words in (
-        (dict(stem_type="overlap_tiered"), "stem.2.weight: it has an overlapping stem"),
-        (dict(norm_layer="rmsnorm2d", conv_mlp=True), "norm.bias is missing|0.1.bias is missing"),
+        (dict(stem_type="overlap_tiered"), "stem.2.weight"),
+        (dict(norm_layer="rmsnorm2d", conv_mlp=True), "bias"),
     ):
         torch.save(timm_model(V1, **more).state_dict(), tmp_path / "other.pth")
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=words) as caught:
             load_pretrained(ConvNeXt(**V1), tmp_path / "other.pth")
+        assert caught.value.code == "checkpoint-mismatch"
+        assert caught.value.where == str(tmp_path / "other.pth")
 
 
 def test_every_tag_of_timm_is_recognised():

@@ -42,5 +42,6 @@ def test_architecture_without_weights():
 
 
 def test_an_unknown_name_says_which_are_near():
-    with pytest.raises(InputError, match="did you mean convnext_tiny.fb_in1k"):
+    with pytest.raises(InputError, match="convnext_tiny.fb_in1k") as caught:
         create_backbone("convnext_tiny.fb_in1")
+    assert (caught.value.code, caught.value.where) == ("unknown-name", "convnext_tiny.fb_in1")

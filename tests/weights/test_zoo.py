@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import timm
-from support.running import REPOSITORY, run_here
+from support.running import REPOSITORY, assert_error, run_here
 
 from backbones import ARCHITECTURES, InputError
 from backbones.weights import ZOO, Score, Weights, find, licence_of
@@ -260,4 +260,4 @@ def test_table_and_details():
     assert re.search(r"ade20k +42.7 linear, frozen", outcome.out)
     assert "sha256" not in outcome.out
     outcome = run_here("zoo.py", "convnext_tiny.dinov3_lvd1689")
-    assert outcome.status == 2 and "did you mean convnext_tiny.dinov3_lvd1689m" in outcome.last_line
+    assert_error(outcome, "unknown-name", "convnext_tiny.dinov3_lvd1689m")

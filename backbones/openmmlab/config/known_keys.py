@@ -74,7 +74,9 @@ UNTYPED_KEYS = {
         "anno",
     },
     "filter_cfg": {"filter_empty_gt", "min_size", "bbox_min_size"},
-    "metainfo": {"classes", "palette", "label_map", "reduce_zero_label"},
+    "metainfo": {
+        "classes", "palette", "label_map", "reduce_zero_label", "base_classes", "novel_classes",
+    },
     "auto_scale_lr": {"enable", "base_batch_size"},
     "randomness": {"seed", "diff_rank_seed", "deterministic"},
     "env_cfg": {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"},
@@ -112,15 +114,16 @@ FOREIGN = {"Albu": {"transforms", "bbox_params"}}
 FOREIGN_KEYS = (".adapt_cfg", "_trans")  # StageCascadeRPNHead's, FPG's
 
 # What a constructor of the optimizer wrapper reads from its paramwise_cfg; ours says it itself.
-LAYER_DECAY = {"decay_rate", "decay_type", "num_layers"}
 CONSTRUCTOR_KEYS = {
     "DefaultOptimWrapperConstructor": {
         "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "flat_decay_mult",
         "dwconv_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate", "custom_keys",
     },
-    "LearningRateDecayOptimizerConstructor": LAYER_DECAY,
-    "LayerDecayOptimizerConstructor": LAYER_DECAY,
+    "LearningRateDecayOptimizerConstructor": {"decay_rate", "decay_type", "num_layers"},
+    "LayerDecayOptimizerConstructor": {"layer_decay_rate", "decay_type", "num_layers"},
 }  # fmt: skip
+# Other libraries' configs have keys for these that they do not read.
+LAX_CONSTRUCTORS = {"LearningRateDecayOptimizerConstructor", "LayerDecayOptimizerConstructor"}
 
 # Keys whose value may be of several kinds.
 EITHER = {"arch", "compile", "loss_scale"}
@@ -136,7 +139,11 @@ BUILDER_KEYS = {
 }
 
 # Keys that a class takes out of a dict before it builds what is in it, by the dict's name.
-POPPED_KEYS = {"loss_cls": {"bg_cls_weight"}, "dcn": {"fallback_on_stride"}}
+POPPED_KEYS = {
+    "loss_cls": {"bg_cls_weight"},
+    "dcn": {"fallback_on_stride"},
+    "upsample_cfg": {"scale_factor"},
+}
 
 # Arguments that name another class, which is given all arguments that are not the class's own.
 DELEGATES = {"resize_type", "ema_type"}

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.utils import import_modules_from_strings
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.utils import import_modules_from_strings, is_installed
 
 from backbones.errors import InputError
 from backbones.openmmlab.tasks import task_of_scope
@@ -62,6 +63,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping[str, Any] | None = N
         raise InputError(
             f"{path}: no such config file{_suggest_file(path)}", code="not-found", where=path
         )
+    _find_libraries()
     try:
         # Importing mmpretrain, as a config may ask, works only after its task's room.
         config = RunConfig.of(Config.fromfile(path, import_custom_modules=False))
@@ -108,6 +110,16 @@ def leave_training_out(config: Config) -> None:
     for split in ("train", "val"):
         config[f"{split}_dataloader"] = config[f"{split}_cfg"] = None
     config.val_evaluator = config.optim_wrapper = config.param_scheduler = None
+
+
+def _find_libraries() -> None:
+    """Let mmengine find the configs behind `mmseg::` whatever the distribution is called.
+
+    It asks for `mmsegmentation`; the wheels of today are called `onedl-mmsegmentation`.
+    """
+    for module, package in MODULE2PACKAGE.items():
+        if not is_installed(package) and is_installed(module):
+            MODULE2PACKAGE[module] = module
 
 
 def _broken(path: Path, error: Exception) -> InputError:

@@ -1,4 +1,4 @@
-"""Sending a run's figures to TensorBoard, Weights & Biases or MLflow, by mmengine's backends."""
+"""Send a run's figures to TensorBoard, Weights & Biases or MLflow, by mmengine's backends."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from backbones.errors import InputError
 
-# What each needs to be imported, and what is to be installed for it.
+# The mmengine backend of each tracker, and the package that it imports.
 TRACKERS = {
     "tensorboard": ("TensorboardVisBackend", "tensorboard"),
     "wandb": ("WandbVisBackend", "wandb"),
@@ -18,7 +18,7 @@ TRACKERS = {
 
 
 def track(config: Config, trackers: Sequence[str]) -> None:
-    """Have a config's visualizer write to these trackers too.
+    """Make a config's visualizer write to these trackers too.
 
     Args:
         config: of the run; its name becomes the run's.
@@ -30,7 +30,11 @@ def track(config: Config, trackers: Sequence[str]) -> None:
     for tracker in trackers:
         backend, package = TRACKERS[tracker]
         if find_spec(package) is None:
-            raise InputError(f"--track {tracker}: {package} is missing; pip install {package}")
+            raise InputError(
+                f"--track {tracker}: {package} is missing; pip install {package}",
+                code="missing-package",
+                where=package,
+            )
         settings: dict = dict(type=backend)
         name = Path(config.work_dir).name
         if tracker == "wandb":
@@ -38,12 +42,12 @@ def track(config: Config, trackers: Sequence[str]) -> None:
         elif tracker == "mlflow":
             settings.update(exp_name="convnext-dense-prediction", run_name=name)
             settings.update(_mlflow_places(Path(config.work_dir).resolve().parent))
-        present = config.visualizer.get("vis_backends") or []
-        config.visualizer.vis_backends = [*present, settings]
+        visualizer = config.setdefault("visualizer", dict(type="Visualizer"))
+        visualizer["vis_backends"] = [*(visualizer.get("vis_backends") or []), settings]
 
 
 def _mlflow_places(folder: Path) -> dict[str, str]:
-    """The server that MLFLOW_TRACKING_URI names, or else one database for the runs of a folder.
+    """Return the server that MLFLOW_TRACKING_URI names, or else a database for a folder's runs.
 
     mmengine's own default, files in the work dir, is refused by MLflow 3.
     """

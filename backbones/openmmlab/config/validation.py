@@ -10,18 +10,16 @@ mmengine merges a misspelled key silently and most classes of the stack read unt
   unless its name is close to a known one.
 """
 
-import inspect
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from dis import get_instructions
 from functools import cache
 from importlib import import_module
 from typing import Any
 
 import mmengine.registry
 from mmengine.config import Config
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, Registry
+from mmengine.registry import Registry
 
 from backbones.errors import InputError
 from backbones.openmmlab.data.issues import Issue
@@ -35,6 +33,7 @@ from .known_keys import (
     FOREIGN,
     FOREIGN_KEYS,
     FREE_KEYS,
+    LAX_CONSTRUCTORS,
     NAMED,
     NOT_TYPE,
     POPPED_KEYS,
@@ -42,6 +41,7 @@ from .known_keys import (
     TOP_KEYS,
     UNTYPED_KEYS,
 )
+from .signatures import signature_of
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _unread(config: Config) -> Iterator[tuple[str, str, Reader]]:
         if not _is_read(path) or f"{path}.".startswith(tuple(foreign)):
             continue
         scope = scopes[path] = node.get("_scope_") or _scope_above(path, scopes)
-        if (kind := node.get("type")) in FOREIGN:
+        if isinstance(kind := node.get("type"), str) and kind in FOREIGN:
             foreign += [f"{path}.{key}." for key in FOREIGN[kind]]
         reader = _reader(config, path, node, scope)
         if reader is None:
@@ -187,7 +187,7 @@ def _scope_above(path: str, scopes: dict[str, str]) -> str:
 def _reader(config: Config, path: str, node: dict, scope: str) -> Reader | None:
     """Return what reads a dict; None where any key may be in it."""
     if path == "optim_wrapper.paramwise_cfg":
-        return _constructor_reader(config.optim_wrapper)
+        return _constructor_reader(config.optim_wrapper, scope)
     if path.endswith(FOREIGN_KEYS):
         return None
     if "type" in node or path in DEFAULT_TYPES:
@@ -220,14 +220,14 @@ def _with_list_marks(path: str) -> str:
     )
 
 
-def _constructor_reader(wrapper: dict) -> Reader | None:
+def _constructor_reader(wrapper: dict, scope: str) -> Reader | None:
     """Return what the optimizer wrapper's constructor reads from `paramwise_cfg`."""
     name = wrapper.get("constructor", "DefaultOptimWrapperConstructor")
-    keys = CONSTRUCTOR_KEYS.get(name) if isinstance(name, str) else None
+    (_, built), *_ = _named_class("optim_wrapper.constructor", name, scope)
+    keys = CONSTRUCTOR_KEYS.get(built.__name__) or getattr(built, "paramwise_keys", None)
     if keys is None:
-        built = OPTIM_WRAPPER_CONSTRUCTORS.get(name) if isinstance(name, str) else name
-        keys = getattr(built, "paramwise_keys", None)
-    return Reader(set(keys), str(name), is_closed=True) if keys else None
+        return None
+    return Reader(set(keys), built.__name__, built.__name__ not in LAX_CONSTRUCTORS)
 
 
 def _class_reader(path: str, node: dict, scope: str) -> Reader | None:
@@ -235,19 +235,20 @@ def _class_reader(path: str, node: dict, scope: str) -> Reader | None:
     name = node.get("type", DEFAULT_TYPES.get(path))
     found = _named_class(f"{path}.type", name, scope)
     known = {"type", "_scope_", *POPPED_KEYS.get(path.rpartition(".")[2], ())}
-    is_closed = True
+    rests = set()
     for root, built in found:
-        signature = _signature(built)
+        signature = signature_of(built)
         if signature is None:
             return None
-        known |= signature.keys() | BUILDER_KEYS.get(root, set())
-        is_closed &= not _swallows(built)
-        for argument in DELEGATES & signature.keys():
-            delegate = node.get(argument, signature[argument])
+        known |= signature.arguments.keys() | BUILDER_KEYS.get(root, set())
+        delegates = DELEGATES & signature.arguments.keys()
+        rests.add("none" if delegates else signature.rest)
+        for argument in delegates:
+            delegate = node.get(argument, signature.arguments[argument])
             for _, other in _named_class(f"{path}.{argument}", delegate, scope):
-                known |= (_signature(other) or {}).keys()
+                known |= (signature_of(other) or signature).arguments.keys()
     owner = name if isinstance(name, str) else getattr(name, "__name__", str(name))
-    return Reader(known, owner, is_closed)
+    return Reader(known, owner, rests == {"none"}, "used" not in rests)
 
 
 def _named_class(where: str, name: Any, scope: str) -> list[tuple[str | None, Any]]:
@@ -262,60 +263,12 @@ def _named_class(where: str, name: Any, scope: str) -> list[tuple[str | None, An
     if not found:
         everything = {known for root in _root_registries() for known in _names(root, scope)}
         raise InputError(
-            f"config key {where}: nothing called {name!r} is registered{suggest(name, everything)}",
+            f"config key {where}: nothing called {name!r} is registered in {scope}"
+            f"{suggest(name, everything)}",
             code="unknown-name",
             where=where,
         )
     return found
-
-
-@cache
-def _signature(built: Any) -> dict[str, Any] | None:
-    """Return arguments and defaults that a class or function takes; None if it takes any."""
-    taken: dict[str, Any] = {}
-    # Of several bases, any may be the one that is given the **kwargs.
-    has_one_base = not inspect.isclass(built) or all(len(c.__bases__) < 2 for c in built.__mro__)
-    for function in _functions(built):
-        try:
-            parameters = inspect.signature(function).parameters.values()
-        except (TypeError, ValueError):
-            return None
-        own = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        taken = {p.name: p.default for p in own} | taken
-        if has_one_base and not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    else:
-        # Every class in the chain hands its **kwargs on; nn.Module and object end it.
-        if not inspect.isclass(built):
-            return None
-    taken.pop("self", None)
-    return taken
-
-
-@cache
-def _swallows(built: Any) -> bool:
-    """Whether a class takes any argument and drops those that it does not know."""
-    for function in _functions(built):
-        code = getattr(inspect.unwrap(function), "__code__", None)
-        if code is None or not code.co_flags & inspect.CO_VARKEYWORDS:
-            return False
-        name = code.co_varnames[
-            code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
-        ]
-        if not any(each.argval == name for each in get_instructions(code)):
-            return True
-    return False
-
-
-def _functions(built: Any) -> Iterator[Any]:
-    """Yield what is called to build it: the function, or every `__init__` of a class in turn."""
-    if not inspect.isclass(built):
-        yield built
-        return
-    for link in built.__mro__:
-        function = link.__dict__.get("__init__")
-        if function is not None and link is not object:
-            yield function
 
 
 @cache

@@ -20,6 +20,7 @@ from .masks import LARGEST
 
 PIECE = 2**20  # characters read at once
 BLANK = re.compile(r"[ \t\n\r]*")
+NUMBER = "0123456789+-.eE"
 PARTS = ("images", "annotations", "categories")
 
 # What the rows of a COCO file hold, and what each may be.
@@ -90,8 +91,9 @@ class _Pieces:
                 if not self.more():
                     raise ValueError(f"cut off or not JSON: {error.msg}") from None
                 continue
-            if end == len(self.text) and self.more():
-                continue  # a number may go on
+            # A number may go on, and "1." begins with a whole one.
+            if self.text[end : end + 1] in NUMBER and self.more():
+                continue
             self.at = end
             return value
 
@@ -100,8 +102,8 @@ def stream(path: Path) -> Iterator[tuple[str, int, Any]]:
     """Read the rows of a JSON file's top-level lists one after the other, in constant memory.
 
     Yields:
-        Key, number of the row and the row; a value that is no list as one row numbered -1, an empty
-        list as None numbered -1.
+        Key, number of the row and the row; a value that is no list as one row numbered -1, the end
+        of a list as None numbered -1.
 
     Raises:
         InputError: it is cut off, or not a JSON file with a dict.
@@ -111,7 +113,7 @@ def stream(path: Path) -> Iterator[tuple[str, int, Any]]:
     except UnicodeDecodeError as error:
         raise _unreadable(path, f"not UTF-8 text ({error.reason})") from None
     except (ValueError, RecursionError, MemoryError) as error:
-        raise _unreadable(path, str(error).splitlines()[0]) from None
+        raise _unreadable(path, (str(error) or type(error).__name__).splitlines()[0]) from None
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from None
 
@@ -132,15 +134,14 @@ def _stream(path: Path) -> Iterator[tuple[str, int, Any]]:
             else:
                 pieces.take("[")
                 number = 0
-                if pieces.peek() == "]":
+                more = pieces.peek() != "]"
+                while more:
+                    yield key, number, pieces.value()
+                    number += 1
+                    more = pieces.take(",]") == ","
+                if number == 0:
                     pieces.take("]")
-                    yield key, -1, None
-                else:
-                    while True:
-                        yield key, number, pieces.value()
-                        number += 1
-                        if pieces.take(",]") == "]":
-                            break
+                yield key, -1, None
             if pieces.take(",}") == "}":
                 break
         if pieces.peek():
@@ -172,7 +173,8 @@ def _is_coco(path: Path, *state: int) -> bool:
     seen: set[str] = set()
     try:
         for key, number, row in stream(path):
-            if key in PARTS and number <= 0 and (number == 0) == isinstance(row, dict):
+            is_row = number == 0 and isinstance(row, dict)
+            if key in PARTS and (is_row or (number == -1 and row is None)):
                 seen.add(key)
             if key == "annotations" and number == 0 and "segments_info" in (row or ()):
                 return False  # panoptic

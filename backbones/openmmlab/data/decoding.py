@@ -27,6 +27,7 @@ ORIENTATION = 0x0112  # EXIF and TIFF tag
 BITS, SAMPLES, SAMPLE_FORMAT = 258, 277, 339  # TIFF tags
 MOST_BANDS = 4  # that OpenCV decodes
 MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # of JPEG, but stuffing and restarts
+PNG = b"\x89PNG"
 DAMAGED = "empty, cut off or not an image"
 
 
@@ -114,7 +115,8 @@ def decode_image(content: bytes, path: object) -> np.ndarray:
         UnreadableImage: it is empty, cut off, not an image or too large for OpenCV.
     """
     image = None
-    if content:
+    # OpenCV takes an animated PNG that is cut behind its first frame.
+    if content and (content[:4] != PNG or _is_whole(io.BytesIO(content), "PNG")):
         try:
             image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
         except cv2.error:

@@ -48,14 +48,15 @@ def folders_in(folder: Path) -> list[Path]:
 def files_below(folder: Path, *suffixes: str, depth: int | None = None) -> list[Path]:
     """List the files below a folder that have one of these suffixes, in any case, sorted.
 
-    Links are followed, but none back into a folder that it lies in: a loop of links ends.
+    Links are followed, but none to a folder that they lie in: a loop of links ends.
 
     Args:
         folder: where to start.
         suffixes: in lower case.
         depth: how many folders deep to look; None for all.
     """
-    return sorted(_below(folder, suffixes, depth, ()))
+    above = tuple(map(str, Path(os.path.realpath(folder)).parents))
+    return sorted(_below(folder, suffixes, depth, above))
 
 
 def _below(

@@ -43,7 +43,9 @@ def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, Header], list[Issue]
             advice = "put it there or take it out of the annotations"
         elif reason.startswith("TIFF"):
             advice = "convert it or take it out"
-        issues.append(Issue("error", one_line(broken[0]), _these(broken, reason), advice))
+        issues.append(
+            Issue("error", one_line(broken[0]), _these(broken, reason), advice, "bad-image")
+        )
     return headers, issues
 
 

@@ -123,6 +123,13 @@ def _category_order(read: Mapping[str | None, Annotations], model: Classes) -> t
             code="class-mismatch",
             where=where,
         )
+    if not names:
+        raise InputError(
+            f"{one_line(base.source)}: no objects and no classes in its "
+            f"{len(base.content['images'])} images",
+            code="no-data",
+            where=base.source,
+        )
     names = model.cover(names, used, base.source)
     if groups:
         print_log(

@@ -122,11 +122,15 @@ def _are_config_maps(
     """Return whether label maps under the config's folder names are of the config's classes.
 
     Folders in ADE20K's layout are common: without a list of classes their values decide.
+
+    Raises:
+        InputError: there is no list of classes, and a label is none of the config's.
     """
     names = read_classes(root).names
     if names:
         return names == list(classes)
     seen: set[int] = set()
+    beyond: tuple[Path, str] | None = None
     for split in splits:
         dataset = config[f"{split}_dataloader"].dataset
         pairs = _pairs_of(config, dataset, root)
@@ -140,12 +144,23 @@ def _are_config_maps(
                 labels = read_label_map(Path(path))
             except OSError:
                 return False
-            values = set(np.unique(labels).tolist()) if labels.ndim == 2 else {-1}
-            if min(values) < 0 or max(values - {IGNORED}, default=0) >= len(classes) + reduces:
-                return False
+            if labels.ndim > 2 or labels.dtype.kind not in "bui":
+                return False  # colours, which need a palette
+            values = set(np.unique(labels).tolist())
+            if (highest := max(values - {IGNORED}, default=0)) >= len(classes) + reduces:
+                value = f" (value {highest})" if reduces else ""
+                beyond = beyond or (Path(path), f"{highest - reduces}{value}")
             seen |= values
     if IGNORED in seen and seen <= {0, IGNORED}:
         return False  # a mask of one thing, drawn in white
+    if beyond:
+        raise InputError(
+            f"{one_line(beyond[0])}: holds label {beyond[1]}, the config has {len(classes)} "
+            f"classes; if these are other classes, put a classes.txt or classes.json that names "
+            f"them into {one_line(root)}",
+            code="bad-labels",
+            where=beyond[0],
+        )
     print_log(
         f"{one_line(root)}: no list of classes, and labels up to "
         f"{max(seen - {IGNORED}, default=IGNORED)}: taken for the config's {len(classes)} classes; "

@@ -17,6 +17,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from backbones.ops.cpu_path import cpu_path_applies
 from backbones.ops.roi_align import roi_align
 
 # Of 256 channels and 7x7 bins 12 MiB, which stay in cache from one convolution to the next.
@@ -51,7 +52,8 @@ class FloatRoIExtractor(SingleRoIExtractor):
         feats = tuple(x.to(exact) for x in feats)
         rois = rois.to(exact)
         layer = self.roi_layers[0]
-        if not rois.is_cpu or not isinstance(layer, RoIAlign) or layer.pool_mode != "avg":
+        averages = isinstance(layer, RoIAlign) and layer.pool_mode == "avg"
+        if not averages or not rois.is_cpu:
             return super().forward(feats, rois, roi_scale_factor).to(dtype)
         levels = self.map_roi_levels(rois, len(feats))
         if roi_scale_factor is not None and len(feats) > 1:
@@ -89,8 +91,7 @@ class FloatBBoxHead(ConvFCBBoxHead):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return class scores (n, classes + 1) and deltas of RoI features (n, C, h, w)."""
-        inference = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        chunked = inference and x.is_cpu and self.num_shared_convs
+        chunked = self.num_shared_convs and cpu_path_applies(x, gradients=False)
         parts = x.split(CHUNK) if chunked else [x]
         outputs = zip(*map(super().forward, parts), strict=True)
         return tuple(_exact(torch.cat(part)) for part in outputs)

@@ -52,8 +52,8 @@ ALL: tuple[Check, ...] = (
 def check_data(config: Config, splits: Sequence[str]) -> None:
     """Check folders, annotations, class names and every head's class count, before a run.
 
-    A few images are opened for their sizes; one that cannot be read is left to the run. Warnings
-    and notes, such as how many images are left out, are logged by the first rank.
+    Some images of a COCO dataset are opened too. Warnings and notes, such as how many images are
+    left out, are logged by the first rank.
 
     Args:
         config: a validated config; not changed.

@@ -1,6 +1,7 @@
 """Checks of the files of datasets: folders, annotations, label maps and images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from backbones.openmmlab.data.files import one_line
@@ -73,7 +74,7 @@ def check_categories(plan: RunPlan) -> Iterator[Issue]:
 
 
 def check_annotations(plan: RunPlan) -> Iterator[Issue]:
-    """Check the rows of COCO files, and the sizes in them against the images."""
+    """Check the rows of COCO files, and that their images can be read and have the size given."""
     for dataset in plan.datasets:
         if dataset.kind != "coco" or not dataset.is_readable or dataset.classes is None:
             continue
@@ -83,7 +84,15 @@ def check_annotations(plan: RunPlan) -> Iterator[Issue]:
         with_mask |= any("segm" in (scorer.get("metric") or ()) for scorer in scorers)
         folder = dataset.folders.get("img", dataset.root)
         yield from with_code(dataset.coco.check(with_mask), "bad-annotations")
+        yield from _unreadable(plan, dataset, dataset.headers_and_issues[1])
         yield from with_code(dataset.coco.check_sizes(folder, dataset.headers), "bad-annotations")
+
+
+def _unreadable(plan: RunPlan, dataset: DatasetPlan, issues: Iterable[Issue]) -> Iterator[Issue]:
+    """Yield the issues of images that cannot be read, which a run may be told to skip."""
+    skipped = plan.skips_bad_images and dataset.splits == ("train",)
+    for issue in with_code(issues, "bad-image"):
+        yield replace(issue, severity="warning") if skipped else issue
 
 
 def check_label_maps(plan: RunPlan) -> Iterator[Issue]:
@@ -125,12 +134,13 @@ def check_images(plan: RunPlan) -> Iterator[Issue]:
         if not dataset.is_readable:
             continue
         headers, issues = dataset.headers_and_issues
-        if dataset.kind == "coco" and len(dataset.images) > len(dataset.sampled_images):
+        if dataset.kind != "coco":
+            yield from _unreadable(plan, dataset, issues)
+        elif len(dataset.images) > len(dataset.sampled_images):
             # Opening is what takes long; whether a file is there can be asked of all.
             opened = set(dataset.sampled_images)
             rest = [path for path in dataset.images if path not in opened and not path.is_file()]
-            issues = [*issues, *read_headers(rest)[1]]
-        yield from with_code(issues, "bad-image")
+            yield from _unreadable(plan, dataset, read_headers(rest)[1])
         yield from with_code(check_headers(headers, dataset.key, dataset.scales), "bad-image")
         if dataset.limit and len(dataset.images) > dataset.limit:
             yield Issue(

@@ -1,9 +1,11 @@
 """What the checks of a run need to know, taken out of its config once."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 from mmengine.config import Config
@@ -85,7 +87,8 @@ class RunPlan:
     def model_or_error(self) -> BaseModel | Exception:
         """The model with shapes and no values, or why it cannot be built so."""
         try:
-            return build_on_meta(self.config)
+            with _offline():
+                return build_on_meta(self.config)
         except Exception as error:  # a model's arguments may be anything
             return error
 
@@ -94,6 +97,12 @@ class RunPlan:
         """The model with shapes and no values; None if it cannot be built so."""
         built = self.model_or_error
         return None if isinstance(built, Exception) else built
+
+    @property
+    def skips_bad_images(self) -> bool:
+        """Whether training replaces images that cannot be read by others."""
+        hooks = self.config.get("custom_hooks") or []
+        return any(type_name(hook) == "SkipBadImagesHook" for hook in hooks)
 
     def evaluators(self, split: str) -> list[Mapping]:
         """Return the evaluators of a split: a config has none, one or a list of them."""
@@ -120,6 +129,22 @@ class RunPlan:
         width, height = max(map(max, sizes)), max(map(min, sizes))
         divisor = (self.config.model.get("data_preprocessor") or {}).get("pad_size_divisor", 1)
         return -(-width // divisor) * divisor, -(-height // divisor) * divisor
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Keep a language model, which some detectors have, from being downloaded."""
+    if find_spec("huggingface_hub") is None:
+        yield
+        return
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _crop(datasets: Sequence[DatasetPlan]) -> tuple[int, int] | None:

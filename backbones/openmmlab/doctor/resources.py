@@ -33,7 +33,8 @@ def check_model(plan: RunPlan) -> Iterator[Issue]:
     elif isinstance(error, ImportError):
         yield Issue("error", "model", f"cannot be built ({reason})", code="missing-package")
     elif isinstance(error, RuntimeError | NotImplementedError | OSError):
-        text = f"cannot be built without values ({reason}): its size is not known"
+        # It reads a file, or computes with values while it is built; here it has none.
+        text = f"its size is not known: it cannot be built without values or files ({reason})"
         yield Issue("note", "model", text, code="unsupported")
     else:
         yield Issue("error", "model", f"cannot be built ({reason})", code="bad-config")

@@ -22,18 +22,24 @@ CONFLICTING = {"mmcv": "onedl-mmcv", "mmdet": "onedl-mmdetection", "mmengine": "
 
 
 def check_stack() -> Iterator[Issue]:
-    """Issues about installed versions, and notes on what is replaced or missing here."""
+    """Check installed versions, and report what is replaced or missing on this machine."""
     for requirement in _requirements():
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:
-            yield Issue("error", requirement.name, "not installed", f"pip install '{requirement}'")
+            yield Issue(
+                "error",
+                requirement.name,
+                "not installed",
+                f"pip install '{requirement}'",
+                "missing-package",
+            )
             continue
         if not requirement.specifier.contains(installed.split("+")[0], prereleases=True):
             yield Issue(
                 "warning", requirement.name,
                 f"{installed} is installed, the tests ran on {requirement.specifier}",
-                f"pip install '{requirement}'",
+                f"pip install '{requirement}'", "unsupported",
             )  # fmt: skip
     for name, ours in CONFLICTING.items():
         try:
@@ -43,6 +49,7 @@ def check_stack() -> Iterator[Issue]:
         yield Issue(
             "warning", name, f"{installed} is installed beside {ours}, which has the same modules",
             f"pip uninstall {name}, then pip install --force-reinstall --no-deps {ours}",
+            "unsupported",
         )  # fmt: skip
     if mmcv_ops.install():
         yield Issue(
@@ -62,9 +69,12 @@ def check_stack() -> Iterator[Issue]:
         yield Issue(
             "warning", torch.cuda.get_device_name(), "does not compute in bfloat16",
             "--cfg-options optim_wrapper.dtype=float16 optim_wrapper.loss_scale=dynamic",
+            "unsupported",
         )  # fmt: skip
     if sys.version_info[:2] not in {(3, minor) for minor in range(10, 14)}:
-        yield Issue("warning", "python", f"{sys.version.split()[0]}", "use 3.10 to 3.13")
+        yield Issue(
+            "warning", "python", f"{sys.version.split()[0]}", "use 3.10 to 3.13", "unsupported"
+        )
 
 
 def check_inference_dtype(config: Config) -> Iterator[Issue]:
@@ -75,6 +85,7 @@ def check_inference_dtype(config: Config) -> Iterator[Issue]:
             "note", "inference_dtype",
             f"{config.inference_dtype} is emulated on this CPU, far slower than float32",
             "--cfg-options inference_dtype=float32",
+            "unsupported",
         )  # fmt: skip
 
 

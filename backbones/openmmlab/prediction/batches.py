@@ -9,7 +9,7 @@ import numpy as np
 
 from backbones.errors import InputError, UnreadableImage
 from backbones.openmmlab.data.decoding import read_image
-from backbones.openmmlab.training.progress import FileProgress
+from backbones.openmmlab.prediction.progress import FileProgress
 
 from .inputs import VIDEOS
 from .predictions import Prediction, PredictionFiles, results, summary

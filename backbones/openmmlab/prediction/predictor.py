@@ -17,7 +17,8 @@ from backbones.errors import InputError
 from backbones.openmmlab.config.loading import inference_dtype, load_config
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.data.metainfo import dataset_metainfo
-from backbones.openmmlab.precision import infer_in
+from backbones.openmmlab.mmengine_internals import safe_checkpoint_loading
+from backbones.openmmlab.precision import inference_autocast
 from backbones.openmmlab.registration import enter_scope
 from backbones.openmmlab.tasks import task_of
 from backbones.weights import load_strictly, read_checkpoint
@@ -69,10 +70,11 @@ class Predictor:
         palette = metainfo.get("palette")
         self.palette = None if palette is None else np.array(palette, dtype=np.uint8)
 
-        self.model = MODELS.build(self.config.model)
+        with safe_checkpoint_loading():
+            self.model = MODELS.build(self.config.model)
         load_strictly(self.model, read_checkpoint(checkpoint), checkpoint)
         self.model.to(device or get_device()).eval()
-        infer_in(self.model, inference_dtype(self.config))
+        self._dtype = inference_dtype(self.config)
 
         steps = [s for s in dataset.pipeline if "LoadAnnotations" not in s["type"]]
         self._from_file = Compose(steps)
@@ -109,7 +111,8 @@ class Predictor:
             groups.setdefault(tuple(packed["inputs"].shape), []).append((i, packed))
         samples = {}
         for group in groups.values():
-            found = self.model.test_step(self.collate([packed for _, packed in group]))
+            with inference_autocast(self.model, self._dtype):
+                found = self.model.test_step(self.collate([packed for _, packed in group]))
             samples.update(zip((i for i, _ in group), found, strict=True))
         return [samples[i] for i in range(len(images))]
 

@@ -49,6 +49,32 @@ def decode_loss(
     return losses
 
 
+def is_unlabelled(head: BaseDecodeHead, data_samples: list[SegDataSample]) -> bool:
+    """Return whether the head ignores all pixels of a batch, and its losses may be left out."""
+    kind = type(head)
+    return (
+        kind.loss is BaseDecodeHead.loss
+        and kind.loss_by_feat is BaseDecodeHead.loss_by_feat
+        and all(
+            bool((sample.gt_sem_seg.data == head.ignore_index).all()) for sample in data_samples
+        )
+    )
+
+
+def zero_loss(head: BaseDecodeHead, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Return losses of 0 with gradients of 0, under the names of `head.loss`.
+
+    For a batch whose pixels are all ignored, mmseg's sigmoid cross entropy and Lovasz losses can be
+    NaN, and Dice is 1.
+    """
+    logits = head.forward(inputs)
+    zero = logits.sum() * 0
+    return {
+        **{loss.loss_name: zero for loss in _losses(head)},
+        "acc_seg": logits.new_tensor([100.0]),
+    }
+
+
 def enlarges_by_blocks(head: nn.Module) -> bool:
     """Return whether a head's loss is the mean cross entropy of its enlarged logits alone."""
     kind = type(head)

@@ -34,7 +34,7 @@ class LabelRangeHook(Hook):
             labels = sample.gt_sem_seg.data
             labels = labels[labels != head.ignore_index]
             if labels.numel() and (highest := int(labels.amax())) >= head.num_classes:
-                path = sample.get("seg_map_path", sample.img_path)
+                path = sample.get("seg_map_path") or sample.get("img_path")
                 raise InputError(
                     f"{path}: holds label {highest}, the model has {head.num_classes} classes (0 "
                     f"to {head.num_classes - 1}, {head.ignore_index} is ignored); check "

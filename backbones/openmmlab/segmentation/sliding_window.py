@@ -1,6 +1,7 @@
 """Segment by sliding windows in batches; labels and losses without large maps of logits."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from mmengine.registry import MODELS
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from backbones.errors import InputError
 
-from .decode_loss import decode_loss, enlarges_by_blocks
+from .decode_loss import decode_loss, enlarges_by_blocks, is_unlabelled, zero_loss
 
 # Logits of a block of classes at the larger of its two sizes: what a cache holds, or a GPU likes.
 CPU_BLOCK = 2**21
@@ -76,10 +77,12 @@ class SlidingWindowSegmentor(EncoderDecoder):
         return losses
 
     def _head_loss(
-        self, head: nn.Module, inputs: tuple[Tensor, ...], data_samples: list[SegDataSample]
+        self, head: Any, inputs: tuple[Tensor, ...], data_samples: list[SegDataSample]
     ) -> dict[str, Tensor]:
         if self.takes_loss_by_blocks(head, inputs):
             return decode_loss(head, inputs, data_samples)
+        if is_unlabelled(head, data_samples):
+            return zero_loss(head, inputs)
         return head.loss(inputs, data_samples, self.train_cfg)
 
     def predict(

@@ -18,19 +18,25 @@ from backbones.weights import read_checkpoint
 INTERRUPTED = "interrupted.pth"
 
 
-@HOOKS.register_module(name="CheckpointHook", force=True)
+@HOOKS.register_module()
 class VerifiedCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, which deletes an old checkpoint only after a new one is verified.
+
+    `Runner` takes it where a config says CheckpointHook.
 
     Args:
         step_interval: with `by_epoch`, iterations between checkpoints within an epoch, of which the
             newest is kept until the next of either kind; 0 for none.
         kwargs: as in mmengine.
+
+    Raises:
+        InputError: the folder is not a local one.
     """
 
     def __init__(self, *args, step_interval: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
         self.step_interval = step_interval
+        check_local(self.out_dir, self.backend_args, self.file_client_args)
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
@@ -52,7 +58,7 @@ class VerifiedCheckpointHook(CheckpointHook):
         self._save(runner, name, dict(epoch=runner.epoch, iter=done), outdated)
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
-        """mmengine's order would leave a moment without any whole checkpoint."""
+        """Save, then delete: mmengine's order leaves a moment without any whole checkpoint."""
         outdated = self._within_epoch(runner)
         if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
@@ -88,7 +94,10 @@ class VerifiedCheckpointHook(CheckpointHook):
         return [name] if name else []
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
-        """With no former best to delete, mmengine's saves the new one; the former goes after."""
+        """Save a new best checkpoint before the former is deleted.
+
+        mmengine finds no former one to delete, saves the new one, and the former goes after.
+        """
         if not self.save_best:
             return
         single = len(self.key_indicators) == 1
@@ -108,10 +117,11 @@ class VerifiedCheckpointHook(CheckpointHook):
             self.best_ckpt_path = after[""]
 
     def _publish_model(self, runner, ckpt_path: str) -> None:
-        """Leave out what is not to be published; whole, like every other file."""
+        """Save what `published_keys` names, atomically like every other file."""
         if not is_main_process():
             return
-        kept = {k: v for k, v in read_checkpoint(ckpt_path).items() if k in self.published_keys}
+        published = self.published_keys or ()
+        kept = {k: v for k, v in read_checkpoint(ckpt_path).items() if k in published}
         content = io.BytesIO()
         torch.save(kept, content)
         digits = hashlib.sha256(content.getvalue()).hexdigest()[:8]
@@ -124,15 +134,41 @@ class VerifiedCheckpointHook(CheckpointHook):
                 (Path(self.out_dir) / name).unlink(missing_ok=True)
 
 
+def check_local(folder: object, *backends: Mapping | None) -> None:
+    """Raise an error unless checkpoints go to a local folder.
+
+    A remote one cannot be read back from the disk, nor renamed once it is whole.
+
+    Args:
+        folder: where they go; None for the work dir.
+        backends: mmengine's `backend_args` and `file_client_args`.
+
+    Raises:
+        InputError: the folder has the prefix of a remote one, or a backend is not the local disk's.
+    """
+    remote = [args.get("backend", "") for args in backends if args]
+    remote = [name for name in remote if name not in ("local", "disk")]
+    if folder is not None and "://" in str(folder):
+        remote.append(str(folder).partition("://")[0])
+    if remote:
+        raise InputError(
+            f"checkpoint folder {folder or 'in the work dir'} by backend {remote[-1] or 'unnamed'}:"
+            " checkpoints are saved to local folders alone; leave out_dir, backend_args and "
+            "file_client_args out and copy them from the work dir",
+            code="unsupported",
+            where=folder or "backend_args",
+        )
+
+
 def point_to(checkpoint: Path, work_dir: str) -> None:
     """Make it the checkpoint that `--resume` goes on from."""
     write_atomically(Path(work_dir) / "last_checkpoint", str(checkpoint))
 
 
 def last_whole_checkpoint(work_dir: str | Path) -> tuple[Path, Mapping] | None:
-    """The newest checkpoint of a run that can be read whole, and its content; None if it has none.
+    """Return the newest checkpoint of a run that can be read whole, and its content.
 
-    A damaged one is named in one line, and the one before it taken.
+    A damaged one is logged in one line, and the one before it taken. None if there is none at all.
 
     Raises:
         InputError: there are checkpoints, and all are damaged.
@@ -155,12 +191,16 @@ def last_whole_checkpoint(work_dir: str | Path) -> tuple[Path, Mapping] | None:
         except InputError as error:
             print_log(f"{error}; taking the checkpoint before it", "current", level=30)
     if rest:
-        raise InputError(f"{work_dir}: none of its {len(rest)} checkpoints can be read")
+        raise InputError(
+            f"{work_dir}: none of its {len(rest)} checkpoints can be read",
+            code="broken-file",
+            where=work_dir,
+        )
     return None
 
 
 def _named(work_dir: Path) -> Path | None:
-    """What `last_checkpoint` names, beside it if the folder has moved."""
+    """Return what `last_checkpoint` names, beside it if the folder has moved."""
     try:
         name = (work_dir / "last_checkpoint").read_text().strip()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The processes that load data: what signals do to them, and how the death of one is told."""
+"""DataLoader workers: signal handling, and how a worker's death is reported."""
 
 import os
 import signal
@@ -18,11 +18,13 @@ UNTIL_SIGNAL = 2.0  # seconds from a worker's connections closed to SIGCHLD, on 
 WAITS = ("select", "_recv", "__enter__")
 
 
-def outlive_signals() -> None:
-    """For a data worker: leave signals sent to the whole group to the process that trains.
+def ignore_group_signals() -> None:
+    """Leave signals that the whole process group gets to the process that trains.
 
-    A worker that SIGTERM ended would end the run before it has saved. The process that trains
-    ends its workers by SIGTERM too; that one is told by its sender.
+    A DataLoader worker calls it when it starts.
+
+    A worker ended by SIGTERM would end the run before it has saved. The process that trains ends
+    its workers by SIGTERM too; that one is known by its sender.
     """
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return
@@ -39,8 +41,8 @@ def outlive_signals() -> None:
 
 
 @contextmanager
-def worker_deaths_told() -> Iterator[None]:
-    """Around a loop over data: raise a data worker's death where the loop waits for data.
+def raising_worker_deaths() -> Iterator[None]:
+    """Within the context, raise a DataLoader worker's death where the loop waits for data.
 
     PyTorch's own handler raises wherever the signal finds the process: while a file is written, or
     in a destructor, which prints a traceback and forgets it. And a worker's connections close
@@ -54,19 +56,19 @@ def worker_deaths_told() -> Iterator[None]:
         yield
         return
     deaths: list[RuntimeError] = []
-    told = False
+    raised = False
 
     def on_child(number: int, frame: FrameType | None) -> None:
-        nonlocal told
+        nonlocal raised
         if not deaths:
             try:
                 signal_handling._error_if_any_worker_fails()
             except RuntimeError as error:
                 deaths.append(error)
-        if not deaths or told:
+        if not deaths or raised:
             return
         if frame and frame.f_code.co_name in WAITS and _loading(traceback.walk_stack(frame)):
-            told = True
+            raised = True
             raise deaths[0]
         again = threading.Timer(0.1, signal.pthread_kill, (main.ident, number))
         again.daemon = True
@@ -81,11 +83,11 @@ def worker_deaths_told() -> Iterator[None]:
         end = time.monotonic() + UNTIL_SIGNAL * (loading and isinstance(error, OSError | EOFError))
         while not deaths and time.monotonic() < end:
             time.sleep(0.01)
-        if deaths and loading and not told:
+        if deaths and loading and not raised:
             raise deaths[0] from error
         raise
     finally:
-        # What is left of the loop's workers ends with it, and PyTorch's handler would tell of each.
+        # What is left of the loop's workers ends with it, and PyTorch's handler would report each.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if deaths else former)
         deaths.clear()  # an error and the frame it left would keep the loop's workers alive
 

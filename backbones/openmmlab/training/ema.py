@@ -1,13 +1,17 @@
-"""The exponential moving average of the weights."""
+"""The exponential moving average (EMA) of the weights."""
 
 from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
+from backbones.openmmlab.mmengine_internals import accumulative_counts, is_resuming
+
+from .step_guard import each_wrapper
+
 
 @HOOKS.register_module()
 class WeightAverageHook(EMAHook):
-    """The exponential moving average of the weights as the official code keeps it.
+    """Keep the exponential moving average of the weights as the official code does.
 
     mmengine's own starts at the weights after the first step and counts the iterations between two
     steps when gradients are accumulated; this one starts at the initial or loaded weights and moves
@@ -30,11 +34,11 @@ class WeightAverageHook(EMAHook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """When training is resumed, take the average from the checkpoint."""
-        if runner._resume and "ema_state_dict" in checkpoint:
+        if is_resuming(runner) and "ema_state_dict" in checkpoint:
             super().after_load_checkpoint(runner, checkpoint)
             self.resumed = True
-        elif runner._resume:
-            print_log("no average in the checkpoint: it starts at the weights", "current")
+        elif is_resuming(runner):
+            print_log("no EMA in the checkpoint: it starts at the weights", "current")
 
     def before_train(self, runner) -> None:
         # Weights are initialised and loaded after before_run, where mmengine takes its copy.
@@ -43,7 +47,8 @@ class WeightAverageHook(EMAHook):
             self.ema_model.module.load_state_dict(self.src_model.state_dict())
             # At 0 it would copy the weights; then it moves at every multiple of the interval.
             self.ema_model.steps.fill_(1)
-        self.ema_model.interval = runner.optim_wrapper._accumulative_counts
+        # Of several optimizers the one that steps most often.
+        self.ema_model.interval = min(map(accumulative_counts, each_wrapper(runner.optim_wrapper)))
         self.averaging = True
 
     def _swap_ema_parameters(self) -> None:

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
-from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from torch import nn
 
 from backbones.openmmlab.data.metainfo import class_names
+from backbones.openmmlab.mmengine_internals import resumes
 from backbones.openmmlab.tasks import task_of_model
 from backbones.weights import load_strictly, read_checkpoint
+
+from .ranks import unwrapped
 
 
 def class_layers(model: nn.Module) -> tuple[str, ...]:
@@ -52,10 +54,8 @@ def load_all_but_classes(
 def fine_tune(runner: Runner) -> None:
     """Load the checkpoint that the config's `init_from` names, unless a run is resumed."""
     source = runner.cfg.get("init_from")
-    if not source or (
-        runner._resume and (runner._load_from or find_latest_checkpoint(runner.work_dir))
-    ):
+    if not source or resumes(runner):
         return
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     classes = runner.train_dataloader.dataset.metainfo.get("classes")
     runner.logger.info(load_all_but_classes(model, read_checkpoint(source), source, classes))

@@ -16,18 +16,19 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from backbones.convnext import GRN, ConvNeXt
-from backbones.errors import InputError
+from backbones.errors import Code, InputError
 from backbones.roadmap import ModernizedResNet
 
 # Whose parameters have the places that `locate` knows; a step of the roadmap has ConvNeXt's.
 NETWORKS = (ConvNeXt, ModernizedResNet)
+Network = ConvNeXt | ModernizedResNet
 DECAY_TYPES = ("layer_wise", "stage_wise")
 PARAMWISE_KEYS = ("decay_rate", "decay_type", "num_layers", "custom_keys")
 CUSTOM_KEYS = ("lr_mult", "decay_mult")
 
 
 def num_layers(depths: Sequence[int]) -> int:
-    """How many layers above the stem a ConvNeXt of these depths is divided into.
+    """Return how many layers above the stem a ConvNeXt of these depths is divided into.
 
     One each for stages 1, 2 and 4 and one for every three blocks of stage 3: 6 for T (9 blocks) and
     12 for S, B, L, XL and H (27 blocks), as published. Fewer than 9 blocks (A, F, P, N) count as 9,
@@ -37,15 +38,16 @@ def num_layers(depths: Sequence[int]) -> int:
         InputError: other than four stages, for which nothing is published.
     """
     if len(depths) != 4:
-        raise InputError(
-            f"LayerDecayConstructor: layers are defined for a ConvNeXt of 4 stages, not for depths "
-            f"{tuple(depths)}; remove constructor and paramwise_cfg from optim_wrapper"
+        raise _refusal(
+            "depths",
+            f"layers are defined for a ConvNeXt of 4 stages, not for depths {tuple(depths)}; "
+            "remove constructor and paramwise_cfg from optim_wrapper",
         )
     return max(6, 3 + math.ceil(depths[2] / 3))
 
 
 def locate(name: str, depths: Sequence[int], decay_type: str) -> tuple[int, str]:
-    """Layer id of a ConvNeXt parameter and its place in words, such as `stage 3 blocks 0-2`.
+    """Return the layer id of a ConvNeXt parameter and its place, such as `stage 3 blocks 0-2`.
 
     The ids run from 0 (stem) to `num_layers(depths)` + 1 (output norms, and all outside).
 
@@ -71,7 +73,7 @@ def locate(name: str, depths: Sequence[int], decay_type: str) -> tuple[int, str]
             final = min(first + 2, depths[2] - 1)
             blocks = f"blocks {first}-{final}" if final > first else f"block {first}"
             return 3 + block // 3, f"{place} {blocks}"
-        return (1, 2, None, last)[stage], place
+        return {0: 1, 1: 2, 3: last}[stage], place
     return last + 1, "norms" if kind.startswith("norm") else kind
 
 
@@ -88,7 +90,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
 
     The groups, in the order of the ids, carry `lr`, `weight_decay`, `lr_scale` (lr over base lr),
     `group_name` (`layer_{id}_{decay|no_decay}`, and `_{key}` under a custom key) and `param_names`.
-    The main process logs them as a table.
+    Rank 0 logs them as a table.
 
     Args:
         optim_wrapper_cfg: mmengine's optimizer wrapper config; its optimizer needs `lr` and
@@ -112,48 +114,51 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
     def _validate_cfg(self) -> None:
         cfg = self.paramwise_cfg
         if not isinstance(cfg, dict) or "decay_rate" not in cfg:
-            raise InputError(
-                "LayerDecayConstructor: paramwise_cfg has no decay_rate; "
-                "write paramwise_cfg=dict(decay_rate=0.7, decay_type='layer_wise')"
+            raise _refusal(
+                "decay_rate",
+                "paramwise_cfg has no decay_rate; "
+                "write paramwise_cfg=dict(decay_rate=0.7, decay_type='layer_wise')",
             )
         if unknown := [key for key in cfg if key not in PARAMWISE_KEYS]:
-            raise InputError(
-                f"LayerDecayConstructor: unknown key {unknown[0]!r} in paramwise_cfg; "
-                f"known are {', '.join(PARAMWISE_KEYS)}"
+            raise _refusal(
+                str(unknown[0]),
+                f"unknown key {unknown[0]!r} in paramwise_cfg; "
+                f"known are {', '.join(PARAMWISE_KEYS)}",
+                "unknown-key",
             )
         rate = cfg["decay_rate"]
         if not isinstance(rate, int | float) or not 0 < rate <= 1:
-            raise InputError(f"LayerDecayConstructor: decay_rate={rate!r}; give a number in (0, 1]")
+            raise _refusal("decay_rate", f"decay_rate={rate!r}; give a number in (0, 1]")
         self.decay_type = cfg.get("decay_type", "layer_wise")
         if self.decay_type not in DECAY_TYPES:
-            raise InputError(
-                f"LayerDecayConstructor: unknown decay_type {self.decay_type!r}; "
-                f"known are {', '.join(DECAY_TYPES)}"
+            raise _refusal(
+                "decay_type",
+                f"unknown decay_type {self.decay_type!r}; known are {', '.join(DECAY_TYPES)}",
             )
         self._validate_custom_keys(cfg.get("custom_keys", {}))
         for key, value in (("lr", self.base_lr), ("weight_decay", self.base_wd)):
             if value is None:
-                raise InputError(
-                    f"LayerDecayConstructor: optim_wrapper.optimizer has no {key}; add it"
-                )
+                raise _refusal(key, f"optim_wrapper.optimizer has no {key}; add it")
 
     def _validate_custom_keys(self, custom_keys: dict) -> None:
         if not isinstance(custom_keys, dict):
-            raise InputError(
-                f"LayerDecayConstructor: custom_keys={custom_keys!r}; "
-                "give a dict such as {'decode_head': dict(lr_mult=10.0)}"
+            raise _refusal(
+                "custom_keys",
+                f"custom_keys={custom_keys!r}; "
+                "give a dict such as {'decode_head': dict(lr_mult=10.0)}",
             )
         for key, factors in custom_keys.items():
             if not isinstance(factors, dict) or not set(factors) <= set(CUSTOM_KEYS):
-                raise InputError(
-                    f"LayerDecayConstructor: custom_keys[{key!r}] = {factors!r}; "
-                    f"give a dict of {' and '.join(CUSTOM_KEYS)}"
+                raise _refusal(
+                    f"custom_keys[{key!r}]",
+                    f"custom_keys[{key!r}] = {factors!r}; "
+                    f"give a dict of {' and '.join(CUSTOM_KEYS)}",
                 )
             for name, value in factors.items():
                 if not isinstance(value, int | float) or not 0 <= value < math.inf:
-                    raise InputError(
-                        f"LayerDecayConstructor: custom_keys[{key!r}] has {name}={value!r}; "
-                        "give a number >= 0"
+                    raise _refusal(
+                        f"custom_keys[{key!r}]",
+                        f"custom_keys[{key!r}] has {name}={value!r}; give a number >= 0",
                     )
 
     def add_params(self, params: list[dict], module: nn.Module) -> None:
@@ -210,25 +215,27 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         if is_main_process():
             print_log(self._table(rows, frozen, backbones), logger="current")
 
-    def _check_layers(self, backbones: dict[str, ConvNeXt], model: str) -> int:
-        """The number of layers of the model: the largest of its backbones'."""
+    def _check_layers(self, backbones: dict[str, Network], model: str) -> int:
+        """Return the number of layers of the model: the largest of its backbones'."""
         if not backbones:
-            raise InputError(
-                f"LayerDecayConstructor: {model} has no ConvNeXt in it; use a ConvNeXt backbone "
-                "or remove constructor and paramwise_cfg from optim_wrapper"
+            raise _refusal(
+                model,
+                f"{model} has no ConvNeXt in it; use a ConvNeXt backbone "
+                "or remove constructor and paramwise_cfg from optim_wrapper",
             )
         for name, backbone in backbones.items():
             layers = num_layers(backbone.depths)
             given = self.paramwise_cfg.get("num_layers", layers)
             if given != layers:
-                raise InputError(
-                    f"LayerDecayConstructor: num_layers={given} contradicts {name or model}, whose "
-                    f"depths {tuple(backbone.depths)} make {layers} layers; remove num_layers"
+                raise _refusal(
+                    "num_layers",
+                    f"num_layers={given} contradicts {name or model}, whose "
+                    f"depths {tuple(backbone.depths)} make {layers} layers; remove num_layers",
                 )
         return max(num_layers(backbone.depths) for backbone in backbones.values())
 
     def _locate_parameters(
-        self, backbones: dict[str, ConvNeXt | ModernizedResNet], layers: int
+        self, backbones: dict[str, Network], layers: int
     ) -> dict[nn.Parameter, tuple[int, str]]:
         places: dict[nn.Parameter, tuple[int, str]] = {}
         alike = len({backbone.depths for backbone in backbones.values()}) == 1
@@ -241,7 +248,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         return places
 
     def _table(
-        self, rows: dict[tuple[int, float], "_Row"], frozen: int, backbones: dict[str, ConvNeXt]
+        self, rows: dict[tuple[int, float], "_Row"], frozen: int, backbones: dict[str, Network]
     ) -> str:
         cells = [("layer", "what", "parameters", "lr", "scale", "weight decay (parameters)")]
         for (layer, scale), row in sorted(rows.items()):
@@ -285,16 +292,20 @@ class _Row:
 def _check_matches(custom_keys: Iterable[str], names: list[str]) -> None:
     for key in custom_keys:
         if not any(key in name for name in names):
-            raise InputError(
-                f"LayerDecayConstructor: custom_keys[{key!r}] matches no parameter of the model; "
-                "correct or remove it"
+            raise _refusal(
+                f"custom_keys[{key!r}]",
+                f"custom_keys[{key!r}] matches no parameter of the model; correct or remove it",
             )
 
 
 def _sibling(name: str, parents: Iterable[str]) -> str:
-    """The module beside a backbone (`neck`, `decode_head`, ...) that holds a parameter."""
+    """Return the module beside a backbone (`neck`, `decode_head`, ...) that holds a parameter."""
     for parent in sorted(parents, key=len, reverse=True):
         if parent and name.startswith(f"{parent}."):
             name = name[len(parent) + 1 :]
             break
     return name.split(".")[0]
+
+
+def _refusal(where: str, problem: str, code: Code = "bad-value") -> InputError:
+    return InputError(f"LayerDecayConstructor: {problem}", code=code, where=where)

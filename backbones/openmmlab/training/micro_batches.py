@@ -3,19 +3,22 @@
 """
 
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import DATA_SAMPLERS, HOOKS
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from backbones.errors import InputError
+
+from .step_guard import micro_batches
+
 
 @DATA_SAMPLERS.register_module()
 class StepBatchSampler(Sampler):
-    """Joins batches of another batch sampler into those of whole steps, in their order.
+    """Joins the batches of another batch sampler into those of whole steps, in their order.
 
     A sampler that groups images by aspect ratio goes on grouping those that are computed together.
 
@@ -31,30 +34,33 @@ class StepBatchSampler(Sampler):
         self.sampler = sampler
         self.batches = DATA_SAMPLERS.build(batches, default_args=build)
         self.batch_size = batch_size
-        self.parts = batch_size // micro_batch_size
+        self.micro_batches = batch_size // micro_batch_size
         self.drop_last = getattr(self.batches, "drop_last", False)
 
     def __iter__(self) -> Iterator[list[int]]:
         step: list[list[int]] = []
         for batch in self.batches:
             step.append(batch)
-            if len(step) == self.parts:
+            if len(step) == self.micro_batches:
                 yield sum(step, [])
                 step = []
         if step and not self.drop_last:
             yield sum(step, [])
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.batches), self.parts)
+        whole, rest = divmod(len(self.batches), self.micro_batches)
         return whole + bool(rest and not self.drop_last)
 
 
 @HOOKS.register_module()
 class AccumulationHook(Hook):
-    """Takes the training step in parts and updates the weights after the last of them.
+    """Has the training loop compute each optimizer step in micro-batches.
 
     Args:
-        batch_size: images of a part; the last part of an epoch may have fewer.
+        batch_size: images of a micro-batch; the last one of an epoch may have fewer.
+
+    Raises:
+        InputError: before training, with another loop or with several optimizers.
     """
 
     priority = "VERY_HIGH"
@@ -63,33 +69,42 @@ class AccumulationHook(Hook):
         self.batch_size = batch_size
 
     def before_train(self, runner) -> None:
-        step = runner.model.train_step
-        runner.model.train_step = partial(step_by_micro_batches, step, self.batch_size)
-
-    def after_train(self, runner) -> None:
-        del runner.model.train_step  # the class's own again
+        loop = runner.train_loop
+        if not getattr(loop, "takes_micro_batches", False):
+            name = type(loop).__name__
+            raise InputError(
+                f"config key train_cfg.type: {name} takes a step's images at once; derive "
+                "it from a loop of backbones.openmmlab.training.loops, or set the batch size to "
+                "what one rank computes at once",
+                code="unsupported",
+                where="train_cfg.type",
+            )
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
+            raise InputError(
+                "config key optim_wrapper: steps of several optimizers cannot be accumulated; set "
+                "the batch size to what one rank computes at once",
+                code="unsupported",
+                where="optim_wrapper",
+            )
 
 
 def step_by_micro_batches(
     train_step, batch_size: int, data: dict, optim_wrapper: OptimWrapper
 ) -> dict[str, Tensor]:
-    """One optimizer step on `data`, computed in parts of `batch_size` images.
+    """Take one optimizer step on `data`, computed in micro-batches.
 
     Args:
         train_step: of mmengine's model, bound to it.
-        batch_size: images of a part.
-        data: of the whole step; every value is a list or a tensor with one entry an image.
-        optim_wrapper: has made a whole number of steps.
+        batch_size: images of a micro-batch.
+        data: of the whole step; every value is a list or a tensor with one entry per image.
+        optim_wrapper: guarded (`step_guard`), which counts the micro-batches.
 
     Returns:
-        What is logged, the mean over the parts.
+        What is logged, the mean over the micro-batches.
     """
     parts = list(_split(data, batch_size))
-    # The wrapper updates, synchronises and divides the loss by these; its own way to set them
-    # counts from the start of the run.
-    optim_wrapper._accumulative_counts = len(parts)
-    optim_wrapper._inner_count, optim_wrapper._max_counts = 0, -1
-    logged = [train_step(part, optim_wrapper=optim_wrapper) for part in parts]
+    with micro_batches(optim_wrapper, len(parts)):
+        logged = [train_step(part, optim_wrapper=optim_wrapper) for part in parts]
     return {
         name: torch.stack([torch.as_tensor(each[name]) for each in logged]).float().mean()
         for name in logged[-1]

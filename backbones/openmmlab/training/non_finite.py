@@ -1,29 +1,27 @@
-"""Losses and gradients that are not finite: such a step changes nothing, and many end the run."""
+"""Losses, gradients and weights that are not finite: what they stop, and where they come from."""
 
-import math
-from collections.abc import Iterator
-from functools import wraps
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
-from torch import Tensor, nn
+from torch import Tensor
 
 from backbones.errors import InputError
+from backbones.openmmlab.mmengine_internals import forward_losses
 
-from .processes import any_process, from_all
-from .resume import STEP, seed_draws
-from .sharding import local
+from .ranks import all_gather_object, unwrapped
+from .seeds import STEP, seed_draws
+from .step_guard import each_wrapper, guard_steps
 
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
-    """Skips a step whose loss or gradient is not finite in any process, and counts it.
+    """Count the steps that were skipped as their loss or a gradient is not finite on some rank.
 
-    Neither the weights, the optimizer's state nor the batch statistics are changed by it; a dynamic
-    loss scale falls, as always. After `limit` such steps in a row the run stops.
+    Such a step changes neither the weights and the optimizer's state (`step_guard`) nor, by this
+    hook, the batch statistics. After `limit` such steps in a row the run stops.
 
     Args:
         limit: skipped steps in a row that end the run. A new loss scale of 65536 may need 16 to
@@ -38,27 +36,26 @@ class NonFiniteHook(Hook):
 
     def __init__(self, limit: int = 20):
         if limit < 1:
-            raise InputError(f"NonFiniteHook: limit={limit} has to be 1 at least")
+            raise InputError(
+                f"NonFiniteHook: limit={limit} is less than 1", code="bad-value", where="limit"
+            )
         self.limit = limit
 
     def before_train(self, runner) -> None:
-        self._model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._model = unwrapped(runner.model)
+        self._guard = guard_steps(runner.optim_wrapper, self._model)
         # A batch norm has taken the bad batch in before anything is known.
         self._buffers = [b for b in self._model.buffers() if b.is_floating_point()]
         self._kept = [torch.empty_like(b) for b in self._buffers]
-        self._poisoned = False
-        wrapper = runner.optim_wrapper
-        for each in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-            self._guard(each)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: object = None) -> None:
-        self._bad, self._gradient, self._overflowed = False, None, False
+        self._guard.begin_iteration()
         for kept, buffer in zip(self._kept, self._buffers, strict=True):
             kept.copy_(buffer)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         hub = runner.message_hub
-        if not self._bad:
+        if not self._guard.bad:
             hub.update_info("skipped_in_a_row", 0)
             return
         for kept, buffer in zip(self._kept, self._buffers, strict=True):
@@ -74,52 +71,34 @@ class NonFiniteHook(Hook):
             f"({skipped} skipped so far, {in_a_row} in a row)"
         )
         if in_a_row >= self.limit:
-            raise InputError(self._diagnosis(runner, data_batch, terms, in_a_row))
-
-    def _guard(self, wrapper: OptimWrapper) -> None:
-        """Let the optimizer step only where the loss and all gradients are finite everywhere."""
-        backward, step = wrapper.backward, wrapper.step
-
-        def checked_backward(loss: Tensor, **kwargs) -> None:
-            backward(loss, **kwargs)
-            if wrapper.should_update():
-                self._gradient = _first_non_finite_gradient(self._model)
-            bad = any_process(self._gradient is not None or not math.isfinite(loss.item()))
-            self._bad |= bad
-            self._poisoned |= bad
-            if bad:  # under FSDP the gradient that overflowed may be another process's
-                self._overflowed = any_process(self._gradient is not None)
-
-        @wraps(step)  # with the mark that mmengine's schedulers leave on it
-        def checked_step(**kwargs) -> None:
-            scaled = getattr(wrapper, "loss_scaler", None)
-            # The scaler leaves the step out itself, and lowers its scale.
-            if not self._poisoned or (self._overflowed and scaled and scaled.is_enabled()):
-                step(**kwargs)
-            self._poisoned = False
-
-        wrapper.backward, wrapper.step = checked_backward, checked_step
+            raise InputError(
+                self._diagnosis(runner, data_batch, terms, in_a_row),
+                code="not-finite",
+                where=f"iteration {runner.iter + 1}",
+            )
 
     def _diagnosis(self, runner, data_batch: object, terms: str, in_a_row: int) -> str:
-        """The same line in every process, of the first one that has found something."""
+        """Return the same line on every rank, that of the first one that has found something."""
         module = _first_non_finite_module(runner, self._model, data_batch)
+        gradient = f"the gradient of {self._guard.gradient}"
         mine = None
         if module or "nan" in terms or "inf" in terms:
             images = ", ".join(_images(data_batch))
-            where = f" of process {runner.rank}" if runner.world_size > 1 else ""
-            mine = f"images{where}: {images}; losses: {terms}; first output not finite: " + (
-                module or f"none, but the gradient of {self._gradient}"
+            where = f" of rank {runner.rank}" if runner.world_size > 1 else ""
+            mine = (
+                f"images{where}: {images}; losses: {terms}; first output not finite: "
+                f"{module or f'none, but {gradient}'}"
             )
-        found = next(filter(None, from_all(mine)), f"gradient of {self._gradient}")
+        found = next(filter(None, all_gather_object(mine)), gradient)
         return (
             f"stopped at iteration {runner.iter + 1}: {in_a_row} steps in a row not finite and not "
-            f"applied; {found}; the last checkpoint was not overwritten; look at these images "
+            f"applied; {found}; the last checkpoint was not overwritten; check these images "
             "or lower the learning rate, then continue with --resume"
         )
 
 
-def check_finite(state: dict[str, Tensor], path: object) -> None:
-    """Refuse to save weights that are not finite.
+def check_finite(state: Mapping[str, Tensor], path: object) -> None:
+    """Raise an error before weights are saved that are not finite.
 
     Raises:
         InputError: names the first such tensor.
@@ -127,29 +106,18 @@ def check_finite(state: dict[str, Tensor], path: object) -> None:
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InputError(
-                f"{path}: not saved, {name} is not finite; the earlier checkpoints are as they were"
+                f"{path}: not saved, {name} is not finite; earlier checkpoints are kept",
+                code="not-finite",
+                where=name,
             )
 
 
-def _first_non_finite_gradient(model: nn.Module) -> str | None:
-    """Of what this process has of the gradients: under FSDP, of the sums over all processes."""
-    named = [(n, local(p.grad)) for n, p in model.named_parameters() if p.grad is not None]
-    named = [(name, gradient) for name, gradient in named if gradient.numel()]
-    if not named:
-        return None
-    # One number for all, so that a GPU is waited for once.
-    largest = nn.utils.get_total_norm([gradient for _, gradient in named], norm_type=math.inf)
-    if math.isfinite(largest):
-        return None
-    return next(n for n, gradient in named if not bool(torch.isfinite(gradient).all()))
-
-
-def _first_non_finite_module(runner, model: nn.Module, data_batch: object) -> str | None:
+def _first_non_finite_module(runner, model: Any, data_batch: object) -> str | None:
     """Run the step's forward pass again, with the same draws, and watch every module's output."""
     found: list[str] = []
 
     def watch(name: str):
-        def hook(_, inputs: tuple, output: object) -> None:
+        def hook(module: object, inputs: tuple, output: object) -> None:
             if not found and not all(_finite(tensor) for tensor in _tensors(output)):
                 given = all(_finite(tensor) for tensor in _tensors(inputs))
                 found.append(f"{name}{'' if given else ', whose input is not finite either'}")
@@ -159,9 +127,9 @@ def _first_non_finite_module(runner, model: nn.Module, data_batch: object) -> st
     handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if n]
     seed_draws(STEP, runner.seed, runner.rank, runner.iter)
     try:
-        # To the end in every process: synchronised norms and losses wait for one another.
-        with torch.no_grad(), runner.optim_wrapper.optim_context(model):
-            model._run_forward(model.data_preprocessor(data_batch, True), mode="loss")
+        # To the end on every rank: synchronized norms and losses wait for one another.
+        with torch.no_grad(), each_wrapper(runner.optim_wrapper)[0].optim_context(model):
+            forward_losses(model, data_batch)
     except (RuntimeError, ValueError, AssertionError):
         pass  # what follows a value that is not finite may well fail
     finally:

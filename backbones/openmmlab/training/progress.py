@@ -1,9 +1,8 @@
-"""A bar in a terminal with what one wants to know while a run goes on."""
+"""Progress of a run: a bar in a terminal, and peak memory in every log line."""
 
 import datetime
 import logging
 import re
-import resource
 import sys
 import time
 from typing import Any
@@ -11,19 +10,21 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, LOG_PROCESSORS
+from mmengine.runner import LogProcessor
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-SCORES = {"coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP", "mIoU": "mIoU"}
+from backbones.openmmlab.peak_memory import peak_memory
+from backbones.openmmlab.tasks import task_of
+
 SECONDS = 0.2  # between two drawings
-SECONDS_OF_LINES = 10  # between two lines about one file, where there is no terminal
 WINDOW = 20  # iterations that speed and loss are the mean of
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Progress, time left, images/s, peak memory, loss and the last scores, in a terminal only.
+    """Show progress, time left, images/s, peak memory, loss and the last scores in a terminal.
 
     In a file or a pipe nothing changes: the log's lines come as they are. In a terminal the lines
     of iterations, which the bar makes needless, go to the log file alone; all others stay above it.
@@ -34,7 +35,7 @@ class ProgressHook(Hook):
     def __init__(self):
         self._bar: Progress | None = None
         self._streams: list[logging.StreamHandler] = []
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._scores = ""
         self._drawn = 0.0
 
@@ -66,8 +67,9 @@ class ProgressHook(Hook):
         self._draw(runner, "test", batch_idx + 1, len(outputs or []) * runner.world_size)
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
-        known = {name: metrics[key] for key, name in SCORES.items() if key in (metrics or {})}
-        self._scores = "  ".join(f"{name} {value:.4g}" for name, value in known.items())
+        given = metrics or {}
+        main = [metric for metric in task_of(runner.cfg).main_metrics if metric.key in given]
+        self._scores = "  ".join(f"{metric.name} {given[metric.key]:.4g}" for metric in main)
 
     def after_val(self, runner) -> None:
         if self._bar is not None and "train" in self._tasks:
@@ -88,7 +90,7 @@ class ProgressHook(Hook):
             console = Console()
             if not is_main_process() or not console.is_terminal or console.is_dumb_terminal:
                 return
-            # Drawn by hand: a thread that draws may hold a lock just when data workers are forked.
+            # Drawn by hand: a thread that draws may hold a lock just when a worker is forked.
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
@@ -132,73 +134,18 @@ class ProgressHook(Hook):
         self._bar.refresh()
 
 
-class FileProgress:
-    """Progress through files, and through the tiles or frames of the one at hand.
-
-    In a terminal two bars. Elsewhere a line for each file, and one every few seconds while a large
-    one goes on.
-
-    Args:
-        total: number of files.
-    """
-
-    def __init__(self, total: int):
-        self.total, self.done = total, 0
-        self._bar: Progress | None = None
-        self._said = time.monotonic()
-
-    def __enter__(self) -> "FileProgress":
-        console = Console()
-        if console.is_terminal and not console.is_dumb_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self._bar = Progress(*columns, console=console, transient=True)
-            self._files = self._bar.add_task("files", total=self.total)
-            self._parts = self._bar.add_task("", visible=False)
-            self._bar.start()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def part(self, name: str, done: int, total: int, unit: str) -> None:
-        """Say how far a file is.
-
-        Args:
-            name: of the file.
-            done, total: of its parts; total is 0 where it is unknown.
-            unit: what they are, in the plural.
-        """
-        if self._bar is not None:
-            self._bar.update(
-                self._parts, description=f"{name}, {unit}", completed=done, total=total or None,
-                visible=True,
-            )  # fmt: skip
-        elif time.monotonic() - self._said > SECONDS_OF_LINES:
-            of = f"/{total}" if total else ""
-            self._say(f"[{self.done + 1}/{self.total}] {name}: {done}{of} {unit}")
-
-    def end(self, name: str, result: str) -> None:
-        """Count a file and say what came of it."""
-        self.done += 1
-        if self._bar is not None:
-            self._bar.update(self._files, completed=self.done)
-            self._bar.update(self._parts, visible=False)
-        else:
-            self._say(f"[{self.done}/{self.total}] {name}: {result}")
-
-    def _say(self, line: str) -> None:
-        print(line, flush=True)
-        self._said = time.monotonic()
-
-
-def peak_memory() -> int:
-    """Peak memory in MiB: the GPU's if there is one, otherwise the process's."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() // 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
 def _is_not_in_the_bar(record: logging.LogRecord) -> bool:
     line = record.getMessage()
     return not re.match(r"(Epoch|Iter)\((train\)|(val|test)\).* eta: )", line)
+
+
+@LOG_PROCESSORS.register_module()
+class PeakMemoryLogProcessor(LogProcessor):
+    """Adds peak memory in MiB to mmengine's log line on a machine without a GPU too."""
+
+    def get_log_after_iter(self, runner, batch_idx: int, mode: str) -> tuple[dict, str]:
+        tag, line = super().get_log_after_iter(runner, batch_idx, mode)
+        if not torch.cuda.is_available():
+            tag["memory"] = peak_memory()
+            line += f"  memory: {tag['memory']}"
+        return tag, line

@@ -1,19 +1,25 @@
-"""mmengine's Runner, with safe reading, whole files only, and a log that a person can read."""
+"""mmengine's Runner: safe reading, atomic checkpoints, exact resumption and a readable log.
+
+Importing it changes nothing of mmengine: what takes the place of mmengine's loops, hooks and
+readers does so in this runner alone.
+"""
 
 import os
-import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
-from mmengine.registry import LOG_PROCESSORS
-from mmengine.runner import CheckpointLoader, LogProcessor
+from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.utils.dl_utils import collect_env
 from torch import nn
@@ -21,19 +27,20 @@ from torch.utils.data import DataLoader
 
 from backbones.atomic_write import atomic_path, write_atomically
 from backbones.errors import InputError
-from backbones.openmmlab.config.loading import inference_dtype
 from backbones.openmmlab.config.strategy import check_strategy
-from backbones.openmmlab.precision import infer_in
+from backbones.openmmlab.mmengine_internals import safe_checkpoint_loading
+from backbones.openmmlab.precision import without_bfloat16_scaler
 from backbones.weights import check_archive, load_strictly, read_checkpoint
 
-from .checkpointing import last_whole_checkpoint
+from .checkpointing import VerifiedCheckpointHook, check_local, last_whole_checkpoint
 from .compilation import compile_parts
-from .data_workers import outlive_signals, worker_deaths_told
+from .data_workers import ignore_group_signals, raising_worker_deaths
 from .fine_tuning import fine_tune
 from .interruption import InterruptHook
+from .loops import AutocastTestLoop, AutocastValLoop, autocasting_loop, our_loop
 from .non_finite import NonFiniteHook, check_finite
-from .processes import from_all, what_was_lost
-from .resume import DueValidationHook, RepeatableStepHook, TrainingState, check_resumable
+from .ranks import all_gather_object, lost_process_error, unwrapped
+from .seeds import RepeatableStepHook
 from .sharding import (
     WholeValidationHook,
     divide_loaded_state,
@@ -42,47 +49,55 @@ from .sharding import (
     whole_states,
     will_be_sharded,
 )
-
-
-@CheckpointLoader.register_scheme(
-    prefixes=["", "http://", "https://", "hf-hub:", "timm:"], force=True
-)
-def load_from_anywhere(filename: str, map_location: object = None) -> Mapping:
-    """mmengine's door to checkpoint files, through our reader: mmengine's own runs what it cannot
-    read as plain weights. Tensors stay on the CPU; the model and the optimizer move their own."""
-    return read_checkpoint(filename)
+from .step_guard import guard_steps
+from .training_state import DueValidationHook, TrainingState, check_resumable
 
 
 class Runner(MMEngineRunner):
     """mmengine's Runner; what it writes appears whole or not at all, what it loads fits whole."""
 
+    _last: tuple[str, Mapping] | None  # the checkpoint to resume from, until it is loaded
+    _resumed_state: dict | None = None
+
+    def __init__(self, *args, **kwargs):
+        given = signature(MMEngineRunner.__init__).bind(self, *args, **kwargs).arguments
+        self._resuming, self._given_checkpoint = given.get("resume"), given.get("load_from")
+        super().__init__(*args, **kwargs)
+
     def setup_env(self, env_cfg: dict) -> None:
-        """Set processes up; without a GPU by gloo, as mmengine's own way asks for CUDA devices."""
+        """Start the process group; without a GPU by gloo, as mmengine asks for CUDA devices."""
         if self.distributed and not torch.cuda.is_available():
             if self._launcher != "pytorch":
-                raise InputError(f"--launcher {self._launcher}: needs GPUs; on CPUs use torchrun")
+                raise InputError(
+                    f"--launcher {self._launcher}: needs GPUs; on CPUs use torchrun",
+                    code="unsupported",
+                    where="--launcher",
+                )
             torch.distributed.init_process_group("gloo")
         super().setup_env(env_cfg)
 
-    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Wrap the model for several processes; mmengine's own way places it on a GPU.
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """Build the model; files that it asks mmengine for are read safely."""
+        with safe_checkpoint_loading():
+            return super().build_model(model)
 
-        Validation and testing compute in the config's `inference_dtype`. A model that FSDP will
-        divide stays as it is, on the CPU, until its weights are set; see `build_optim_wrapper`.
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wrap the model for several ranks; without a GPU, where mmengine would place it.
+
+        A model that FSDP will divide stays as it is, on the CPU, until its weights are set; see
+        `build_optim_wrapper`.
         """
         if will_be_sharded(self.cfg):
             check_strategy(self.cfg)
-        elif self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
-            model = MMDistributedDataParallel(module=model, broadcast_buffers=False)
-        else:
-            model = super().wrap_model(model_wrapper_cfg, model)
-        infer_in(model, inference_dtype(self.cfg))
-        return model
+            return model
+        if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
+            return MMDistributedDataParallel(module=model, broadcast_buffers=False)
+        return super().wrap_model(model_wrapper_cfg, model)
 
     def set_randomness(self, seed: int | None, **kwargs) -> None:
         """Seed the run; a resumed one as it was, before anything is built that draws."""
-        self._last: tuple[str, Mapping] | None = None
-        if self.cfg.get("resume"):
+        self._last = None
+        if self._resuming:
             self._find_last()
         if self._last:
             resumed = self._last[1].get("meta", {}).get("seed")
@@ -93,62 +108,119 @@ class Runner(MMEngineRunner):
         super().set_randomness(seed, **kwargs)
 
     def _find_last(self) -> None:
-        """The checkpoint to resume from: the one asked for, or the work dir's last whole one."""
-        path = self.cfg.get("load_from")
+        """Find the checkpoint to resume from: the given one, or the work dir's last whole one."""
+        path = self._given_checkpoint
         if path:
             self._last = path, read_checkpoint(path)
         elif found := last_whole_checkpoint(self._work_dir):
             self._last = str(found[0]), found[1]
-        first, *others = from_all(self._last and Path(self._last[0]).name)
+        first, *others = all_gather_object(self._last and Path(self._last[0]).name)
         if other := [name for name in others if name != first]:
             raise InputError(
                 f"--resume: {self._work_dir} holds {first or 'no checkpoint'} for the first "
-                f"process, {other[0] or 'none'} for another: give a folder that all machines share"
+                f"rank, {other[0] or 'none'} for another: give a folder that all machines share",
+                code="not-found",
+                where=self._work_dir,
             )
         if self._last:
             check_resumable(*self._last)
 
-    def register_hooks(self, default_hooks: dict | None, custom_hooks: list | None) -> None:
-        """The config's hooks, and those without which a run would lose something."""
+    def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
+        """Register a hook, with a verified checkpoint hook where mmengine's is named."""
+        if isinstance(hook, dict):
+            kind = hook.get("type")
+            known = HOOKS.get(kind) if isinstance(kind, str) else kind
+            if known is CheckpointHook:
+                hook = {**hook, "type": VerifiedCheckpointHook}
+        super().register_hook(hook, priority)
+
+    def register_hooks(
+        self, default_hooks: dict | None = None, custom_hooks: list | None = None
+    ) -> None:
+        """Register the config's hooks, and those without which a run would lose something."""
         super().register_hooks(default_hooks, custom_hooks)
-        for kind in (InterruptHook, NonFiniteHook, RepeatableStepHook, DueValidationHook):
+        kinds = [InterruptHook, NonFiniteHook, RepeatableStepHook, DueValidationHook]
+        if will_be_sharded(self.cfg):
+            kinds.append(WholeValidationHook)
+        for kind in kinds:
             if not any(isinstance(hook, kind) for hook in self.hooks):
                 self.register_hook(kind())
-        if will_be_sharded(self.cfg):
-            self.register_hook(WholeValidationHook())
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
-        """Build the optimizer; under FSDP the weights are set and divided first, as it trains what
-        each process is left with."""
+        """Build the optimizer, which steps only where loss and gradients are finite.
+
+        Under FSDP the weights are set and divided first, as it trains what each rank is left with.
+        """
         built = isinstance(optim_wrapper, OptimWrapper)  # mmengine asks again when it resumes
-        if built or not will_be_sharded(self.cfg):
-            return super().build_optim_wrapper(optim_wrapper)
-        self._init_model_weights()
-        shard(self.model)
+        sharding = not built and will_be_sharded(self.cfg)
+        if sharding:
+            self._init_model_weights()
+            shard(self.model)
+        if isinstance(optim_wrapper, dict):
+            optim_wrapper = without_bfloat16_scaler(optim_wrapper)
         wrapper = super().build_optim_wrapper(optim_wrapper)
-        divide_loaded_state(wrapper.optimizer)
+        if sharding:
+            divide_loaded_state(wrapper.optimizer)
+        guard_steps(wrapper, unwrapped(self.model))
         return wrapper
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
-        """Build a data loader whose workers leave signals to the process that trains."""
+        """Build a DataLoader whose workers leave signals to the process that trains."""
         loader = MMEngineRunner.build_dataloader(dataloader, *args, **kwargs)
         if loader is not dataloader:
             loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
         return loader
 
-    def build_train_loop(self, loop: dict) -> object:
-        """Build the loop; mmengine's `by_epoch` means the same as the name of a class."""
-        if isinstance(loop, dict) and "by_epoch" in loop:
-            kind = "EpochBasedTrainLoop" if loop["by_epoch"] else "IterBasedTrainLoop"
-            loop = {**{k: v for k, v in loop.items() if k != "by_epoch"}, "type": kind}
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the training loop: `loops` where the config names mmengine's.
+
+        Raises:
+            InputError: it has both of mmengine's `type` and `by_epoch`, or neither.
+        """
+        if isinstance(loop, dict):
+            loop = dict(loop)
+            if ("type" in loop) == ("by_epoch" in loop):
+                raise InputError(
+                    "config key train_cfg: give either type, the name of a loop, or by_epoch",
+                    code="bad-config",
+                    where="train_cfg",
+                )
+            if "by_epoch" in loop:
+                by_epoch = loop.pop("by_epoch")
+                loop["type"] = "EpochBasedTrainLoop" if by_epoch else "IterBasedTrainLoop"
+            loop["type"] = our_loop(loop["type"])
         return super().build_train_loop(loop)
+
+    def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the validation loop, with the model in the config's `inference_dtype`.
+
+        Raises:
+            InputError: a loop of the user's own, which would compute in float32.
+        """
+        return super().build_val_loop(autocasting_loop(loop, AutocastValLoop, "val_cfg", self.cfg))
+
+    def build_test_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the test loop, as `build_val_loop` does."""
+        return super().build_test_loop(
+            autocasting_loop(loop, AutocastTestLoop, "test_cfg", self.cfg)
+        )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of training; 0 without it. mmengine's builds the training data to tell."""
+        return self._train_loop.epoch if isinstance(self._train_loop, BaseLoop) else 0
+
+    @property
+    def iter(self) -> int:
+        """The iteration of training; 0 without it. mmengine's builds the training data to tell."""
+        return self._train_loop.iter if isinstance(self._train_loop, BaseLoop) else 0
 
     def train(self) -> nn.Module:
         """Train.
 
         Raises:
-            InputError: a data worker or another process of the run was lost.
+            InputError: a DataLoader worker or another rank was lost.
         """
         if is_main_process():
             for part in Path(self.work_dir).glob(".*.part"):  # of a run that was killed
@@ -176,16 +248,16 @@ class Runner(MMEngineRunner):
 
     @contextmanager
     def _concluded(self) -> Iterator[None]:
-        """Leave the terminal and the report in order, however the run ends."""
+        """Close the hooks that have something to close, however the run ends."""
         hooks = [hook for hook in self.hooks if hasattr(hook, "close")]
         try:
-            with worker_deaths_told():
+            with raising_worker_deaths():
                 yield
         except BaseException as error:
             for hook in hooks:
-                with suppress(Exception):  # what ended the run is what has to be said
+                with suppress(Exception):  # what ended the run is what has to be reported
                     hook.close(self)
-            lost = isinstance(error, Exception) and what_was_lost(error)
+            lost = lost_process_error(error) if isinstance(error, Exception) else None
             if lost:
                 raise lost from error
             raise
@@ -193,15 +265,18 @@ class Runner(MMEngineRunner):
             hook.close(self)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
-        """Save whole, with the state of every process; all of them call it at the same point.
+        """Save atomically, with the state of every rank; all of them call it at the same point.
 
-        It takes its name after it has been read back from the disk.
+        The file takes its name after it has been read back from the disk.
 
         Raises:
-            InputError: it cannot be written, or its weights are not finite; what was there is kept.
+            InputError: it cannot be written, the folder is a remote one, or its weights are not
+                finite; what was there is kept.
         """
+        client = args[0] if args else kwargs.get("file_client_args")
+        check_local(out_dir, kwargs.get("backend_args"), client)
         self._gathered = dict(training_state=TrainingState(self).collect())
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = unwrapped(self.model)
         if is_sharded(model):
             save_optimizer = kwargs.get("save_optimizer", True)
             self._gathered |= whole_states(model, self.optim_wrapper, save_optimizer)
@@ -219,24 +294,29 @@ class Runner(MMEngineRunner):
                 check_archive(part)
         except InputError as error:
             raise InputError(
-                f"{error}: the checkpoint is not saved; earlier ones are kept"
+                f"{error}: the checkpoint is not saved; earlier ones are kept",
+                code=error.code,
+                where=error.where or final,
             ) from error
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
-        """Call a hook of all hooks; a checkpoint about to be saved gets the processes' states."""
+        """Call this point of all hooks; a checkpoint about to be saved gets the ranks' states."""
         if fn_name == "before_save_checkpoint":
             kwargs["checkpoint"].update(self._gathered)
         super().call_hook(fn_name, **kwargs)
 
     @property
     def config_path(self) -> Path:
-        """Where the resolved config is: an evaluation's lies beside its log, as the one in the
-        work dir is the training's, to rerun it from."""
+        """Where the resolved config is.
+
+        An evaluation's lies beside its log, as the one in the work dir is the training's, to rerun
+        it from.
+        """
         name = Path(self.cfg.filename or f"{self.timestamp}.py").name
         return Path(self.work_dir if self.cfg.get("train_cfg") else self._log_dir) / name
 
     def dump_config(self) -> None:
-        """Write the resolved config, whole."""
+        """Write the resolved config atomically."""
         if is_main_process():
             write_atomically(self.config_path, self.cfg.pretty_text)
 
@@ -251,7 +331,7 @@ class Runner(MMEngineRunner):
         """
         held, self._last = self._last, None
         checkpoint = held[1] if held and held[0] == filename else read_checkpoint(filename)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model: Any = unwrapped(self.model)
         model = getattr(model, "module", model)  # a TTA model holds the trained one
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         self.logger.info(load_strictly(model, checkpoint, filename))
@@ -260,14 +340,15 @@ class Runner(MMEngineRunner):
         return checkpoint
 
     def _init_model_weights(self) -> None:
-        """Initialise; with `init_from` in the config, from a model of other classes."""
+        """Initialize; with `init_from` in the config, from a model of other classes."""
         if is_sharded(self.model):
             return
-        super()._init_model_weights()
+        with safe_checkpoint_loading():
+            super()._init_model_weights()
         fine_tune(self)
 
     def load_or_resume(self) -> None:
-        """Load or resume as asked; say it if there is nothing to resume from."""
+        """Load or resume as asked; log it if there is nothing to resume from."""
         if self._resume and not self._last and not self._has_loaded:
             self.logger.info(f"no checkpoint to resume from in {self.work_dir}: starting anew")
             self._resume = False
@@ -276,21 +357,23 @@ class Runner(MMEngineRunner):
         super().load_or_resume()
 
     def _maybe_compile(self, target: str) -> None:
-        """Compile the model's parts as the config's `compile` asks; mmengine's own way compiles
-        `target`, the whole step, and breaks at every box."""
+        """Compile the model's parts as the config's `compile` asks.
+
+        mmengine's own way compiles `target`, the whole step, and breaks at every box.
+        """
         options = self.cfg.get("compile")
         if options:
-            model = self.model.module if is_model_wrapper(self.model) else self.model
-            parts = compile_parts(model, **({} if options is True else options))
+            kwargs: dict = {} if options is True else options
+            parts = compile_parts(unwrapped(self.model), **kwargs)
             self.logger.info(f"compiled at their first use: {', '.join(parts)}")
 
     def resume(self, filename: str, *args, **kwargs) -> None:
-        """Go on from a checkpoint as if there had been no break; see `resume.py`."""
+        """Go on from a checkpoint as if there had been no break; see `training_state`."""
         super().resume(filename, *args, **kwargs)
         TrainingState(self).restore(self._resumed_state)
 
     def _log_env(self, env_cfg: dict) -> None:
-        """Say in two lines what the run stands on; the full report goes to a file beside."""
+        """Log two lines about the environment; the full report goes to a file beside the log."""
         env = collect_env()
         if is_main_process():
             report = "\n".join(f"{key}: {value}" for key, value in env.items())
@@ -298,28 +381,16 @@ class Runner(MMEngineRunner):
         device = env.get("GPU 0") or f"CPU, {torch.get_num_threads()} threads"
         self.logger.info(
             f"torch {torch.__version__}, mmengine {env['MMEngine']}, {device}, "
-            f"{self.world_size} process{'es' * (self.world_size > 1)}, seed {self.seed}"
+            f"{self.world_size} rank{'s' * (self.world_size > 1)}, seed {self.seed}"
         )
         self.logger.info(f"resolved config: {self.config_path}")
 
     def get_hooks_info(self) -> str:
-        """The names of the hooks, without the table of every stage."""
+        """Return the names of the hooks, without the table of every stage."""
         return ", ".join(type(hook).__name__ for hook in self.hooks)
 
 
-@LOG_PROCESSORS.register_module()
-class PeakMemoryLogProcessor(LogProcessor):
-    """mmengine's log line, with peak memory in MiB on a machine without a GPU too."""
-
-    def get_log_after_iter(self, runner, batch_idx: int, mode: str) -> tuple[dict, str]:
-        tag, line = super().get_log_after_iter(runner, batch_idx, mode)
-        if not torch.cuda.is_available():
-            tag["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-            line += f"  memory: {tag['memory']}"
-        return tag, line
-
-
 def _start_worker(seed_worker, worker_id: int) -> None:
-    outlive_signals()
+    ignore_group_signals()
     if seed_worker:
         seed_worker(worker_id)

@@ -1,4 +1,4 @@
-"""Weights, gradients and optimizer state divided among the processes: FSDP (arXiv:2304.11277).
+"""Weights, gradients and optimizer state divided among the ranks: FSDP (arXiv:2304.11277).
 
 PyTorch's `fully_shard` (FSDP2) turns every parameter into a DTensor of its own in place, so a
 model keeps its class's methods and the names, shapes and dimensions of its parameters: layer decay,
@@ -6,6 +6,7 @@ the exclusion of biases from weight decay, and checkpoints are what they are wit
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -25,21 +26,21 @@ from torch.optim import Optimizer
 from backbones.errors import InputError
 
 from .layer_decay import NETWORKS
-from .processes import from_all
+from .ranks import all_gather_object
 
 
 def will_be_sharded(config: Config) -> bool:
-    """Whether a run of this config divides its model; evaluations hold all of it."""
+    """Return whether a run of this config divides its model; evaluations hold all of it."""
     return config.get("strategy") == "fsdp" and bool(config.get("train_cfg"))
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard` has divided the model."""
+    """Return whether `shard` has divided the model."""
     return isinstance(model, FSDPModule)
 
 
 def shard(model: nn.Module) -> None:
-    """Divide a model among all processes in place, each unit of ConvNeXt by itself.
+    """Divide a model among all ranks in place, each unit of ConvNeXt by itself.
 
     A block, or a downsampling, is gathered when it is computed and divided again after; the rest,
     neck and heads, together for the length of a step. Loading a state dict of whole tensors goes on
@@ -50,7 +51,11 @@ def shard(model: nn.Module) -> None:
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim == 0:
-            raise InputError(f"--strategy fsdp: {name} has no dimension to divide; use ddp")
+            raise InputError(
+                f"--strategy fsdp: {name} has no dimension to divide; use ddp",
+                code="unsupported",
+                where=name,
+            )
     device = torch.device(get_device())
     for module in model.modules():
         if isinstance(module, BaseDataPreprocessor):
@@ -67,39 +72,43 @@ def divide_loaded_state(optimizer: Optimizer) -> None:
     optimizer.register_load_state_dict_pre_hook(_divide_optimizer_state)
 
 
+# torch.distributed.checkpoint.state_dict has functions for this, but their optimizer states are not
+# those of other runs. Tried with torch 2.11: before the first step `get_optimizer_state_dict` takes
+# one and saves AdamW's step as 1; keys are names where an optimizer has numbers; a state that lacks
+# a parameter without a gradient is refused; and numbered states of whole tensors end in a KeyError,
+# or with `broadcast_from_rank0` stay undivided in part.
 def whole_states(
     model: nn.Module, optim_wrapper: OptimWrapper, save_optimizer: bool = True
-) -> dict[str, dict]:
-    """The weights and the optimizer's state as an undivided run has them, for the main process.
+) -> dict[str, Any]:
+    """Return the weights and the optimizer's state as an undivided run has them, on the main rank.
 
-    One tensor at a time is gathered and moved to the CPU; every process calls it at the same point.
+    One tensor at a time is gathered and moved to the CPU; every rank calls it at the same point.
     """
-    weights = model.state_dict()
-    states = dict(state_dict=_gathered(weights))
+    weights: Any = model.state_dict()
+    states: dict[str, Any] = dict(state_dict=_gathered(weights))
     states["state_dict"]._metadata = weights._metadata  # versions of modules, as PyTorch keeps them
     if save_optimizer:
         states["optimizer"] = _gathered(optim_wrapper.state_dict())
     return states
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor; all of it where it is not divided."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 @HOOKS.register_module()
 class WholeValidationHook(Hook):
-    """Holds the weights of a sharded model whole while it validates.
+    """Hold the weights of a sharded model whole while it validates.
 
-    They are gathered by the first image. So the processes need not run the network equally often,
+    They are gathered by the first image. So the ranks need not run the network equally often,
     which sliding windows over images of different sizes would not do.
     """
 
     priority = "VERY_HIGH"
 
     def before_val(self, runner) -> None:
-        if not min(from_all(len(runner.val_dataloader))):
-            raise InputError("--strategy fsdp: a process has no image to validate; use fewer")
+        if not min(all_gather_object(len(runner.val_dataloader))):
+            raise InputError(
+                "--strategy fsdp: a rank has no image to validate; start fewer processes",
+                code="no-data",
+                where="val_dataloader",
+            )
         runner.model.set_reshard_after_forward(False)
 
     def after_val(self, runner) -> None:
@@ -128,7 +137,7 @@ def _gathered(state: dict) -> dict:
 
 
 def _divided(tensor: Tensor, like: DTensor) -> DTensor:
-    # Every process has read the whole tensor, and keeps a copy of its part alone.
+    # Every rank has read the whole tensor, and keeps a copy of its part alone.
     part = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
     return part.clone()
 

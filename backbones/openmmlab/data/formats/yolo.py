@@ -63,7 +63,7 @@ def find(root: Path) -> Found:
     """Find data.yaml, or the folder of labels where a list of classes lies beside it."""
     for path in files_in(root, ".yaml", ".yml"):
         text = path.read_bytes().replace(b"\0", b"")  # which `_from_yaml` decodes
-        if re.search(rb"^(\xef\xbb\xbf|\xff\xfe|\xfe\xff)?[\"']?names[\"']?\s*:", text, re.M):
+        if re.search(rb"(^|[\r\n])(\xef\xbb\xbf|\xff\xfe|\xfe\xff)?[\"']?names[\"']?\s*:", text):
             return {None: [path]}
     labels = next((f for f in folders_in(root) if f.name.lower() == "labels"), None)
     if labels and any(find_file(root / name) for name in CLASS_FILES):

@@ -1,0 +1,114 @@
+"""All of mmengine's private names that this package relies on.
+
+The functions stand in for public interfaces that mmengine lacks. `PROTECTED` lists what they and
+our subclasses of mmengine's classes use. A test holds every name against the installed release.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from mmengine.runner import (
+    BaseLoop,
+    CheckpointLoader,
+    EpochBasedTrainLoop,
+    IterBasedTrainLoop,
+    Runner,
+    find_latest_checkpoint,
+)
+from mmengine.runner.loops import _update_losses
+
+from backbones.weights import read_checkpoint
+
+update_losses = _update_losses  # of a validation that computes losses too
+
+PROTECTED: dict[type, tuple[str, ...]] = {
+    Runner: (
+        "_has_loaded",
+        "_init_model_weights",
+        "_launcher",
+        "_load_from",
+        "_log_dir",
+        "_log_env",
+        "_maybe_compile",
+        "_randomness_cfg",
+        "_resume",
+        "_train_loop",
+        "_work_dir",
+    ),
+    EpochBasedTrainLoop: ("_decide_current_val_interval", "_epoch", "_iter"),
+    IterBasedTrainLoop: ("_decide_current_val_interval", "_epoch", "_iter"),
+    CheckpointHook: (
+        "_publish_model",
+        "_save_best_checkpoint",
+        "_save_checkpoint_with_step",
+    ),
+    EMAHook: ("_swap_ema_parameters",),
+    BaseModel: ("_run_forward",),
+    OptimWrapper: ("_accumulative_counts",),
+    CheckpointLoader: ("_schemes",),
+}
+
+
+@contextmanager
+def safe_checkpoint_loading() -> Iterator[None]:
+    """Have mmengine read checkpoint files by `read_checkpoint` within the context.
+
+    Modules that are built or initialized may ask mmengine for a file (`init_cfg`, a teacher's
+    weights), and mmengine's own reader runs the code in what it cannot read as plain weights. The
+    reader belongs to the process, so it is put back for everybody else. Tensors stay on the CPU;
+    the model and the optimizer move their own.
+    """
+
+    def load_from_anywhere(filename: str, map_location: object = None) -> Mapping:
+        return read_checkpoint(filename)
+
+    former = CheckpointLoader._schemes
+    CheckpointLoader._schemes = OrderedDict(former)
+    try:
+        CheckpointLoader.register_scheme(
+            prefixes=["", "http://", "https://", "hf-hub:", "timm:"],
+            loader=load_from_anywhere,
+            force=True,
+        )
+        yield
+    finally:
+        CheckpointLoader._schemes = former
+
+
+def accumulative_counts(wrapper: OptimWrapper) -> int:
+    """Return how many iterations mmengine's own accumulation takes for one optimizer step."""
+    return wrapper._accumulative_counts
+
+
+def is_resuming(runner: Runner) -> bool:
+    """Return whether the runner was asked to resume."""
+    return bool(runner._resume)
+
+
+def resumes(runner: Runner) -> bool:
+    """Return whether the runner was asked to resume and there is a checkpoint to resume from."""
+    return bool(runner._resume and (runner._load_from or find_latest_checkpoint(runner.work_dir)))
+
+
+def forward_losses(model: BaseModel, data_batch: object) -> object:
+    """Run the forward pass of a training step."""
+    return model._run_forward(model.data_preprocessor(data_batch, True), mode="loss")
+
+
+def set_iteration(loop: BaseLoop, iteration: int) -> None:
+    """Set the iteration that a training loop goes on from."""
+    loop._iter = iteration  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def decide_val_interval(loop: EpochBasedTrainLoop | IterBasedTrainLoop) -> None:
+    """Have the loop set its validation interval by where it is."""
+    loop._decide_current_val_interval()
+
+
+def swap_averaged_weights(hook: EMAHook) -> None:
+    """Exchange the weights of the model with their moving average."""
+    hook._swap_ema_parameters()
