@@ -1,6 +1,7 @@
 """Start from a model trained on other classes."""
 
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
@@ -83,6 +84,8 @@ def fine_tune(runner: Runner) -> None:
         runner._resume and (runner._load_from or find_latest_checkpoint(runner.work_dir))
     ):
         return
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    classes = runner.train_dataloader.dataset.metainfo.get("classes")
+    model: Any = runner.model
+    model = model.module if is_model_wrapper(model) else model
+    dataset: Any = runner.train_dataloader.dataset
+    classes = dataset.metainfo.get("classes")
     runner.logger.info(load_all_but_classes(model, read_checkpoint(source), source, classes))
