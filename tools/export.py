@@ -26,7 +26,7 @@ def main() -> None:
     from backbones.openmmlab.export.files import OPSET, TARGETS
     from backbones.openmmlab.export.graphs import PARTS
 
-    parser = run_parser(__doc__)
+    parser = run_parser(__doc__ or "")
     parser.add_argument("checkpoint")
     parser.add_argument(
         "--to", choices=TARGETS, required=True, dest="target", help="kind of file to write"

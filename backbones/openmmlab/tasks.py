@@ -6,7 +6,7 @@ the tools ask `task_of` and know neither libraries nor names of heads.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
@@ -94,25 +94,36 @@ class PartRunner(Protocol):
 class Differences(Protocol):
     """How far one image's outputs of a file are from the model's; see `export.differences`."""
 
-    largest: dict[str, float]
-    detections: int
-    unpaired: int
+    @property
+    def largest(self) -> dict[str, float]:
+        """The largest difference by what was compared."""
+        ...
+
+    @property
+    def detections(self) -> int:
+        """How many the model or the file found, whichever found more."""
+        ...
+
+    @property
+    def unpaired(self) -> int:
+        """How many of them only one of the two found."""
+        ...
 
 
 class Comparison(Protocol):
     """What the library itself predicts, to hold an exported file against."""
 
-    def reference(self, batch: dict) -> "list[Tensor]":
+    def reference(self, batch: dict) -> "Sequence[Tensor]":
         """Return the outputs of the library's own prediction in the order of the graph's."""
         ...
 
     def differences(
-        self, reference: "list[Tensor]", outputs: "list[Tensor]", batch: dict
+        self, reference: "Sequence[Tensor]", outputs: "Sequence[Tensor]", batch: dict
     ) -> Differences:
         """Return how far the file's outputs are from the reference."""
         ...
 
-    def sample(self, outputs: "list[Tensor]", batch: dict) -> "BaseDataElement":
+    def sample(self, outputs: "Sequence[Tensor]", batch: dict) -> "BaseDataElement":
         """Return outputs as the data sample that the config's evaluator takes."""
         ...
 
@@ -198,7 +209,7 @@ def register_task(task: Task) -> Task:
     return task
 
 
-def task_of(config: Mapping) -> Task:
+def task_of(config: "Mapping | Config") -> Task:
     """Return the task of a config by its `default_scope`, after importing the task's room.
 
     Raises:
@@ -243,7 +254,7 @@ def task_of_model(model: "nn.Module") -> Task:
 
 def module_at(model: "nn.Module", path: str) -> "nn.Module | None":
     """Return the module at a dotted path, or None where the model has none there."""
-    module = model
+    module: Any = model
     for name in path.split("."):
         module = getattr(module, name, None)
     return module

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS
-from timm.data import ImageNetInfo
+from timm.data.imagenet_info import ImageNetInfo
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -46,7 +46,7 @@ class ClassFolders(ImageFolder):
         folder = Path(data_root) / split
         self.folders, names = self.folders_and_names(folder, classes)
         self.metainfo = dict(classes=names)
-        self.pipeline = Compose(pipeline)
+        self.pipeline: Any = Compose(pipeline)
         super().__init__(str(folder))
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:

@@ -1,12 +1,13 @@
 """Classify images: a network, mixing of its batches and timm's losses."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.structures import LabelData
-from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.data.mixup import Mixup
+from timm.loss.cross_entropy import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor
 
 from backbones.errors import InputError
@@ -39,7 +40,7 @@ class ImageClassifier(BaseModel):
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         data_preprocessor: dict | None = None,
-        init_cfg: dict | list | None = None,
+        init_cfg: Any = None,
     ):
         super().__init__(data_preprocessor, init_cfg)
         if "num_classes" in network:
@@ -84,7 +85,7 @@ class ImageClassifier(BaseModel):
         scores = logits.float().softmax(dim=1)
         return [LabelData(scores=row, label=row.argmax(0, keepdim=True)) for row in scores]
 
-    def loss(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def loss(self, inputs: Tensor, labels: Any) -> dict[str, Tensor]:
         """Return the loss of a batch, mixed first where the config says so.
 
         Raises:

@@ -43,7 +43,7 @@ def run_parts(model: Any, image: Tensor, run: PartRunner) -> None:
     maps = run("backbone", model.backbone, image)
     if model.with_neck:
         maps = run("neck", model.neck, maps)
-    if not isinstance(model, TwoStageDetector):
+    if not has_regions(model):
         run_dense_heads(model, maps, image, run)
         return
     _refuse_other_heads(model)
@@ -57,6 +57,11 @@ def run_parts(model: Any, image: Tensor, run: PartRunner) -> None:
             if model.roi_head.with_shared_head:
                 features = run("shared_head", model.roi_head.shared_head, features)
             run(name, head, features)
+
+
+def has_regions(model: Any) -> bool:
+    """Return whether a detector has heads for regions."""
+    return isinstance(model, TwoStageDetector)
 
 
 def _refuse_other_heads(model: Any) -> None:
@@ -113,7 +118,7 @@ def blank_samples(images: Tensor) -> list[DetDataSample]:
     return [DetDataSample(metainfo={**meta, "scale_factor": (1.0, 1.0)}) for _ in images]
 
 
-def region_heads(model: Any, name: str) -> list[tuple[nn.Module, nn.Module]]:
+def region_heads(model: Any, name: str) -> list[tuple[Any, Any]]:
     """Return the heads of a two-stage detector's stages, each with its RoI extractor.
 
     Args:

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from mmdet.models.dense_heads import RPNHead
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
-from mmengine.config import ConfigDict
 from torch import Tensor, nn
-from torchvision.ops import nms, roi_align
+from torchvision.ops.boxes import nms
+from torchvision.ops.roi_align import roi_align
 
 from backbones.errors import InputError
 
-from .roi_heads import CascadeMaskRoIHead, FloatRoIExtractor, MaskRoIHead
+from .roi_heads import CascadeMaskRoIHead, MaskRoIHead
 
 
 class DetectorGraph(nn.Module):
@@ -35,7 +35,7 @@ class DetectorGraph(nn.Module):
         super().__init__()
         _check(model)
         self.preprocessing = preprocessing
-        self.model = model
+        self.model: Any = model
         roi_head = model.roi_head
         self.outputs = ("dets", "labels", "masks") if roi_head.with_mask else ("dets", "labels")
         cascade = isinstance(roi_head, CascadeMaskRoIHead)
@@ -52,7 +52,8 @@ class DetectorGraph(nn.Module):
         )
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-        size = input.shape[2:]
+        height, width = input.shape[2:]
+        size = (height, width)
         maps = self.model.extract_feat(self.preprocessing(input))
         rois = _with_image(self.propose(maps, size))
         boxes, scores, labels = self.detect(maps, rois, size)
@@ -107,7 +108,7 @@ class DetectorGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes (n, 4), scores and labels (n,) of RoIs (m, 5), by descending score."""
         config = self.model.roi_head.test_cfg
-        total = 0
+        total: Any = 0
         for stage, (extractor, head) in enumerate(
             zip(self.box_extractors, self.boxes, strict=True), start=1
         ):
@@ -147,7 +148,7 @@ def _with_image(boxes: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
 
 
-def _extract(extractor: FloatRoIExtractor, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:
+def _extract(extractor: Any, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:
     """Extract features (n, C, h, w) of RoIs (n, 5), level by level, in float32."""
     maps = maps[: extractor.num_inputs]
     levels = extractor.map_roi_levels(rois, len(maps))
@@ -171,9 +172,7 @@ def _extract(extractor: FloatRoIExtractor, maps: tuple[Tensor, ...], rois: Tenso
     return features.to(maps[0].dtype)
 
 
-def _decode(
-    coder: DeltaXYWHBBoxCoder, boxes: Tensor, deltas: Tensor, size: tuple[int, int]
-) -> Tensor:
+def _decode(coder: Any, boxes: Tensor, deltas: Tensor, size: tuple[int, int]) -> Tensor:
     """Move and scale boxes (n, 4) by deltas (n, 4) and clip them (mmdet's delta2bbox)."""
     deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
     limit = abs(log(16 / 1000))
@@ -185,7 +184,7 @@ def _decode(
     return torch.stack([corners[:, i].clamp(0, height if i % 2 else width) for i in range(4)], 1)
 
 
-def _keep(boxes: Tensor, scores: Tensor, groups: Tensor, config: ConfigDict) -> Tensor:
+def _keep(boxes: Tensor, scores: Tensor, groups: Tensor, config: Any) -> Tensor:
     """Return indices of the boxes that suppression within each group keeps, the best first.
 
     mmcv's batched_nms: groups are moved apart by more than the largest coordinate.
@@ -197,7 +196,7 @@ def _keep(boxes: Tensor, scores: Tensor, groups: Tensor, config: ConfigDict) -> 
     return nms(apart, scores, threshold)[: config.max_per_img]
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: Any) -> None:
     """Refuse what the graph would compute differently from the model."""
     roi_head = getattr(model, "roi_head", None)
     if not isinstance(roi_head, CascadeMaskRoIHead | MaskRoIHead):
@@ -208,7 +207,7 @@ def _check(model: nn.Module) -> None:
             code="unsupported",
             where=name,
         )
-    rpn = model.rpn_head
+    rpn: Any = model.rpn_head
     if not isinstance(rpn, RPNHead) or not rpn.use_sigmoid_cls:
         raise InputError(
             f"rpn_head: a {type(rpn).__name__} without sigmoid scores cannot be exported",
@@ -222,7 +221,8 @@ def _check(model: nn.Module) -> None:
     ]
     checks += [(not head.custom_cls_channels, "loss_cls with an activation") for head in heads]
     checks.append((not roi_head.with_shared_head, "roi_head.shared_head"))
-    for config, name in ((rpn.test_cfg, "rpn"), (roi_head.test_cfg, "rcnn")):
+    settings: list[tuple[Any, str]] = [(rpn.test_cfg, "rpn"), (roi_head.test_cfg, "rcnn")]
+    for config, name in settings:
         kind = config.nms.get("type", "nms")
         if kind != "nms":
             raise InputError(

@@ -1,5 +1,7 @@
 """Augment detectors with masks at test time, which mmdet 3 leaves out."""
 
+from typing import Any
+
 import torch
 from mmdet.models.layers import multiclass_nms
 from mmdet.structures import DetDataSample
@@ -32,6 +34,7 @@ class MaskTTAModel(BaseTTAModel):
 
     def __init__(self, module: dict):
         super().__init__(module)
+        self.module: Any
         if not hasattr(getattr(self.module, "roi_head", None), "mask_probabilities"):
             name = type(self.module).__name__
             raise InputError(
@@ -66,9 +69,7 @@ class MaskTTAModel(BaseTTAModel):
             self._add_masks([sample.pred_instances for sample in merged], maps, metas)
         return merged
 
-    def merge_preds(
-        self, data_samples_list: list[tuple[DetDataSample, ...]]
-    ) -> list[DetDataSample]:
+    def merge_preds(self, data_samples_list: list[tuple[Any, ...]]) -> list[DetDataSample]:
         """Merge each image's views into one sample, with boxes in pixels of the original image.
 
         Args:
@@ -81,7 +82,7 @@ class MaskTTAModel(BaseTTAModel):
             found = [view for view in views if len(view.pred_instances.bboxes)]
             sample = views[0].new()
             if found:
-                boxes, labels = multiclass_nms(
+                boxes, labels, *_ = multiclass_nms(
                     torch.cat([_flip(v.pred_instances.bboxes, v.metainfo) for v in found]),
                     torch.cat([v.pred_instances.scores for v in found]),
                     settings.score_thr,
@@ -98,12 +99,12 @@ class MaskTTAModel(BaseTTAModel):
         return merged
 
     def _add_masks(
-        self, results: list[InstanceData], maps: list[tuple[Tensor, ...]], metas: list[list[dict]]
+        self, results: list[Any], maps: list[tuple[Tensor, ...]], metas: list[list[dict]]
     ) -> None:
         head = self.module.roi_head
         counts = [len(instances) for instances in results]
         labels = torch.cat([instances.labels for instances in results])
-        probabilities = 0
+        probabilities: Any = 0
         for x, view in zip(maps, metas, strict=True):
             boxes = [
                 _flip(instances.bboxes, meta)

@@ -3,6 +3,8 @@
 Weights, losses and detections are those of the mmdet classes they derive from.
 """
 
+from typing import Any
+
 import torch
 from mmcv.cnn.bricks import wrappers
 from mmcv.ops import RoIAlign
@@ -14,7 +16,6 @@ from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.models.utils import empty_instances
 from mmdet.structures.bbox import bbox2roi
 from mmengine.registry import MODELS
-from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from backbones.ops.cpu_path import cpu_path_applies
@@ -47,14 +48,16 @@ class FloatRoIExtractor(SingleRoIExtractor):
             rois: image index and x1, y1, x2, y2 in pixels of the image.
             roi_scale_factor: factor about the boxes' centres; as in mmdet, one map has none.
         """
+        roi_layers: Any = self.roi_layers
         dtype = feats[0].dtype
         exact = torch.promote_types(dtype, torch.float32)
         feats = tuple(x.to(exact) for x in feats)
         rois = rois.to(exact)
-        layer = self.roi_layers[0]
+        layer = roi_layers[0]
         averages = isinstance(layer, RoIAlign) and layer.pool_mode == "avg"
         if not averages or not rois.is_cpu:
-            return super().forward(feats, rois, roi_scale_factor).to(dtype)
+            maps: Any = feats
+            return super().forward(maps, rois, roi_scale_factor).to(dtype)
         levels = self.map_roi_levels(rois, len(feats))
         if roi_scale_factor is not None and len(feats) > 1:
             rois = self.roi_rescale(rois, roi_scale_factor)
@@ -62,7 +65,7 @@ class FloatRoIExtractor(SingleRoIExtractor):
             feats,
             rois,
             levels,
-            [layer.spatial_scale for layer in self.roi_layers[: len(feats)]],
+            [layer.spatial_scale for layer in roi_layers[: len(feats)]],
             layer.output_size,
             sampling_ratio=layer.sampling_ratio,
             aligned=layer.aligned,
@@ -92,14 +95,19 @@ class FloatBBoxHead(ConvFCBBoxHead):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return class scores (n, classes + 1) and deltas of RoI features (n, C, h, w)."""
         chunked = self.num_shared_convs and cpu_path_applies(x, gradients=False)
-        parts = x.split(CHUNK) if chunked else [x]
-        outputs = zip(*map(super().forward, parts), strict=True)
-        return tuple(_exact(torch.cat(part)) for part in outputs)
+        parts: Any = x.split(CHUNK) if chunked else [x]
+        outputs: list[Any] = [super(FloatBBoxHead, self).forward(part) for part in parts]
+        scores, deltas = (torch.cat(part) for part in zip(*outputs, strict=True))
+        return _exact(scores), _exact(deltas)
 
 
 @MODELS.register_module()
 class ClassMaskHead(FCNMaskHead):
     """mmdet's FCNMaskHead that can compute the map of each RoI's own class alone."""
+
+    convs: Any
+    conv_logits: Any
+    upsample: Any
 
     def probabilities(self, x: Tensor, labels: Tensor) -> Tensor:
         """Return the probability (n, h, w), in float32 or wider, that a RoI's cell is its object's.
@@ -177,13 +185,17 @@ def _interpolation(sides: Tensor, first: int, last: int, cells: int) -> Tensor:
 class _ClassMasks:
     """Predict masks from `mask_probabilities`, for both RoI heads."""
 
+    test_cfg: Any
+    last_mask_head: Any
+    mask_probabilities: Any
+
     def predict_mask(
         self,
         x: tuple[Tensor, ...],
         batch_img_metas: list[dict],
-        results_list: list[InstanceData],
+        results_list: list[Any],
         rescale: bool = False,
-    ) -> list[InstanceData]:
+    ) -> list[Any]:
         """Add `masks` (n, H, W) to each image's instances; scale their boxes if `rescale`.
 
         Args:
@@ -222,6 +234,10 @@ class _ClassMasks:
 class MaskRoIHead(_ClassMasks, StandardRoIHead):
     """mmdet's StandardRoIHead that in inference computes the predicted class's mask alone."""
 
+    mask_head: Any
+    mask_roi_extractor: Any
+    shared_head: Any
+
     @property
     def last_mask_head(self) -> ClassMaskHead:
         """The mask head that pastes."""
@@ -238,6 +254,10 @@ class MaskRoIHead(_ClassMasks, StandardRoIHead):
 @MODELS.register_module()
 class CascadeMaskRoIHead(_ClassMasks, CascadeRoIHead):
     """mmdet's CascadeRoIHead that in inference computes the predicted class's mask alone."""
+
+    mask_head: Any
+    mask_roi_extractor: Any
+    shared_head: Any
 
     @property
     def last_mask_head(self) -> ClassMaskHead:

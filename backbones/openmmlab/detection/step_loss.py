@@ -3,13 +3,12 @@
 from typing import Any
 
 import torch
-from mmdet.models.detectors import TwoStageDetector
 from mmengine.config import Config
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils._pytree import tree_leaves
 
-from .complexity import region_features, region_heads, run_dense_heads
+from .complexity import has_regions, region_features, region_heads, run_dense_heads
 
 
 def step_loss(model: Any, batch: Tensor, config: Config) -> Tensor:
@@ -24,7 +23,7 @@ def step_loss(model: Any, batch: Tensor, config: Config) -> Tensor:
         config: whose train_cfg has the samplers.
     """
     maps = model.extract_feat(batch)
-    if not isinstance(model, TwoStageDetector):
+    if not has_regions(model):
         outputs = run_dense_heads(model, maps, batch, _run)
         return _sum(_squares(outputs))
     losses: list[Tensor] = []

@@ -12,7 +12,6 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, FUNCTIONS
-from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from backbones.errors import InputError
@@ -115,18 +114,19 @@ class Images:
         chosen = np.linspace(0, len(self.dataset) - 1, min(count, len(self.dataset)))
         self.indices = sorted(set(chosen.round().astype(int).tolist()))
         collate = config.test_dataloader.get("collate_fn", dict(type="pseudo_collate"))
-        self._collate = FUNCTIONS.get(collate["type"])
+        self._collate: Any = FUNCTIONS.get(collate["type"])
 
     def __iter__(self) -> Iterator[dict]:
         """Yield batches of one image as the test loader makes them, new ones each time."""
         for index in self.indices:
             yield self._collate([self.dataset[index]])
 
-    def evaluate(self, samples: Sequence[BaseDataElement]) -> dict[str, float]:
+    def evaluate(self, samples: Sequence[Any]) -> dict[str, float]:
         """Return the task's main metrics of predictions for these images, and for no others."""
         evaluator = Evaluator(self._config.test_evaluator)
         evaluator.dataset_meta = self.dataset.metainfo
-        for metric in evaluator.metrics:
+        metrics: Any = evaluator.metrics
+        for metric in metrics:
             if hasattr(metric, "img_ids"):  # COCO's would count all images of the file as missed
                 metric.img_ids = [sample.img_id for sample in samples]
         logger = MMLogger.get_current_instance()

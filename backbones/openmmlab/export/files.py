@@ -93,7 +93,7 @@ def write_onnx(
     weights = sum(t.numel() * t.element_size() for t in program.state_dict.values())
     try:
         with _quiet():
-            converted = torch.onnx.export(
+            converted: Any = torch.onnx.export(
                 program,
                 dynamo=True,
                 input_names=list(graph.inputs),
@@ -150,7 +150,7 @@ def open_onnx(path: Path, *, optimised: bool = True) -> Run:
     options.log_severity_level = 3
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images})
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -198,7 +199,7 @@ def _pretrained(recipe: str) -> tuple[str, ...]:
     )
     keys = ("checkpoint", "init_from") if resumed else ("checkpoint", "init_from", "load_from")
     for node in ast.walk(tree):
-        named: list[tuple[str | None, ast.expr]] = []
+        named: list[tuple[Any, ast.expr]] = []
         if isinstance(node, ast.Call):
             named = [(keyword.arg, keyword.value) for keyword in node.keywords]
         elif isinstance(node, ast.Dict):

@@ -1,5 +1,7 @@
 """Compute the loss of mmseg's decode heads on a CPU without logits at the labels' size."""
 
+from typing import Any
+
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses.cross_entropy_loss import CrossEntropyLoss, cross_entropy
@@ -10,7 +12,7 @@ from backbones.ops.upsampled_cross_entropy import upsampled_cross_entropy
 
 
 def decode_loss(
-    head: BaseDecodeHead, inputs: tuple[Tensor, ...], data_samples: list[SegDataSample]
+    head: Any, inputs: tuple[Tensor, ...], data_samples: list[SegDataSample]
 ) -> dict[str, Tensor]:
     """Return the losses and accuracy of `head.loss`, for heads that `enlarges_by_blocks` accepts.
 
@@ -29,6 +31,7 @@ def decode_loss(
     # Sums without pixels are divided by this in mmseg.
     eps = torch.finfo(torch.float32).eps
     losses: dict[str, Tensor] = {}
+    right = logits.new_zeros((), dtype=torch.long)
     for loss in _losses(head):
         weight = loss.class_weight
         weight = None if weight is None else torch.tensor(weight, dtype=torch.float64)
@@ -49,9 +52,9 @@ def decode_loss(
     return losses
 
 
-def is_unlabelled(head: BaseDecodeHead, data_samples: list[SegDataSample]) -> bool:
+def is_unlabelled(head: Any, data_samples: list[Any]) -> bool:
     """Return whether the head ignores all pixels of a batch, and its losses may be left out."""
-    kind = type(head)
+    kind: Any = type(head)
     return (
         kind.loss is BaseDecodeHead.loss
         and kind.loss_by_feat is BaseDecodeHead.loss_by_feat
@@ -61,7 +64,7 @@ def is_unlabelled(head: BaseDecodeHead, data_samples: list[SegDataSample]) -> bo
     )
 
 
-def zero_loss(head: BaseDecodeHead, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def zero_loss(head: Any, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """Return losses of 0 with gradients of 0, under the names of `head.loss`.
 
     For a batch whose pixels are all ignored, mmseg's sigmoid cross entropy and Lovasz losses can be
@@ -75,9 +78,9 @@ def zero_loss(head: BaseDecodeHead, inputs: tuple[Tensor, ...]) -> dict[str, Ten
     }
 
 
-def enlarges_by_blocks(head: nn.Module) -> bool:
+def enlarges_by_blocks(head: Any) -> bool:
     """Return whether a head's loss is the mean cross entropy of its enlarged logits alone."""
-    kind = type(head)
+    kind: Any = type(head)
     return (
         isinstance(head, BaseDecodeHead)
         and kind.loss is BaseDecodeHead.loss
@@ -92,6 +95,6 @@ def enlarges_by_blocks(head: nn.Module) -> bool:
     )
 
 
-def _losses(head: BaseDecodeHead) -> list[nn.Module]:
+def _losses(head: Any) -> list[Any]:
     losses = head.loss_decode
     return list(losses) if isinstance(losses, nn.ModuleList) else [losses]

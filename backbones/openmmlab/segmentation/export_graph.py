@@ -55,7 +55,7 @@ class SegmentorGraph(nn.Module):
 class AveragePool(nn.Module):
     """`nn.AdaptiveAvgPool2d` for maps of dynamic size, as two matrix products."""
 
-    def __init__(self, output_size: int | tuple[int, int]):
+    def __init__(self, output_size: Any):
         super().__init__()
         self.size = output_size if isinstance(output_size, tuple) else (output_size, output_size)
 

@@ -1,8 +1,10 @@
 """Provide decode heads: UperNet's in factorised form, and a linear one."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule, build_norm_layer
+from mmcv.cnn import build_norm_layer
 from mmengine.registry import MODELS
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.decode_heads.uper_head import UPerHead
@@ -34,7 +36,7 @@ class LinearHead(BaseDecodeHead):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return logits (N, num_classes, H, W) of the map (N, in_channels, H, W)."""
-        x = self._transform_inputs(inputs)
+        x: Any = self._transform_inputs(inputs)
         if self.dropout is not None:
             x = self.dropout(x)
         return self.conv_seg(self.norm(x))
@@ -75,7 +77,7 @@ class FactorizedUPerHead(UPerHead):
         x = inputs[-1]
         return self._convolve(self.bottleneck, [x, *(pooling(x) for pooling in self.psp_modules)])
 
-    def _forward_feature(self, inputs: tuple[Tensor, ...]) -> Tensor:
+    def _forward_feature(self, inputs: Any) -> Tensor:
         if not self.factorize:
             return super()._forward_feature(inputs)
         inputs = self._transform_inputs(inputs)
@@ -90,9 +92,10 @@ class FactorizedUPerHead(UPerHead):
         del x  # as large as the fusion's result, which is where the peak is
         return self._convolve(self.fpn_bottleneck, maps)
 
-    def _convolve(self, module: ConvModule, maps: list[Tensor]) -> Tensor:
+    def _convolve(self, module: Any, maps: list[Tensor]) -> Tensor:
         """Apply a module's convolution to maps resized to the first, then norm and activation."""
-        conv, norm = module.conv, module.norm if module.with_norm else None
+        conv: Any = module.conv
+        norm: Any = module.norm if module.with_norm else None
         weight, bias = conv.weight, conv.bias
         if _is_constant(norm):
             weight, bias = fuse_conv_bn_weights(
@@ -112,7 +115,7 @@ class FactorizedUPerHead(UPerHead):
         return module.activate(x)
 
 
-def _is_constant(norm: nn.Module | None) -> bool:
+def _is_constant(norm: Any) -> bool:
     """Return whether a norm is a fixed affine map of each channel and needs no gradients."""
     return (
         isinstance(norm, _BatchNorm)

@@ -1,5 +1,7 @@
 """Check each batch's labels against the decode head's classes."""
 
+from typing import Any
+
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -24,8 +26,9 @@ class LabelRangeHook(Hook):
     priority = "VERY_HIGH"
 
     def _check(self, runner: Runner, data_batch: dict | None) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        head = getattr(model, "module", model).decode_head  # a TTA model holds the segmentor
+        model: Any = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        head: Any = getattr(model, "module", model).decode_head  # a TTA model holds the segmentor
         head = head[-1] if isinstance(head, nn.ModuleList) else head
         for sample in (data_batch or {}).get("data_samples", ()):
             sample = sample[0] if isinstance(sample, list) else sample

@@ -53,6 +53,9 @@ class SlidingWindowSegmentor(EncoderDecoder):
                 code="bad-value",
                 where="windows_per_batch",
             )
+        self.test_cfg: Any
+        self.decode_head: Any
+        self.auxiliary_head: Any
         self.windows_per_batch = windows_per_batch
         self.keep_logits = keep_logits
 
@@ -106,10 +109,12 @@ class SlidingWindowSegmentor(EncoderDecoder):
     def _predict(
         self, inputs: Tensor, data_samples: list[SegDataSample] | None
     ) -> list[SegDataSample]:
-        shape = inputs.shape[2:]
+        shape = _size(inputs)
         if data_samples is None:
-            meta = dict(ori_shape=shape, img_shape=shape, pad_shape=shape, padding_size=[0] * 4)
-            metas = [meta] * len(inputs)
+            # mmseg asks whether the size is a torch.Size.
+            whole = inputs.shape[2:]
+            meta = dict(ori_shape=whole, img_shape=whole, pad_shape=whole, padding_size=[0] * 4)
+            metas: list[dict] = [meta] * len(inputs)
         else:
             metas = [sample.metainfo for sample in data_samples]
         slides = self.test_cfg.get("mode", "whole") == "slide"
@@ -123,7 +128,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
             return results
         else:
             logits = self.inference(inputs, metas)
-            size = logits.shape[2:]
+            size = _size(logits)
         return self._label(logits, size, data_samples)
 
     def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
@@ -150,8 +155,8 @@ class SlidingWindowSegmentor(EncoderDecoder):
             self._add_windows(band, inputs[:, :, row], windows, metas)
             done = end - row.start  # rows that no window below covers
             finished = band[:, :, :done].div_(count[row.start : end].to(band))
-            found = self._label(finished, finished.shape[2:], None)
-            labels.append(torch.stack([one.pred_sem_seg.data for one in found]))
+            found = self._label(finished, _size(finished), None)
+            labels.append(torch.stack([_labels(one) for one in found]))
             for classes in _class_blocks(band, band.shape[2:].numel()):
                 band[:, classes, :-done] = band[:, classes, done:].clone()
             band[:, :, -done:] = 0
@@ -180,13 +185,14 @@ class SlidingWindowSegmentor(EncoderDecoder):
         for start in range(0, len(windows), at_once):
             part = windows[start : start + at_once]
             crops = torch.cat([inputs[:, :, row, column] for row, column in part])
-            size = crops.shape[2:]
+            size = _size(crops)
             if self._resizes_as_all_heads:
                 results = self.decode_head(self.extract_feat(crops)).contiguous()
             else:
-                results = self.encode_decode(crops, [{**metas[0], "img_shape": size}])
+                # A torch.Size: mmseg takes any other for a padded image's and looks for pad_shape.
+                results = self.encode_decode(crops, [{**metas[0], "img_shape": crops.shape[2:]}])
             for result, (row, column) in zip(results.chunk(len(part)), part, strict=True):
-                for classes in _class_blocks(result, size.numel()):
+                for classes in _class_blocks(result, size[0] * size[1]):
                     block = self._resize(result[:, classes], size)
                     logits[:, classes, row, column] += block
 
@@ -194,7 +200,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
         self, seg_logits: Tensor, data_samples: list[SegDataSample] | None = None
     ) -> list[SegDataSample]:
         """Make results of logits (N, classes, H, W) at the size of the input."""
-        return self._label(seg_logits, seg_logits.shape[2:], data_samples)
+        return self._label(seg_logits, _size(seg_logits), data_samples)
 
     def _label(
         self, logits: Tensor, size: tuple[int, int], data_samples: list[SegDataSample] | None
@@ -263,6 +269,15 @@ class SlidingWindowSegmentor(EncoderDecoder):
             head.predict is BaseDecodeHead.predict
             and head.predict_by_feat is BaseDecodeHead.predict_by_feat
         )
+
+
+def _labels(sample: Any) -> Tensor:
+    return sample.pred_sem_seg.data
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    height, width = images.shape[2:]
+    return height, width
 
 
 def _is_unchanged(meta: dict, shape: tuple[int, int]) -> bool:

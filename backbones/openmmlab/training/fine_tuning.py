@@ -1,6 +1,7 @@
 """Start from a model trained on other classes."""
 
 from pathlib import Path
+from typing import Any
 
 from mmengine.runner import Runner
 from torch import nn
@@ -57,5 +58,6 @@ def fine_tune(runner: Runner) -> None:
     if not source or resumes(runner):
         return
     model = unwrapped(runner.model)
-    classes = runner.train_dataloader.dataset.metainfo.get("classes")
+    dataset: Any = runner.train_dataloader.dataset
+    classes = dataset.metainfo.get("classes")
     runner.logger.info(load_all_but_classes(model, read_checkpoint(source), source, classes))
