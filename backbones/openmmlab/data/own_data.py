@@ -143,7 +143,7 @@ def _are_config_maps(
             try:
                 labels = read_label_map(Path(path))
             except OSError:
-                return False
+                continue  # the run names it, or skips it where that is asked for
             if labels.ndim > 2 or labels.dtype.kind not in "bui":
                 return False  # colours, which need a palette
             values = set(np.unique(labels).tolist())
