@@ -15,8 +15,7 @@ model = dict(
         type="ModernizedResNetClassifier",
         regime="resnet50",
         step="separate_downsampling",
-        depths=(2, 2, 6, 2),
-        width=32,
+        design=dict(depths=(2, 2, 6, 2), width=32),
     ),
 )
 default_hooks = dict(checkpoint=dict(interval=1))

@@ -17,6 +17,7 @@ from support.oracles import randomise
 from support.running import REPOSITORY
 from torch import Tensor
 
+from backbones import fuse
 from backbones.convnext import Block, ConvNeXt
 from backbones.ops import norm_mlp
 from backbones.ops.processor import computes_natively, onednn_linear_applies
@@ -100,7 +101,7 @@ def test_settings_are_read_in_every_call(dtype):
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
     x = torch.randn(1, 9, 7, 8)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-        assert block.goes_by_rows(x)
+        assert block.takes_cpu_path(x)
         for function in (block, compiled):
             on, called = calls(function, x)
             assert ("mkldnn::_linear_pointwise" in called) == onednn_linear_applies(x.to(dtype))
@@ -138,7 +139,7 @@ def test_a_network_moves_to_another_machine(tmp_path):
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = network(x)
-        fused = network.fuse(torch.bfloat16)
+        fused = fuse(network, torch.bfloat16)
         here = [
             ((ours - theirs).norm() / theirs.norm()).item()
             for ours, theirs in zip(fused(x), expected, strict=True)

@@ -68,7 +68,8 @@ class TestMistakes:
             importlib.util, "find_spec", lambda name, *rest: name != "gradio" and find(name, *rest)
             or None,
         )  # fmt: skip
-        self.refused(words=r"needs gradio.*: pip install 'convnext-dense-prediction\[demo\]'")
+        outcome = run_here("demo.py", DETECTION, "x.pth")
+        assert_error(outcome, "missing-package", "gradio", "convnext-dense-prediction[demo]")
 
 
 @contextmanager
