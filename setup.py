@@ -21,7 +21,7 @@ VERSION = re.search(r'__version__ = "(.+)"', Path("backbones/__init__.py").read_
 
 setup(
     name="convnext-dense-prediction",
-    version="0.1.0",
+    version=VERSION,
     description="ConvNeXt backbones for detection and segmentation with OpenMMLab",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
