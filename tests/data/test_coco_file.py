@@ -137,7 +137,7 @@ class TestMasks:
                 if mask.any():
                     assert box_of(sound, size) == coco_mask.toBbox(code).tolist()
             # A count less or more anywhere fills another number of pixels.
-            for i in range(len(runs)):
+            for i in {*range(min(len(runs), 40)), len(runs) // 2, len(runs) - 1}:
                 for other in (-1, 1):
                     wrong = runs.copy()
                     wrong[i] += other
