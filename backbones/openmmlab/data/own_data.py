@@ -173,7 +173,7 @@ def _are_config_maps(
 def _pairs_of(config: Config, dataset: dict, root: Path) -> list[tuple[str, str]]:
     """List images and label maps as the config's data set would find them."""
     built = dataset_class(dataset, config.get("default_scope"))
-    arguments = {k: v for k, v in dataset.items() if k not in ("type", "pipeline")}
+    arguments = {k: v for k, v in dataset.items() if k not in ("type", "pipeline", "_scope_")}
     arguments |= dict(data_root=str(root), lazy_init=True, pipeline=[])
     infos: list[dict[str, Any]] = built(**arguments).load_data_list()
     return [(info["img_path"], info.get("seg_map_path") or "") for info in infos]
