@@ -22,8 +22,8 @@ from backbones.roadmap import STEPS
 DEMO = REPOSITORY / "configs" / "classification" / "roadmap_demo.py"
 NARROW = dict(depths=(1, 1, 1, 1), width=8)
 OPTIONS = [
-    "model.network.depths=[1,1,1,1]",
-    "model.network.width=8",
+    "model.network.design.depths=[1,1,1,1]",
+    "model.network.design.width=8",
     "train_dataloader.batch_size=16",
     "train_dataloader.num_workers=0",
     "train_dataloader.persistent_workers=False",
