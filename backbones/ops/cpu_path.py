@@ -27,7 +27,7 @@ def cpu_path_applies(
         autocast: the kernel casts as autocast would.
         compiling: torch.compile can take the kernel into a graph.
     """
-    if not all(tensor.is_cpu for tensor in tensors) or not tensors[0].numel():
+    if not all(tensor.is_cpu for tensor in tensors):
         return False
     if dtypes is not None and any(tensor.dtype not in dtypes for tensor in tensors):
         return False
@@ -37,7 +37,8 @@ def cpu_path_applies(
         return False
     if torch.compiler.is_compiling() and not (compiling and torch.compiler.is_dynamo_compiling()):
         return False
-    if torch.jit.is_tracing():
+    # The size comes last: in an exported graph it may depend on the data.
+    if torch.jit.is_tracing() or not tensors[0].numel():
         return False
     return all(type(layer) is kind and not _hooked(layer) for layer, kind in layers)
 
