@@ -102,11 +102,3 @@ def assert_error(outcome: Outcome, code: str, *names: object) -> None:
     assert outcome.code == code, outcome.last_line
     for name in names:
         assert str(name) in outcome.last_line, outcome.last_line
-
-
-def assert_refused(outcome: Outcome, *words: str) -> None:
-    assert outcome.status == 2, outcome.err
-    assert "Traceback" not in outcome.err
-    assert outcome.last_line.startswith("error: ")
-    for word in words:
-        assert re.search(word, outcome.last_line), outcome.last_line

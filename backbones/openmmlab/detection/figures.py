@@ -16,7 +16,7 @@ from backbones.openmmlab.prediction.drawing import draw_instances
 from .coco_ap import CocoAP, ground_truth
 
 SIZES = ("all", "small", "medium", "large")
-SCORE = 0.3  # least score of a detection that counts: that of mmdet's confusion matrix
+SCORE = 0.3  # minimum score of a detection that counts, as in mmdet's confusion matrix
 IOU = 0.5
 IOUS = 10  # thresholds of COCO's AP: 0.50, 0.55, ... 0.95
 CLASSES_WITH_CURVES = 100
