@@ -78,8 +78,11 @@ def build(library, scope: str, name: str, **changes):
     model.backbone = dict(type="ConvNeXt", arch="atto", out_indices=indices)
     config = Config(dict(model=narrow(model.to_dict())))
     config.merge_from_dict({f"model.{key}": value for key, value in changes.items()})
+    torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(scope):
-        return MODELS.build(config.model)
+        model = MODELS.build(config.model)
+    model.init_weights()  # DETRs leave embeddings uninitialised until then
+    return model
 
 
 def detector(name: str):
