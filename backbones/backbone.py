@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +107,7 @@ class Backbone(BaseModule):
         """Yield the map (N, C, H / s, W / s) of each level in turn, before its output norm."""
         raise NotImplementedError
 
-    def load(self, checkpoint: str, **options: object) -> None:
+    def load(self, checkpoint: str, **options: Any) -> None:
         """Load pretrained weights, all of them or none; `init_cfg` holds the arguments."""
         raise NotImplementedError
 

@@ -9,8 +9,9 @@ and the depthwise convolution reads the same memory as a channels-last (N, C, H,
 to change layout. `Block.branch` defines a block; `Block.cpu_branch` computes it faster on a CPU.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ class Block(nn.Module):
         branch = self.fastest_branch
         if self.with_cp and torch.is_grad_enabled():
             branch = partial(checkpoint, branch, use_reentrant=False)
-        return add_branch(x, branch, drop_rate)
+        return add_branch(x, cast("Callable[[Tensor], Tensor]", branch), drop_rate)
 
     def branch(self, x: Tensor) -> Tensor:
         """Compute the residual branch of (N, H, W, C) by calling its layers, hooks included."""
@@ -96,10 +97,9 @@ class Block(nn.Module):
         """Compute `branch`, and the residual sum where it is given, faster on a CPU."""
         x = depthwise_conv2d(x, self.dwconv.weight, self.dwconv.bias)
         norm, first, second = self.norm, self.pwconv1, self.pwconv2
-        weights = (norm.weight, norm.bias, norm.eps, first.weight, first.bias)
         grn = {} if self.grn is None else dict(grn_gamma=self.grn.gamma, grn_beta=self.grn.beta)
-        weights += (second.weight, second.bias)
-        return norm_mlp(x, *weights, **grn, scale=self.gamma, residual=residual)
+        weights = (norm.weight, norm.bias, norm.eps, first.weight, first.bias, second.weight)
+        return norm_mlp(x, *weights, second.bias, **grn, scale=self.gamma, residual=residual)
 
     def takes_cpu_path(self, x: Tensor) -> bool:
         """Return whether `cpu_branch` may stand in: on a CPU, with every layer as it was built."""
@@ -188,10 +188,10 @@ class ConvNeXt(Backbone):
         for i in range(self.built):
             if i > 0:
                 halved = output_stride is None or self.stride < output_stride
-                options = dict(stride=2) if halved else dict(padding="same", dilation=dilation)
-                self.stride *= 2 if halved else 1
+                stride, padding = (2, 0) if halved else (1, "same")
+                conv = nn.Conv2d(dims[i - 1], dims[i], 2, stride, padding, dilation)
+                self.stride *= stride
                 dilation *= 1 if halved else 2
-                conv = nn.Conv2d(dims[i - 1], dims[i], kernel_size=2, **options)
                 norm = LayerNorm2d(dims[i - 1], eps=1e-6)
                 self.downsample_layers.append(nn.Sequential(norm, conv))
             settings = (layer_scale_init_value, use_grn, with_cp, dilation)

@@ -12,7 +12,6 @@ A run counts as identical if its last checkpoint (weights, optimizer, EMA, sched
 checkpoint and every line of its log of scores and losses are those of a run that was never killed.
 """
 
-import argparse
 import json
 import os
 import random
@@ -27,15 +26,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-import torch
-from mmengine.logging import HistoryBuffer
 from rich.console import Console
 from rich.table import Table
 
 from backbones.atomic_write import write_atomically
 from backbones.errors import InputError, reported_in_one_line
-from backbones.weights import read_checkpoint
+from backbones.openmmlab.config.command_line import parser_for
+
+from .run_differences import differences
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = {
@@ -100,11 +98,6 @@ default_hooks = dict(
 """,
 }
 MOMENTS = ("any", "saving", "validation")
-# Times, memory and names that differ from run to run by their nature.
-UNLIKE = {
-    "time", "data_time", "memory", "eta", "seconds", "experiment_name", "cfg", "mmengine_version",
-}  # fmt: skip
-PATHS = {"last_ckpt", "best_ckpt"}
 
 
 class Run:
@@ -196,74 +189,8 @@ class Run:
         return False
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """What is not bit for bit the same in the work dirs of two finished runs."""
-    found: list[str] = []
-    last = [Path((d / "last_checkpoint").read_text()).name for d in (one, other)]
-    names = [sorted(p.name for p in d.glob("*.pth")) for d in (one, other)]
-    if last[0] != last[1] or names[0] != names[1]:
-        return [f"checkpoints {last[0]} of {names[0]} and {last[1]} of {names[1]}"]
-    for name in names[0]:
-        _compare(read_checkpoint(one / name), read_checkpoint(other / name), name, found)
-    scores, others = _log_lines(one), _log_lines(other)
-    found += [f"log line {key}" for key in scores.keys() ^ others.keys()]
-    for key in scores.keys() & others.keys():
-        if len({*scores[key], *others[key]}) != 1:
-            found.append(f"log line {key}")
-    return found
-
-
-def _compare(one: object, other: object, where: str, found: list[str]) -> None:
-    if where.endswith((".pth.meta", ".resumed_keys")):
-        return
-    if isinstance(one, HistoryBuffer):
-        one, other = (list(buffer.data) for buffer in (one, other))
-    if isinstance(one, dict):
-        keys = (set(one) | set(other)) - UNLIKE
-        for key in keys:
-            if str(key).split("/")[-1] in UNLIKE:
-                continue
-            if key not in one or key not in other:
-                found.append(f"{where}.{key}: in one only")
-            elif key in PATHS:
-                _compare(Path(one[key]).name, Path(other[key]).name, f"{where}.{key}", found)
-            else:
-                _compare(one[key], other[key], f"{where}.{key}", found)
-    elif isinstance(one, list | tuple):
-        if len(one) != len(other):
-            found.append(f"{where}: {len(one)} and {len(other)} entries")
-        for i, pair in enumerate(zip(one, other, strict=False)):
-            _compare(*pair, f"{where}.{i}", found)
-    elif isinstance(one, torch.Tensor | np.ndarray):
-        one, other = (np.asarray(x) for x in (one, other))
-        same = one.dtype == other.dtype and one.shape == other.shape
-        if not same or one.tobytes() != other.tobytes():
-            found.append(where)
-    elif one != other and not (one != one and other != other):
-        found.append(where)
-
-
-def _log_lines(folder: Path) -> dict[tuple, set[str]]:
-    """Every line of losses and scores by its step; a step done twice has to have given the same."""
-    lines: dict[tuple, set[str]] = {}
-    for path in sorted(folder.glob("*/vis_data/scalars.json")):
-        for text in path.read_text().splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:  # the kill came within it
-                continue
-            line = {k: v for k, v in line.items() if k not in UNLIKE}
-            key = ("train" if "loss" in line else "validation", line["step"])
-            lines.setdefault(key, set()).add(json.dumps(line, sort_keys=True))
-    return lines
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
-        epilog=__doc__.partition("\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_for(__doc__)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")

@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -66,7 +65,7 @@ def peak_memory(run: Callable[[], object], cuda: bool) -> float:
 
 def resident(kind: str) -> int:
     """Return VmRSS or VmHWM in KiB."""
-    return int(re.search(rf"{kind}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    return int(Path("/proc/self/status").read_text().partition(f"{kind}:")[2].split()[0])
 
 
 def processor_seconds() -> tuple[float, float]:

@@ -5,13 +5,16 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from backbones import ConvNeXt
+from backbones.convnext import Block
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.registration import register
 from backbones.weights import TARGETS, from_official
@@ -53,15 +56,16 @@ class TransformersFeatures(nn.Module):
 
 def backbone_of(library: str, ours: ConvNeXt, drop_path_rate: float) -> nn.Module | None:
     """A library's ConvNeXt with the weights of `ours`; None where it has no such network."""
-    grn = ours.stages[0][0].grn is not None
-    scale = 0.0 if ours.stages[0][0].gamma is None else 1.0
+    first = next(m for m in ours.modules() if isinstance(m, Block))
+    grn = first.grn is not None
+    scale = 0.0 if first.gamma is None else 1.0
     state = ours.state_dict()
     layout = {k: v for k, v in state.items() if not k.startswith("norm")}
     if library == "mmpretrain":
         register("mmdet")  # mmpretrain needs mmcv's operators, and help beside transformers 5
         from mmpretrain.models import ConvNeXt as Theirs
 
-        theirs = Theirs(
+        theirs = cast(Any, Theirs)(
             dict(depths=list(ours.depths), channels=list(ours.dims)),
             use_grn=grn,
             drop_path_rate=drop_path_rate,
@@ -87,7 +91,9 @@ def backbone_of(library: str, ours: ConvNeXt, drop_path_rate: float) -> nn.Modul
         converted = from_official(layout, TARGETS["timm"])
         theirs.load_state_dict(converted, strict=False)
         features = Features(
-            theirs.stem, list(theirs.stages), [LayerNorm2d(d, eps=1e-6) for d in ours.dims]
+            theirs.stem,
+            list(theirs.stages.children()),
+            [LayerNorm2d(d, eps=1e-6) for d in ours.dims],
         )
     elif library == "torchvision":
         if grn:
@@ -125,12 +131,14 @@ def backbone_of(library: str, ours: ConvNeXt, drop_path_rate: float) -> nn.Modul
 
 def stock_config(library: str) -> Config:
     """OpenMMLab's published config of ConvNeXt-T as it is installed."""
-    path = Path(find_spec(library).origin).parent / ".mim" / "configs" / STOCK_CONFIGS[library]
+    spec = find_spec(library)
+    assert spec is not None and spec.origin is not None
+    path = Path(spec.origin).parent / ".mim" / "configs" / STOCK_CONFIGS[library]
     config = Config.fromfile(path, import_custom_modules=False)
     return config
 
 
-def model_of(config: Config, drop_path_rate: float) -> nn.Module:
+def model_of(config: Config, drop_path_rate: float) -> BaseModel:
     """A config's detector or segmentor for one process, without pretrained weights."""
     register(config.default_scope)
     import mmpretrain.models  # noqa: F401

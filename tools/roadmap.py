@@ -26,7 +26,7 @@ from backbones.roadmap import REGIMES, STEPS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    description, _, examples = __doc__.partition("\n")
+    description, _, examples = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         description=description,
         epilog=examples,

@@ -18,7 +18,7 @@ from backbones.weights.listing import TASKS, everything, print_one, print_table,
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    description, _, examples = __doc__.partition("\n")
+    description, _, examples = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         description=description,
         epilog=examples,

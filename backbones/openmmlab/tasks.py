@@ -9,13 +9,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from backbones.errors import InputError
 
 if TYPE_CHECKING:
     from mmengine.config import Config
-    from mmengine.structures import BaseDataElement
     from torch import Tensor, nn
 
 # The room that registers the task of each scope, and with it the library's classes.
@@ -25,6 +24,9 @@ ROOMS = {
     "mmengine": "backbones.openmmlab.classification",
 }
 _TASKS: dict[str, "Task"] = {}
+
+# A data sample of mmengine's, or a part of one: fields are set at run time, so no type has them.
+Sample: TypeAlias = Any
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Comparison(Protocol):
         """Return how far the file's outputs are from the reference."""
         ...
 
-    def sample(self, outputs: "Sequence[Tensor]", batch: dict) -> "BaseDataElement":
+    def sample(self, outputs: "Sequence[Tensor]", batch: dict) -> Sample:
         """Return outputs as the data sample that the config's evaluator takes."""
         ...
 

@@ -6,7 +6,7 @@ a few at a time, forward and backward, and of the hidden map only what the GELU 
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +81,7 @@ def norm_mlp_reference(
     x = F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, norm_eps)
     x = F.gelu(F.linear(x, weight1, bias1))  # (N, H, W, 4C)
     if grn_gamma is not None:
-        x = global_response_norm(x, grn_gamma, grn_beta)
+        x = global_response_norm(x, grn_gamma, cast(Tensor, grn_beta))
     x = F.linear(x, weight2, bias2)
     x = x if scale is None else scale * x
     return x if residual is None else residual + x
@@ -131,7 +131,8 @@ def _inference(
             pixels = h.view(samples, -1, h.shape[-1])
             wide = torch.promote_types(h.dtype, torch.float32)
             norm = torch.linalg.vector_norm(pixels, dim=1, dtype=wide)
-            h = torch.addcmul(beta.view(-1), pixels, response(norm, gamma.view(-1))[:, None])
+            factor = response(norm, gamma.view(-1))[:, None]
+            h = torch.addcmul(cast(Tensor, beta).view(-1), pixels, factor)
             h = h.to(x.dtype).view(-1, pixels.shape[-1])
         h = _linear(h, weight2, bias2)
         if residual is None:
@@ -195,7 +196,8 @@ class _NormMLP(torch.autograd.Function):
                 wide = torch.promote_types(h.dtype, torch.float32)
                 norm = torch.linalg.vector_norm(pixels, dim=1, dtype=wide)  # (samples, 4C)
                 norms.append(norm)
-                h = torch.addcmul(beta.view(-1), pixels, response(norm, gamma.view(-1))[:, None])
+                factor = response(norm, gamma.view(-1))[:, None]
+                h = torch.addcmul(cast(Tensor, beta).view(-1), pixels, factor)
                 h = h.to(x.dtype).view(-1, hidden)
             h = _linear(h, weight2, bias2)
             if scale is None:

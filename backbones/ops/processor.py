@@ -40,7 +40,7 @@ def computes_natively(dtype: torch.dtype) -> bool:
 
 def has_onednn() -> bool:
     """Return whether this build of PyTorch has oneDNN, and it is not switched off."""
-    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 @cache

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .eager import eager
 from .interpolation import interpolation_matrix, interpolation_sources
 from .winograd_conv import conv3x3
 
@@ -30,7 +31,7 @@ CPU_TILE = (1024, 32)
 GPU_TILE = (2**15, 128)
 
 
-@torch.compiler.disable  # its tiles are written in place: a graph would take the longer way
+@eager  # its tiles are written in place: a graph would take the longer way
 def upsampled_conv2d(
     maps: Sequence[Tensor],
     weight: Tensor,

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .eager import eager
 from .interpolation import interpolation_matrix, interpolation_sources
 
 # Enlarged logits at once: 2 MiB in float32, what the cores' caches hold. Tuned on two cores of an
@@ -20,7 +21,7 @@ from .interpolation import interpolation_matrix, interpolation_sources
 BLOCK = 2**19
 
 
-@torch.compiler.disable  # its blocks are written in place
+@eager  # its blocks are written in place
 def upsampled_cross_entropy(
     logits: Tensor,
     labels: Tensor,

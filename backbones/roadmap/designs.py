@@ -5,7 +5,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from backbones.errors import InputError
 
@@ -239,7 +239,7 @@ STEPS = {
 SWIN = {"resnet50": Published(81.30, 4.50), "resnet200": Published(83.50, 15.43)}
 
 
-def design(step: str, regime: str = "resnet50", **choices: object) -> Design:
+def design(step: str, regime: str = "resnet50", **choices: Any) -> Design:
     """Return the design of a row of the roadmap, with any choice set otherwise.
 
     Args:
@@ -264,7 +264,7 @@ def design(step: str, regime: str = "resnet50", **choices: object) -> Design:
             code="unknown-key",
             where=f"design.{unknown[0]}",
         )
-    settled: dict = {}
+    settled: dict[str, Any] = {}
     for name, row in STEPS.items():
         settled |= row.choices | REGIMES[regime].get(name, {})
         if name == step:

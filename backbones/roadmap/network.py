@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from mmengine.registry import MODELS
@@ -51,7 +52,7 @@ class Block(nn.Module):
         self.activated_sum = not design.fewer_activations
         self.activation = _activation(design.activation)
         for i in range(3):
-            conv = dict(kernel_size=1)
+            conv: dict[str, Any] = dict(kernel_size=1)
             if i == spatial:
                 conv = dict(kernel_size=design.kernel_size, padding=design.kernel_size // 2)
                 conv |= dict(stride=stride, groups=channels[i] if design.depthwise else 1)
@@ -85,12 +86,13 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the sum (N, out_channels, H / stride, W / stride), sizes rounded up."""
         if self.with_cp and torch.is_grad_enabled():
-            y = checkpoint(
+            recomputed = checkpoint(
                 self.branch,
                 x,
                 use_reentrant=False,
                 context_fn=lambda: (nullcontext(), _statistics_kept(self)),
             )
+            y = cast(Tensor, recomputed)
         else:
             y = self.branch(x)
         if self.training and self.drop_path_rate:
@@ -104,7 +106,7 @@ class Block(nn.Module):
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """Keep batch norms from counting a batch again when a branch is recomputed."""
     norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
-    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    kept = [(norm.momentum, cast(Tensor, norm.num_batches_tracked).clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
@@ -112,7 +114,7 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, batches) in zip(norms, kept, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)
+            cast(Tensor, norm.num_batches_tracked).copy_(batches)
 
 
 @MODELS.register_module()
@@ -306,10 +308,10 @@ def _activation(kind: str) -> nn.Module:
 def _stem(design: Design, in_channels: int) -> nn.Sequential:
     bias = design.norm != "BN"
     if design.stem == "patchify":
-        layers = [nn.Conv2d(in_channels, design.width, 4, 4, bias=bias)]
+        conv = nn.Conv2d(in_channels, design.width, 4, 4, bias=bias)
     else:
-        layers = [nn.Conv2d(in_channels, design.width, 7, 2, 3, bias=bias)]
-    layers.append(_norm(design.norm, design.width))
+        conv = nn.Conv2d(in_channels, design.width, 7, 2, 3, bias=bias)
+    layers = [conv, _norm(design.norm, design.width)]
     if not design.fewer_activations:
         layers.append(_activation(design.activation))
     if design.stem == "resnet":

@@ -20,6 +20,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
+from numpy._core import multiarray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -252,12 +253,10 @@ def _first_global(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name == "GLOBAL":
-                    strings = argument.split(" ")
+                if isinstance(argument, str):
+                    strings += argument.split(" ") if opcode.name == "GLOBAL" else [argument]
                 if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
                     return ".".join(strings[-2:])
-                if isinstance(argument, str):
-                    strings.append(argument)
     except Exception:  # no pickle at all
         return None
     return None
@@ -270,14 +269,13 @@ def _harmless_globals() -> Iterator[None]:
     mmengine's log history, NumPy arrays and their statistics, the parsed command line: rebuilding
     them calls nothing of theirs.
     """
-    numpy_core = np._core.multiarray
-    allowed = [HistoryBuffer, np.ndarray, np.dtype, numpy_core._reconstruct, numpy_core.scalar]
+    allowed = [HistoryBuffer, np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar]
     allowed += [type(np.dtype(kind)) for kind in "fdilq?"]
     allowed += [Namespace, PosixPath, (_statistic, "builtins.getattr")]
     # Later versions of NumPy and Python hold the same under other names.
     allowed += [(PosixPath, "pathlib.PosixPath")]
-    allowed += [(numpy_core._reconstruct, "numpy.core.multiarray._reconstruct")]
-    allowed += [(numpy_core.scalar, "numpy.core.multiarray.scalar")]
+    allowed += [(multiarray._reconstruct, "numpy.core.multiarray._reconstruct")]
+    allowed += [(multiarray.scalar, "numpy.core.multiarray.scalar")]
     with torch.serialization.safe_globals(allowed):
         yield
 

@@ -377,7 +377,7 @@ def _timm() -> list[Weights]:
         (f"{large}laion2b_soup_ft_in12k_in1k_320", laion_all, 320, 87.958, clip),
         (f"{large}laion2b_soup_ft_in12k_in1k_384", laion_all, 384, 88.306, clip),
     ]:
-        arch = re.match(r"convnext_([a-z]+)", tag)[1]
+        arch = re.split("[._]", tag)[1]
         known = dict(imagenet=top1, note=note)
         found.append(
             Weights(tag, arch, False, data, resolution, f"timm:{tag}", "Apache-2.0", **known)

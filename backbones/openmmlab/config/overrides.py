@@ -18,7 +18,7 @@ MOST_BRACKETS = 1000  # the time of mmengine's parser grows with their square
 class Overrides(DictAction):
     """Parse mmengine's KEY=VALUE arguments, with mistakes reported in one line."""
 
-    def __call__(self, parser, namespace: Namespace, values, option_string=None) -> None:
+    def __call__(self, parser, namespace: Namespace, values: Any, option_string=None) -> None:
         for given in values:
             key, equals, _ = given.partition("=")
             if not equals or not key.isprintable():

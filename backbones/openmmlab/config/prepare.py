@@ -147,7 +147,9 @@ def add_hooks(config: Config) -> None:
     A config that imports them itself, or that sets one of these hooks to None, keeps what it says.
     """
     hooks = config.setdefault("default_hooks", {})
-    imports = config.get("custom_imports") or dict(imports=[], allow_failed_imports=False)
+    imports: dict[str, Any] = config.get("custom_imports") or dict(
+        imports=[], allow_failed_imports=False
+    )
     for name, (kind, module) in HOOKS.items():
         import_module(module)
         if module not in imports["imports"]:

@@ -251,15 +251,20 @@ def _class_reader(path: str, node: dict, scope: str) -> Reader | None:
     return Reader(known, owner, rests == {"none"}, "used" not in rests)
 
 
-def _named_class(where: str, name: Any, scope: str) -> list[tuple[str | None, Any]]:
-    """Return root registry and object for everything that a key which names a class may mean."""
-    if not isinstance(name, str) and not callable(name):
+def _named_class(where: str, name: Any, scope: str) -> list[tuple[str, Any]]:
+    """Return root registry and object for everything that a key which names a class may mean.
+
+    A class itself is in no registry; the name of its root is empty.
+    """
+    if callable(name):
+        return [("", name)]
+    if not isinstance(name, str):
         raise InputError(
             f"config key {where}: {name!r} is not the name of a class",
             code="bad-value",
             where=where,
         )
-    found = [(None, name)] if callable(name) else list(_registered(name, scope))
+    found = list(_registered(name, scope))
     if not found:
         everything = {known for root in _root_registries() for known in _names(root, scope)}
         raise InputError(

@@ -315,8 +315,8 @@ def _is(value: object, kind: type | tuple[type, ...]) -> bool:
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if int in kinds or float in kinds:  # JSON of other languages has 3.0 and false for them
         largest = 2**63 if str in kinds else LARGEST
-        number = isinstance(value, int | float) and abs(value) < largest
-        if number and (float in kinds or value == int(value)):
-            return True
+        if isinstance(value, int | float) and abs(value) < largest:
+            if float in kinds or value == int(value):
+                return True
         kinds = tuple(k for k in kinds if k not in (int, float))
     return isinstance(value, kinds)

@@ -67,11 +67,11 @@ def read_header(path: Path) -> Header:
                 orientation = _applied_orientation(image)
                 size = image.size
                 mode, transparent = image.mode, image.has_transparency_data
-                turns = orientation in (5, 6, 7, 8)
+                turned = (size[1], size[0]) if orientation in (5, 6, 7, 8) else size
                 if image.format == "TIFF":  # Pillow has turned it
-                    stored, upright = size[::-1] if turns else size, size
+                    stored, upright = turned, size
                 else:
-                    stored, upright = size, size[::-1] if turns else size
+                    stored, upright = size, turned
     except OSError:
         raise
     except Exception as error:  # a damaged file may fail anywhere in a reader

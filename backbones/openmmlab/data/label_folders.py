@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ class ClassList:
     names: list[str] = field(default_factory=list)
     values: dict[int, str] = field(default_factory=dict)
     colours: dict[tuple[int, int, int], str] = field(default_factory=dict)
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file; empty where nothing names the classes."""
+        return self.source.name if self.source else ""
 
 
 @dataclass
@@ -181,14 +186,14 @@ def read_classes(root: Path) -> ClassList:
             rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
             for row in rows[1:]:  # a line of headings comes first
                 if len(row) >= 4:  # name, r, g, b
-                    found.colours[tuple(map(int, row[1:4]))] = row[0]
+                    found.colours[_colour(row[1:4])] = row[0]
                 else:  # pixel value, class
                     found.values[int(row[0])] = row[1]
         else:  # CVAT's: name:r,g,b:parts:actions
             for line in text.split("\n"):
                 if line.strip() and not line.startswith("#"):
                     name, colour = line.split(":")[:2]
-                    found.colours[tuple(map(int, colour.split(",")))] = name
+                    found.colours[_colour(colour.split(","))] = name
         found.names = found.names or [*found.values.values(), *found.colours.values()]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise _bad_list(path, f"cannot be read as a list of classes ({error})") from None
@@ -219,9 +224,14 @@ def _from_json(data: Any, found: ClassList) -> None:
         elif isinstance(value, int):
             found.values[value] = key
         else:
-            found.colours[tuple(int(x) for x in value[:3])] = key
+            found.colours[_colour(value[:3])] = key
     if found.values:
         found.values = dict(sorted(found.values.items()))
+
+
+def _colour(channels: Sequence[Any]) -> tuple[int, int, int]:
+    r, g, b = map(int, channels)
+    return r, g, b
 
 
 def label_rule(where: Mapping[Any, Path], classes: ClassList) -> LabelRule:
@@ -238,7 +248,7 @@ def label_rule(where: Mapping[Any, Path], classes: ClassList) -> LabelRule:
     present = set(where) - {IGNORED}
     if classes.colours or classes.values:
         means: dict = dict(classes.colours or classes.values)
-        statement = f"{'colours' if classes.colours else 'values'} as in {classes.source.name}"
+        statement = f"{'colours' if classes.colours else 'values'} as in {classes.file_name}"
         ignored = {value for value, name in means.items() if name.lower() in IGNORED_NAMES}
         names = [name for value, name in means.items() if value not in ignored]
         labels = {v: IGNORED if v in ignored else names.index(n) for v, n in means.items()}
@@ -280,7 +290,7 @@ def label_rule(where: Mapping[Any, Path], classes: ClassList) -> LabelRule:
         statement = f"no list of classes: one for each value up to {highest}"
     elif highest == len(names):  # a value for every name and 0 besides
         labels = {0: IGNORED} | {i: i - 1 for i in range(1, len(names) + 1)}
-        statement = f"values 1 to {len(names)} are {classes.source.name}'s classes, 0 is ignored"
+        statement = f"values 1 to {len(names)} are {classes.file_name}'s classes, 0 is ignored"
     elif highest > len(names):
         raise _bad_map(
             where[highest],
@@ -288,7 +298,7 @@ def label_rule(where: Mapping[Any, Path], classes: ClassList) -> LabelRule:
         )
     else:
         labels = {value: value for value in range(len(names))}
-        statement = f"values 0 to {len(names) - 1} are {classes.source.name}'s classes"
+        statement = f"values 0 to {len(names) - 1} are {classes.file_name}'s classes"
     ignored = {v for v, i in labels.items() if i < IGNORED and names[i].lower() in IGNORED_NAMES}
     if ignored:
         kept = [name for name in names if name.lower() not in IGNORED_NAMES]
@@ -296,7 +306,7 @@ def label_rule(where: Mapping[Any, Path], classes: ClassList) -> LabelRule:
             v: i if i == IGNORED or v in ignored else kept.index(names[i])
             for v, i in labels.items()
         } | dict.fromkeys(ignored, IGNORED)
-        names, statement = kept, f"values in the order of {classes.source.name}"
+        names, statement = kept, f"values in the order of {classes.file_name}"
     labels[IGNORED] = IGNORED
     return LabelRule(names, labels, None, _with_ignored(statement, ignored, where))
 

@@ -5,7 +5,7 @@ beyond their memory or never end.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict, TypeGuard
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -16,7 +16,19 @@ LEAST_CORNERS = 3
 Segmentation = list | dict
 
 
-def are_numbers(values: object) -> bool:
+class RunLengths(TypedDict):
+    """Run lengths as pycocotools has them.
+
+    Attributes:
+        size: [height, width].
+        counts: the code.
+    """
+
+    size: list[int]
+    counts: str | bytes
+
+
+def are_numbers(values: object) -> TypeGuard[list[float]]:
     """Return whether it is a list of finite numbers, none beyond any number of pixels."""
     return isinstance(values, list) and all(
         isinstance(value, int | float) and abs(value) < LARGEST for value in values
@@ -124,6 +136,7 @@ def tidied(segmentation: Any) -> Any:
         return None
     if not isinstance(segmentation, list):
         return segmentation
+    polygons: list[Any]
     if are_numbers(segmentation):  # one polygon, not nested
         polygons = [segmentation]
     elif len(segmentation) >= LEAST_CORNERS and all(_is_pair(part) for part in segmentation):
@@ -142,7 +155,7 @@ def tidied(segmentation: Any) -> Any:
 
 
 def _is_pair(value: object) -> bool:
-    return are_numbers(value) and isinstance(value, list) and len(value) == 2
+    return are_numbers(value) and len(value) == 2
 
 
 def rectangle(box: Sequence[float]) -> list[list[float]]:
@@ -151,7 +164,8 @@ def rectangle(box: Sequence[float]) -> list[list[float]]:
     return [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
 
-def _encoded(segmentation: Segmentation, size: tuple[int, int]) -> dict:
+def encoded(segmentation: Any, size: tuple[int, int]) -> RunLengths:
+    """Return the run lengths of a sound mask in an image of (height, width)."""
     height, width = size
     if isinstance(segmentation, list):
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
@@ -166,9 +180,9 @@ def box_of(segmentation: Segmentation, size: tuple[int, int]) -> list[float]:
         corners = np.concatenate([np.array(part, float).reshape(-1, 2) for part in segmentation])
         low, high = corners.min(0), corners.max(0)
         return [*low.tolist(), *(high - low).tolist()]
-    return coco_mask.toBbox(_encoded(segmentation, size)).tolist()
+    return coco_mask.toBbox(encoded(segmentation, size)).tolist()
 
 
 def area_of(segmentation: Segmentation, size: tuple[int, int]) -> float:
     """Return the number of pixels of a sound mask in an image of (height, width)."""
-    return float(coco_mask.area(_encoded(segmentation, size)))
+    return float(coco_mask.area(encoded(segmentation, size)))

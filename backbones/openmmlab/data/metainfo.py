@@ -4,6 +4,7 @@ import colorsys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from mmengine.registry import DATASETS
@@ -23,9 +24,9 @@ def dataset_metainfo(dataset: dict, scope: str | None) -> dict:
 
 def dataset_class(dataset: dict, scope: str | None) -> type:
     """Return the class that a data set's `type` names, looked up in a scope's registry first."""
-    registry = DATASETS.children.get(scope, DATASETS)
+    registry = DATASETS.children.get(scope or "", DATASETS)
     built = dataset["type"]
-    return registry.get(built) if isinstance(built, str) else built
+    return cast(type, registry.get(built)) if isinstance(built, str) else built
 
 
 def class_colours(count: int) -> np.ndarray:

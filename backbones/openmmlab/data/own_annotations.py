@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -177,12 +178,12 @@ def _leave_masks_out(config: Config, splits: Sequence[str], root: Path, keep_hea
     for step in typed_dicts(config._cfg_dict, "LoadAnnotations"):
         step["with_mask"] = False
     for split in splits:
-        evaluator = config.get(f"{split}_evaluator") or {}
+        evaluator: dict[str, Any] = config.get(f"{split}_evaluator") or {}
         if "metric" in evaluator:
-            evaluator.metric = ["bbox"]
-    roi_head = config.model.get("roi_head") or {}
+            evaluator["metric"] = ["bbox"]
+    roi_head: dict[str, Any] = config.model.get("roi_head") or {}
     if roi_head.get("mask_head") and not keep_head:
-        roi_head.mask_head = roi_head.mask_roi_extractor = None
+        roi_head["mask_head"] = roi_head["mask_roi_extractor"] = None
         print_log(f"{one_line(root)}: boxes without masks: the model has no mask head", "current")
     elif roi_head.get("mask_head"):
         print_log(f"{one_line(root)}: boxes without masks: only box AP is computed", "current")

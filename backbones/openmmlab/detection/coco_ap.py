@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
+from mmdet.datasets.api_wrappers import COCO as MMDetCOCO
 from mmdet.evaluation.metrics import CocoMetric, FasterCocoMetric
 from mmdet.structures.mask import encode_mask_results
 from mmengine.logging import MMLogger
@@ -144,7 +145,8 @@ class CocoAP(FasterCocoMetric):
         return figures
 
     def _evaluated(self, kind: str, truth: COCO, predictions: Sequence[dict]) -> COCOeval_faster:
-        evaluation = COCOeval_faster(truth, truth.loadRes(self._rows(kind, predictions)), kind)
+        found = truth.loadRes(self._rows(kind, predictions))
+        evaluation = COCOeval_faster(truth, found, cast(Any, kind))
         evaluation.params.catIds = self.cat_ids
         evaluation.params.imgIds = self.img_ids
         evaluation.params.maxDets = list(self.proposal_nums)
@@ -223,7 +225,7 @@ class CocoAP(FasterCocoMetric):
         MMLogger.get_current_instance().warning(f"only box AP is measured: {reason}")
 
 
-def ground_truth(metric: CocoMetric) -> COCO | None:
+def ground_truth(metric: CocoMetric) -> COCO | MMDetCOCO | None:
     """Return the annotations that a COCO metric compares with; None if it has no file of them."""
     return metric._coco_api
 

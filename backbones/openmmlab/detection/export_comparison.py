@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from mmdet.structures.bbox import bbox2roi
-from mmengine.structures import BaseDataElement, InstanceData
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from backbones.openmmlab.export.differences import Differences
+from backbones.openmmlab.tasks import Sample
 
 NEAR = 0.005  # of the image's longer side: corners of one detection's boxes
 
@@ -70,7 +71,7 @@ class DetectorComparison:
             least = max(least, float(scores.min()))
         return least * 1.01
 
-    def sample(self, outputs: Sequence[Tensor], batch: dict) -> BaseDataElement:
+    def sample(self, outputs: Sequence[Tensor], batch: dict) -> Sample:
         """Return the data sample that the evaluator takes, in pixels of the original image."""
         sample = batch["data_samples"][0].clone()
         boxes = outputs[0][0, :, :4] / outputs[0].new_tensor([*sample.scale_factor] * 2)

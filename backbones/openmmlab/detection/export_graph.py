@@ -5,7 +5,7 @@ on tensors, so that one graph serves images of every size and any number of boxe
 """
 
 from math import log
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -160,7 +160,7 @@ def _extract(extractor: Any, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:
     )
     for level, (x, layer) in enumerate(zip(maps, extractor.roi_layers, strict=True)):
         chosen = (levels == level).nonzero().squeeze(1)
-        part = roi_align(
+        part: Tensor = cast(Any, roi_align)(  # whose decorator hides that it is a function
             x.float(),
             rois[chosen],
             layer.output_size,

@@ -2,16 +2,18 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from mmdet.evaluation.metrics import CocoMetric
 from mmengine.evaluator import BaseMetric
-from mmengine.structures import BaseDataElement
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from backbones.openmmlab.data.masks import encoded
 from backbones.openmmlab.evaluation.figures import Worst, confusion_triples, image_pair, read_rgb
 from backbones.openmmlab.prediction.drawing import draw_instances
+from backbones.openmmlab.tasks import Sample
 
 from .coco_ap import CocoAP, ground_truth
 
@@ -69,7 +71,7 @@ class DetectionFigures:
         self.confusion: Counter[tuple[int, int]] = Counter()
         self.images = 0
 
-    def add(self, sample: BaseDataElement) -> None:
+    def add(self, sample: Sample) -> None:
         """Count one image's `pred_instances`, in pixels of the original image."""
         found = sample.pred_instances.detach().cpu()
         kept = found[found.scores >= SCORE]
@@ -268,18 +270,11 @@ def _curve(values: np.ndarray) -> list[float]:
     return [round(_mean(row), 4) for row in values]
 
 
-def _decode(segmentation: object, size: tuple[int, int]) -> np.ndarray:
+def _decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     """Decode the polygons or run lengths of an annotation file into a mask (H, W)."""
-    height, width = size
     if not segmentation:
         return np.zeros(size, dtype=bool)
-    if isinstance(segmentation, list):
-        code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        code = coco_mask.frPyObjects(segmentation, height, width)
-    else:
-        code = segmentation
-    return coco_mask.decode(code).astype(bool)
+    return coco_mask.decode(encoded(segmentation, size)).astype(bool)
 
 
 def _instances(image, boxes, labels, scores, names, masks) -> Image.Image:

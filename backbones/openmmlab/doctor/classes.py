@@ -96,11 +96,11 @@ def _class_counts(model: Any, dataset: DatasetPlan) -> Iterator[tuple[str, int, 
 def _panoptic_counts(
     path: str, node: Mapping, whole: int, things: int, stuff: int
 ) -> Iterator[tuple[str, int, list[int]]]:
-    counts = [node.get(f"num_{kind}_classes") for kind in ("things", "stuff")]
-    if not all(isinstance(count, int) for count in counts):
+    of_things, of_stuff = node.get("num_things_classes"), node.get("num_stuff_classes")
+    if not isinstance(of_things, int) or not isinstance(of_stuff, int):
         return
     if things:
-        yield f"{path}.num_things_classes", counts[0], [things]
-        yield f"{path}.num_stuff_classes", counts[1], [stuff]
+        yield f"{path}.num_things_classes", of_things, [things]
+        yield f"{path}.num_stuff_classes", of_stuff, [stuff]
     else:  # instances are all things, a label map's classes may be all stuff
-        yield f"{path}.num_things_classes", counts[0], [whole - counts[1]]
+        yield f"{path}.num_things_classes", of_things, [whole - of_stuff]

@@ -69,6 +69,7 @@ class RunPlan:
         loader, optimizer = config.get("train_dataloader"), config.get("optim_wrapper")
         training = "train" in splits and isinstance(loader, Mapping) and optimizer is not None
         datasets = tuple(_datasets(config, splits, images))
+        summed = optimizer.get("accumulative_counts", 1) if training and optimizer else 1
         segments = task is not None and task.name == "segmentation"
         return cls(
             config=config,
@@ -76,7 +77,7 @@ class RunPlan:
             task=task,
             ranks=process_count(config),
             micro_batch=micro_batch_size(config) if training and "batch_size" in loader else None,
-            accumulative_counts=optimizer.get("accumulative_counts", 1) if training else 1,
+            accumulative_counts=summed,
             recipe_batch=recipe_batch(config),
             crop=_crop(datasets) if segments else None,
             norms=tuple(norm_keys(config.get("model"))),
@@ -116,7 +117,7 @@ class RunPlan:
         A detector's is the largest scale of its pipeline, or its largest image without one.
         """
         if self.crop:
-            return self.crop[::-1]
+            return self.crop[1], self.crop[0]
         trained = [dataset for dataset in self.datasets if dataset.trained_on]
         for step in (step for dataset in trained for step in dataset.pipeline):
             if isinstance(side := step.get("input_size"), int):

@@ -21,7 +21,9 @@ def check_weights(plan: RunPlan) -> Iterator[Issue]:
     """Report how much of the backbone its pretrained file fills; nothing is downloaded."""
     for name in BACKBONES:
         backbone = (plan.config.get("model") or {}).get(name)
-        init = backbone.get("init_cfg") if isinstance(backbone, Mapping) else None
+        if not isinstance(backbone, Mapping):
+            continue
+        init = backbone.get("init_cfg")
         if isinstance(init, Mapping) and init.get("type") == "Pretrained":
             yield from _check_backbone(plan, f"model.{name}", backbone, init)
 

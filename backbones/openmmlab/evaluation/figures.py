@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
-from mmengine.structures import BaseDataElement
 from PIL import Image
+
+from backbones.openmmlab.tasks import Sample
 
 LONGEST_SIDE = 560  # pixels of an image in the report
 
@@ -18,17 +19,21 @@ LONGEST_SIDE = 560  # pixels of an image in the report
 class Figures(Protocol):
     """What an evaluation tells beyond its scores: a task's confusions, classes and worst images."""
 
-    def add(self, sample: BaseDataElement) -> None:
+    def add(self, sample: Sample) -> None:
         """Count one image's predictions."""
+        ...
 
     def state(self) -> Any:
         """Return what another rank adds to its own by `merge`."""
+        ...
 
     def merge(self, state: Any) -> None:
         """Add the images of another rank."""
+        ...
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it, with the worst images drawn."""
+        ...
 
 
 class Worst:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -141,7 +141,7 @@ def settings_digest(config: Config) -> str:
     """Return a digest of what scores depend on besides weights: model, data, evaluator, dtype."""
     keys = ("model", "test_evaluator", "inference_dtype")
     parts = [config.test_dataloader.dataset, *(config.get(key) for key in keys)]
-    text = "\n".join(Config(dict(part=part)).dump() for part in parts)
+    text = "\n".join(cast(str, Config(dict(part=part)).dump()) for part in parts)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

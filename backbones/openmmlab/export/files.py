@@ -202,3 +202,41 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def export_name(config: str, part: str, logits: bool, fp16: bool) -> str:
+    """Return the name of an exported file, without its suffix, where none is given.
+
+    Args:
+        config: the config's name.
+        part: what is exported.
+        logits, fp16: whether logits are returned, and half precision used.
+    """
+    parts = [config]
+    parts += [part] if part != "model" else []
+    parts += ["logits"] * logits + ["fp16"] * fp16
+    return "-".join(parts)
+
+
+def check_output(out: Path, kind: str, overwrite: bool) -> None:
+    """Check, before anything is computed, that a file may be written.
+
+    Args:
+        out: the file.
+        kind: a key of `TARGETS`.
+        overwrite: whether it may exist.
+
+    Raises:
+        InputError: it does not end as files of this kind do, or it exists.
+    """
+    suffix = TARGETS[kind].suffix
+    if out.suffix != suffix:
+        raise InputError(
+            f"--out {out}: --to {kind} writes files that end in {suffix}",
+            code="bad-argument",
+            where="--out",
+        )
+    if out.exists() and not overwrite:
+        raise InputError(
+            f"{out}: exists already; --force overwrites it", code="bad-argument", where=out
+        )

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 # Read when gradio is imported: no data leaves the page.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -23,7 +24,7 @@ from .stage_maps import draw_heat, stage_maps  # noqa: E402
 
 LARGEST_IMAGE = 50_000_000  # pixels; a small file may unpack to many
 KEPT = 3600  # seconds that an upload and its prediction are kept
-BUTTONS = ["download", "fullscreen"]  # gradio's default adds sharing at a public host
+BUTTONS: list[Any] = ["download", "fullscreen"]  # gradio's default adds sharing at a public host
 HEAT_SIDE = 480  # longer side of a drawn feature map in pixels
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
+
+from backbones.openmmlab.data.masks import RunLengths, encoded
+from backbones.openmmlab.tasks import Sample
 
 
 class CroppedMask(NamedTuple):
@@ -14,7 +16,7 @@ class CroppedMask(NamedTuple):
 
     left: int
     top: int
-    runs: dict
+    runs: RunLengths
 
     @classmethod
     def of(cls, mask: np.ndarray, left: int = 0, top: int = 0) -> "CroppedMask":
@@ -36,8 +38,8 @@ class CroppedMask(NamedTuple):
         right = max(mask.left + mask.runs["size"][1] for mask in masks)
         bottom = max(mask.top + mask.runs["size"][0] for mask in masks)
         window = (left, top, right, bottom)
-        runs = coco_mask.merge([mask.within(window) for mask in masks])
-        return cls(left, top, runs)
+        parts: list[Any] = [mask.within(window) for mask in masks]
+        return cls(left, top, coco_mask.merge(parts))
 
     @property
     def area(self) -> int:
@@ -60,7 +62,7 @@ class CroppedMask(NamedTuple):
             return 0, 0, np.zeros((0, 0), bool)
         return int(columns[0]), int(rows[0]), self.pixels[np.ix_(inside_rows, inside_columns)]
 
-    def within(self, window: tuple[int, int, int, int]) -> dict:
+    def within(self, window: tuple[int, int, int, int]) -> RunLengths:
         """Clip to a window (left, top, right, bottom), as COCO run lengths of the window's size.
 
         No array of the window's size is allocated.
@@ -83,7 +85,7 @@ class CroppedMask(NamedTuple):
         counts = np.diff(at, prepend=0, append=height * width).tolist()
         if len(counts) > 1 and counts[-1] == 0:
             counts.pop()
-        return coco_mask.frPyObjects(dict(size=[height, width], counts=counts), height, width)
+        return encoded(dict(size=[height, width], counts=counts), (height, width))
 
 
 def _nearest(first: int, length: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +113,7 @@ class Instances:
     masks: list[CroppedMask] | None = None
 
     @classmethod
-    def of(cls, predicted: InstanceData) -> "Instances":
+    def of(cls, predicted: Sample) -> "Instances":
         """Convert a sample's `pred_instances`: bboxes, scores, labels and masks, if it has any."""
         masks = None
         if "masks" in predicted:
@@ -142,7 +144,7 @@ class Instances:
         """Return COCO annotations without ids in an image of this size; category_id = label + 1."""
         rows = []
         for i, (x1, y1, x2, y2) in enumerate(self.boxes.tolist()):
-            row = dict(
+            row: dict[str, Any] = dict(
                 category_id=int(self.labels[i]) + 1,
                 bbox=[x1, y1, x2 - x1, y2 - y1],
                 area=(x2 - x1) * (y2 - y1),
@@ -151,7 +153,8 @@ class Instances:
             )
             if self.masks is not None:
                 runs = self.masks[i].within((0, 0, width, height))
-                row["segmentation"] = dict(size=runs["size"], counts=runs["counts"].decode())
+                counts = cast(bytes, runs["counts"]).decode()
+                row["segmentation"] = dict(size=runs["size"], counts=counts)
                 row["area"] = float(self.masks[i].area)
             rows.append(row)
         return rows

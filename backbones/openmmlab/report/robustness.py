@@ -85,7 +85,7 @@ def _charts(
         y = [None if mean is None else 100 * mean / clean[key] for mean in means]
         return Series(name, x, [100.0, *y], colour)
 
-    shares = dict(y_label="per cent of clean", **axes)
+    shares: dict[str, Any] = dict(y_label="per cent of clean", **axes)
     known = [metric for metric in map(metrics.get, main) if metric]
     # Of boxes and masks the latter, which a task names last.
     for metric in [m for m in known if m.sizes and not m.outline_of][-1:]:

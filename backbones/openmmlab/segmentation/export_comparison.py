@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from mmengine.structures import BaseDataElement, PixelData
+from mmengine.structures import PixelData
 from torch import Tensor
 
 from backbones.openmmlab.export.differences import Differences, relative_difference
+from backbones.openmmlab.tasks import Sample
 
 
 class SegmentorComparison:
@@ -42,7 +43,7 @@ class SegmentorComparison:
             return Differences({"logits": relative_difference(one, other)})
         return Differences({"labels": float((one != other).double().mean())})
 
-    def sample(self, outputs: Sequence[Tensor], batch: dict) -> BaseDataElement:
+    def sample(self, outputs: Sequence[Tensor], batch: dict) -> Sample:
         """Return the data sample that the evaluator takes, with labels resized to the nearest."""
         sample = batch["data_samples"][0].clone()
         if self.logits:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 from mmengine.evaluator import BaseMetric
-from mmengine.structures import BaseDataElement
 from mmseg.evaluation.metrics import IoUMetric
 
 from backbones.openmmlab.data.metainfo import class_colours
@@ -17,6 +16,7 @@ from backbones.openmmlab.evaluation.figures import (
     read_rgb,
 )
 from backbones.openmmlab.prediction.drawing import draw_label_map
+from backbones.openmmlab.tasks import Sample
 
 from .boundary import BoundaryIoU
 
@@ -69,7 +69,7 @@ class SegmentationFigures:
         self.confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
         self.images = 0
 
-    def add(self, sample: BaseDataElement) -> None:
+    def add(self, sample: Sample) -> None:
         """Count one image's `pred_sem_seg` against its `gt_sem_seg`, both (1, H, W)."""
         predicted = sample.pred_sem_seg.data.squeeze(0).cpu().numpy()
         truth = sample.gt_sem_seg.data.squeeze(0).cpu().numpy()

@@ -120,7 +120,7 @@ class AutocastTestLoop(TestLoop):
 
 
 # What `Runner` builds in place of mmengine's.
-OURS = {
+OURS: dict[Any, Any] = {
     EpochBasedTrainLoop: SeededEpochLoop,
     IterBasedTrainLoop: SeededIterationLoop,
     ValLoop: AutocastValLoop,
@@ -130,8 +130,8 @@ OURS = {
 
 def our_loop(kind: str | type) -> type:
     """Return the class of a loop's `type`, ours in place of mmengine's."""
-    known = kind if isclass(kind) else LOOPS.get(kind)
-    return OURS.get(known, known)  # pyright: ignore[reportArgumentType,reportReturnType]
+    known: Any = LOOPS.get(kind) if isinstance(kind, str) else kind
+    return OURS.get(known, known)
 
 
 def autocasting_loop(

@@ -4,6 +4,7 @@ import gc
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -120,6 +121,5 @@ def _several() -> bool:
 def _cpu_group() -> distributed.ProcessGroup:
     global _group
     if _group is None:
-        _group = distributed.new_group(backend="gloo")
-    assert _group is not None
+        _group = cast(distributed.ProcessGroup, distributed.new_group(backend="gloo"))
     return _group

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from mmengine.dist import is_main_process
@@ -51,6 +51,13 @@ from .sharding import (
 )
 from .step_guard import guard_steps
 from .training_state import DueValidationHook, TrainingState, check_resumable
+
+
+class TrainLoop(Protocol):
+    """What mmengine's training loops have that its `BaseLoop` does not."""
+
+    epoch: int
+    iter: int
 
 
 class Runner(MMEngineRunner):
@@ -209,12 +216,14 @@ class Runner(MMEngineRunner):
     @property
     def epoch(self) -> int:
         """The epoch of training; 0 without it. mmengine's builds the training data to tell."""
-        return self._train_loop.epoch if isinstance(self._train_loop, BaseLoop) else 0
+        loop = self._train_loop
+        return cast(TrainLoop, loop).epoch if isinstance(loop, BaseLoop) else 0
 
     @property
     def iter(self) -> int:
         """The iteration of training; 0 without it. mmengine's builds the training data to tell."""
-        return self._train_loop.iter if isinstance(self._train_loop, BaseLoop) else 0
+        loop = self._train_loop
+        return cast(TrainLoop, loop).iter if isinstance(loop, BaseLoop) else 0
 
     def train(self) -> nn.Module:
         """Train.
@@ -249,7 +258,7 @@ class Runner(MMEngineRunner):
     @contextmanager
     def _concluded(self) -> Iterator[None]:
         """Close the hooks that have something to close, however the run ends."""
-        hooks = [hook for hook in self.hooks if hasattr(hook, "close")]
+        hooks: list[Any] = [hook for hook in self.hooks if hasattr(hook, "close")]
         try:
             with raising_worker_deaths():
                 yield
@@ -278,6 +287,7 @@ class Runner(MMEngineRunner):
         self._gathered = dict(training_state=TrainingState(self).collect())
         model = unwrapped(self.model)
         if is_sharded(model):
+            assert isinstance(self.optim_wrapper, OptimWrapper)
             save_optimizer = kwargs.get("save_optimizer", True)
             self._gathered |= whole_states(model, self.optim_wrapper, save_optimizer)
         if not is_main_process():

@@ -4,6 +4,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from math import ceil
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,7 +110,9 @@ class _Average:
 
     def __init__(self, config: Config, wrapper: OptimWrapper, iterations: int, epochs: int):
         hooks = config.get("custom_hooks") or []
-        kinds = {hook["type"]: HOOKS.get(hook["type"]) for hook in hooks if "type" in hook}
+        kinds: dict[Any, Any] = {
+            hook["type"]: HOOKS.get(hook["type"]) for hook in hooks if "type" in hook
+        }
         chosen = [hook for hook in hooks if issubclass(kinds.get(hook["type"], object), EMAHook)]
         self.hook = HOOKS.build(chosen[0]) if chosen else None
         if self.hook:

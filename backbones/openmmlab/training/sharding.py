@@ -6,7 +6,7 @@ the exclusion of biases from weight decay, and checkpoints are what they are wit
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
@@ -124,7 +124,7 @@ class WholeValidationHook(Hook):
 def _units(model: nn.Module) -> Iterator[nn.Module]:
     for network in [m for m in model.modules() if isinstance(m, NETWORKS)]:
         for stage in network.stages:
-            yield from stage
+            yield from stage.children()
         yield from network.downsample_layers
 
 
@@ -133,10 +133,10 @@ def _gathered(state: dict) -> dict:
         whole = value.full_tensor() if isinstance(value, DTensor) else value
         return whole.cpu() if is_main_process() else None
 
-    return apply_to(state, lambda value: isinstance(value, Tensor), gather)
+    return cast(dict, apply_to(state, lambda value: isinstance(value, Tensor), gather))
 
 
-def _divided(tensor: Tensor, like: DTensor) -> DTensor:
+def _divided(tensor: Tensor, like: DTensor) -> Tensor:
     # Every rank has read the whole tensor, and keeps a copy of its part alone.
     part = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
     return part.clone()

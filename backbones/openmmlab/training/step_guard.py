@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from typing import cast
 
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -153,7 +154,8 @@ def guard_steps(optim_wrapper: OptimWrapper, model: nn.Module) -> StepGuard:
         if not isinstance(wrapper, GuardedStep):
             vars(wrapper).pop("step", None)  # where schedulers built before have wrapped it
             wrapper.__class__ = _guarded(type(wrapper))
-            wrapper.guard, wrapper._names = guard, names
+            changed = cast(GuardedStep, wrapper)
+            changed.guard, changed._names = guard, names
     return guard
 
 

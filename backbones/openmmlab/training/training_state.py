@@ -7,6 +7,7 @@ rest of the state is in the checkpoint.
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import EarlyStoppingHook, EMAHook, Hook
@@ -88,7 +89,7 @@ class TrainingState:
     def collect(self) -> dict:
         """Return the state of all ranks; every rank calls it at the same point."""
         loop = self.runner.train_loop
-        state = dict(
+        state: dict[str, Any] = dict(
             world_size=get_world_size(),
             epoch_length=_length(loop.dataloader),
             processes=all_gather_object(self._of_this_rank()),
@@ -112,7 +113,7 @@ class TrainingState:
         for hook in self._hooks(SkipBadImagesHook):
             hook.found = set(state.get("unreadable_images", ()))
         before, length = state["epoch_length"], _length(loop.dataloader)
-        if isinstance(loop, EpochBasedTrainLoop) and length != before:
+        if isinstance(loop, EpochBasedTrainLoop) and length is not None and length != before:
             done = loop.iter - loop.epoch * before
             set_iteration(loop, loop.epoch * length + done * length // before)
         position = f"continues at epoch {runner.epoch}, iteration {runner.iter}, not bit for bit"
