@@ -49,6 +49,35 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class ReportLayout:
+    """Describe how the page of a report shows a task's figures.
+
+    The report holds a copy, so that a page needs no task room.
+
+    Attributes:
+        class_scores: keys of the scores of a class, the one that classes are sorted by first.
+        class_count: key of the amount of a class in the data.
+        per_cent: whether scores and amount of a class are shares, shown in per cent.
+        class_note: what the reader of the table of classes has to know.
+        confusion_unit: what a confusion matrix counts.
+        confusion_note: how it was counted.
+        background: whether a prediction or an object may have no counterpart.
+        image_score: name of the score that ranks images.
+        image_note: how that score is defined.
+    """
+
+    class_scores: tuple[str, ...] = ()
+    class_count: str = ""
+    per_cent: bool = False
+    class_note: str = ""
+    confusion_unit: str = "count"
+    confusion_note: str = ""
+    background: bool = False
+    image_score: str = "score"
+    image_note: str = ""
+
+
+@dataclass(frozen=True)
 class PublicDataset:
     """A data set that a model card and a zoo entry know by name.
 
@@ -158,6 +187,7 @@ class Task:
         figures: what a report tells beyond scores: takes the evaluator's metrics, the data set's
             meta and how many of the worst images to keep; returns an `evaluation.figures.Figures`,
             or None.
+        report_layout: how the page of a report shows these figures.
         class_layers: pattern of the names of layers that have rows for each class.
         parts: names under which parameters and multiply-adds are counted, with the modules of each.
         owns: whether a model is one of this task's.
@@ -192,6 +222,7 @@ class Task:
     public_datasets: tuple[PublicDataset, ...] = ()
     export: Export | None = None
     figures: Callable[..., Any] | None = None
+    report_layout: ReportLayout = ReportLayout()
 
     def metric(self, key: str) -> Metric | None:
         """Return the metric of this key, or None."""

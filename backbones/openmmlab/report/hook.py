@@ -62,6 +62,7 @@ class ReportHook(Hook):
         task = task_of(runner.cfg)
         self.report["task"] = task.name
         self.report["metrics"] = [asdict(metric) for metric in task.metrics]
+        self.report["layout"] = asdict(task.report_layout)
         self.report["run"] = dict(
             name=Path(runner.work_dir).name,
             config=str(runner.cfg.filename or ""),
@@ -174,7 +175,8 @@ class ReportHook(Hook):
         if self._started is None:  # tools/test.py, perhaps beside the training of the weights
             report["config"] = describe_config(runner.cfg)
             if "evaluation" not in report:  # tools/robustness.py adds to what there is
-                report = {**report, **earlier, "metrics": report["metrics"]}
+                current = {key: report[key] for key in ("metrics", "layout")}
+                report = {**report, **earlier, **current}
             elif earlier.get("run", {}).get("config") == report["run"]["config"]:
                 report.update({k: earlier[k] for k in ("training", "config") if k in earlier})
         else:
