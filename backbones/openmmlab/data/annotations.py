@@ -1,4 +1,4 @@
-"""Boxes and masks as people have them, found in a folder and read into COCO's form."""
+"""Find boxes and masks in a folder in any known format and read them as COCO content."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def find_annotations(root: Path) -> tuple[str, Found]:
 
 
 def read_annotations(root: Path) -> tuple[str, dict[str | None, Annotations]]:
-    """Read every split's annotations in a folder; the key None stands for data that is not split.
+    """Read every split's annotations in a folder; the key None stands for data without splits.
 
     Raises:
         InputError: there are none, two for a split, or something in them is wrong.

@@ -1,4 +1,4 @@
-"""Faults in a COCO annotation file that mmdet drops, repairs or trips over without a word."""
+"""Find faults in a COCO annotation file that mmdet drops, repairs or fails on silently."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ REREAD = "give its folder as --data, which reads it repaired"
 
 
 class CocoAnnotations:
-    """A COCO annotation file of a config, read whole.
+    """Hold a COCO annotation file of a config, read whole.
 
     Args:
         path: the file.
@@ -42,7 +42,7 @@ class CocoAnnotations:
         return [image["file_name"] for image in self.images]
 
     def check(self, with_mask: bool) -> Iterator[Issue]:
-        """Check the file alone.
+        """Check the file without its images.
 
         Args:
             with_mask: masks are trained or scored.
@@ -183,7 +183,7 @@ class CocoAnnotations:
             )
 
     def check_sizes(self, folder: Path, headers: Mapping[Path, Header]) -> Iterator[Issue]:
-        """Check the file's width and height against those of the images as they are decoded.
+        """Check the file's width and height against those of the decoded images.
 
         Args:
             folder: that the images' names are relative to.

@@ -1,4 +1,4 @@
-"""The one rule about ids of images, objects and categories in COCO files.
+"""Check and repair the ids of images, objects and categories in COCO files.
 
 COCO's evaluation takes an object's id for whether a detection has been matched: of ids that are
 text, or 0, it makes misses, and says nothing. An id is sound if it is a whole number (from 1 for
@@ -25,7 +25,7 @@ def is_sound(value: object, part: str) -> bool:
 
 
 def what_ids_are(values: list, part: str) -> str:
-    """Say what is wrong with ids that are not sound, by the first of each kind."""
+    """Describe invalid ids, with the first example of each kind."""
     kinds = {
         "missing": [v for v in values if v is None],
         "text": [v for v in values if isinstance(v, str)],
@@ -43,7 +43,7 @@ def what_ids_are(values: list, part: str) -> str:
 
 
 def number_anew(content: dict[str, Any], path: Path) -> list[str]:
-    """Give every row of a COCO file's content a sound id, and every reference the row's.
+    """Give every row of a COCO file a valid id, and update every reference to it.
 
     Rows with ids that are sound keep them. An image or a category that is listed twice is kept
     once. An image_id or category_id in another kind than the id it means (the text "7" for 7) finds
@@ -93,7 +93,7 @@ def number_anew(content: dict[str, Any], path: Path) -> list[str]:
 def _number_rows(
     content: dict[str, Any], part: str, name: str, path: Path, lines: list[str]
 ) -> dict[Any, int]:
-    """Drop rows that are listed twice and number the others; the new id of every former one."""
+    """Drop rows that are listed twice and number the others; return the new id of every old one."""
     first: dict[Any, dict] = {}
     for row in content[part]:
         other = first.setdefault(row["id"], row)
@@ -119,7 +119,7 @@ def _number_rows(
 
 
 def _by_text(ids: Mapping[Any, int]) -> dict[str, Any]:
-    """Ids by their text, where no other has it."""
+    """Map ids by their text where it is unambiguous."""
     texts: dict[str, list] = {}
     for value in ids:
         texts.setdefault(str(value), []).append(value)

@@ -1,4 +1,4 @@
-"""Faults of the image files of a data set: missing, broken, of odd channels, depth or size."""
+"""Find faults in a data set's image files: missing, broken, of unusual channels, depth or size."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, Header], list[Issue]
 
 
 def check_left_out(folder: Path, read: Sequence[Path], suffixes: Sequence[str]) -> Iterator[Issue]:
-    """Check for files that a folder of classes has and its data set passes over.
+    """Report files in folders of classes that the data set does not read.
 
     Args:
         folder: of a split, with a folder for each class.
@@ -90,7 +90,7 @@ def _these(paths: Sequence[Path], what: str) -> str:
 def check_images(
     headers: dict[Path, Header], key: str, scales: Sequence[tuple[int, int]]
 ) -> Iterator[Issue]:
-    """Check channels and depth, and sizes against the recipe's.
+    """Check channels and depth, and compare sizes with the recipe's.
 
     Args:
         headers: of a data set's images.

@@ -1,4 +1,4 @@
-"""Folders of images and label maps as people have them: pairs, class names, what values mean."""
+"""Read folders of images and label maps: pairs, class names and the meaning of pixel values."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ Pair = tuple[Path, Path]
 
 @dataclass
 class ClassList:
-    """Names of classes, and what they are called in the label maps where that is said.
+    """Hold class names and, if stated, their values in the label maps.
 
     Attributes:
         source: file that names them; None if nothing does.
@@ -52,7 +52,7 @@ class ClassList:
 
 @dataclass
 class LabelRule:
-    """How pixels of the label maps become labels.
+    """Define how pixels of the label maps become labels.
 
     Attributes:
         names: the classes in the order of their labels.
@@ -68,13 +68,13 @@ class LabelRule:
 
     @property
     def reduces_zero(self) -> bool:
-        """Return whether it is mmseg's: 0 is ignored, other labels are one less."""
+        """Return whether it is mmseg's `reduce_zero_label`: 0 is ignored, others are one less."""
         rule = {IGNORED: IGNORED, 0: IGNORED}
         return all(rule.get(value, _minus_one(value)) == x for value, x in self.labels.items())
 
     @property
     def is_plain(self) -> bool:
-        """Return whether the values are the labels."""
+        """Return whether the pixel values are the labels."""
         return all(value == label for value, label in self.labels.items())
 
 
@@ -83,7 +83,7 @@ def _minus_one(value: Any) -> Any:
 
 
 def find_label_maps(root: Path) -> dict[str | None, tuple[Path, Path]]:
-    """Find folders of images and of label maps by split; None is for data that is not split."""
+    """Find folders of images and of label maps by split; None stands for data without splits."""
     found: dict[str | None, tuple[Path, Path]] = {}
     images, labels = _named(root, IMAGE_FOLDERS), _named(root, LABEL_FOLDERS)
     if images and labels:
@@ -110,7 +110,7 @@ def _named(root: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def read_pairs(root: Path) -> dict[str | None, list[Pair]]:
-    """List images with their label maps by split, ImageSets/Segmentation's lists heeded.
+    """List images with their label maps by split, by ImageSets/Segmentation's lists if present.
 
     Raises:
         InputError: an image has no label map, or there are no images.
@@ -225,7 +225,7 @@ def _from_json(data: Any, found: ClassList) -> None:
 
 
 def label_rule(where: Mapping[Any, Path], classes: ClassList) -> LabelRule:
-    """Decide what the pixels in all label maps mean.
+    """Decide what the pixel values in all label maps mean.
 
     Args:
         where: every value or colour that occurs and a file with it, as from `values_in`.
@@ -309,7 +309,7 @@ def _with_ignored(statement: str, ignored: set, where: Mapping) -> str:
 
 
 def values_in(pairs: Iterable[Pair], coloured: bool) -> dict[Any, Path]:
-    """Find every value or colour in label maps, and one file that holds it.
+    """Find every value or colour in the label maps, each with one file that holds it.
 
     Args:
         pairs: images and their label maps.
@@ -353,7 +353,7 @@ def _bad_map(path: Path, what: str) -> InputError:
 
 
 def load_label_map(path: Path) -> np.ndarray:
-    """Load (H, W) values, palette images by their index; (H, W, 3) of a coloured label map.
+    """Load (H, W) values, palette indices for palette images; (H, W, 3) for a coloured label map.
 
     Raises:
         InputError: the file is missing or not an image, or holds no whole numbers.
@@ -372,7 +372,7 @@ def load_label_map(path: Path) -> np.ndarray:
 
 
 def converted(pixels: np.ndarray, labels: Mapping[Any, int]) -> np.ndarray:
-    """Convert a label map in values (H, W) or colours (H, W, 3) into uint8 labels (H, W)."""
+    """Convert a label map of values (H, W) or colours (H, W, 3) into uint8 labels (H, W)."""
     if pixels.ndim == 3:
         flat = pixels[..., :3].astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
         out = np.full(flat.shape, IGNORED, np.uint8)

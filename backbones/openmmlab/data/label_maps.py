@@ -1,4 +1,4 @@
-"""Faults in the label maps of a segmentation data set."""
+"""Find faults in the label maps of a segmentation data set."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ IGNORED = 255
 
 
 class LabelMaps:
-    """The label maps of one split.
+    """Hold the label maps of one split.
 
     Args:
         pairs: (image, label map) files.
@@ -35,7 +35,7 @@ class LabelMaps:
         self.reduces, self.complete = reduce_zero_label, complete
 
     def check(self, headers: dict[Path, Header], training: bool) -> Iterator[Issue]:
-        """Check all maps.
+        """Check all label maps.
 
         Args:
             headers: of the images.

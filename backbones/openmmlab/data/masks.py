@@ -1,4 +1,4 @@
-"""Polygons and run lengths of COCO files: what is wrong with them, found without drawing a pixel.
+"""Check polygons and run lengths of COCO files without rasterising them.
 
 pycocotools and faster-coco-eval trust run lengths: those that do not fill their size are read
 beyond their memory or never end.
@@ -17,14 +17,14 @@ Segmentation = list | dict
 
 
 def are_numbers(values: object) -> bool:
-    """Return whether it is a list of finite numbers, none beyond any number of pixels."""
+    """Return whether it is a list of finite numbers within a plausible range of pixels."""
     return isinstance(values, list) and all(
         isinstance(value, int | float) and abs(value) < LARGEST for value in values
     )
 
 
 def mask_fault(segmentation: object, size: tuple[int, int] | None) -> str:
-    """Say what is wrong with a mask that is there; empty if nothing is.
+    """Describe what is wrong with a mask; empty if nothing is.
 
     Args:
         segmentation: of a COCO annotation.
@@ -83,7 +83,7 @@ def _is_whole(value: float) -> bool:
 
 
 def decode_counts(text: str) -> np.ndarray:
-    """Decode COCO's compressed run lengths, whatever they are: nothing is checked against a size.
+    """Decode COCO's compressed run lengths without checking them against a size.
 
     Each count is a little-endian number of 5 bits a character, 32 says that another follows, 16 in
     the last one is the sign; from the fourth on they are differences from the last but one.
@@ -112,7 +112,7 @@ def decode_counts(text: str) -> np.ndarray:
 
 
 def tidied(segmentation: Any) -> Any:
-    """Bring polygons written in another way into COCO's, `[[x, y, x, y, ...], ...]`.
+    """Convert polygons written in another way into COCO's form, `[[x, y, x, y, ...], ...]`.
 
     One that is not nested is nested, pairs of numbers are joined, empty parts and parts of fewer
     than three points are left out. Anything else comes back as it is.
@@ -161,7 +161,7 @@ def _encoded(segmentation: Segmentation, size: tuple[int, int]) -> dict:
 
 
 def box_of(segmentation: Segmentation, size: tuple[int, int]) -> list[float]:
-    """Return [x, y, width, height] of a sound mask in an image of (height, width)."""
+    """Return [x, y, width, height] of a valid mask in an image of (height, width)."""
     if isinstance(segmentation, list):
         corners = np.concatenate([np.array(part, float).reshape(-1, 2) for part in segmentation])
         low, high = corners.min(0), corners.max(0)
@@ -170,5 +170,5 @@ def box_of(segmentation: Segmentation, size: tuple[int, int]) -> list[float]:
 
 
 def area_of(segmentation: Segmentation, size: tuple[int, int]) -> float:
-    """Return the number of pixels of a sound mask in an image of (height, width)."""
+    """Return the number of pixels of a valid mask in an image of (height, width)."""
     return float(coco_mask.area(_encoded(segmentation, size)))

@@ -1,4 +1,4 @@
-"""What a data set calls its classes, and the colours they are drawn in."""
+"""Find the class names of a data set, and the colours to draw them in."""
 
 import colorsys
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ def dataset_class(dataset: dict, scope: str | None) -> type:
 
 
 def class_colours(count: int) -> np.ndarray:
-    """Return (count, 3) uint8 RGB colours, neighbours far apart in hue, none too dark or pale."""
+    """Return (count, 3) uint8 RGB colours: neighbours far apart in hue, none too dark or pale."""
     golden = 0.61803398875
     colours = [
         colorsys.hls_to_rgb((0.58 + i * golden) % 1, (0.55, 0.45, 0.62)[i // 8 % 3], 0.75)
@@ -48,7 +48,7 @@ def class_names(checkpoint: object) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes that a config or a checkpoint has before the data is seen.
+    """Hold the classes that a config or a checkpoint has before the data is read.
 
     Attributes:
         names: in the order of the labels.

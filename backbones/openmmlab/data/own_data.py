@@ -1,4 +1,4 @@
-"""A config made to read one's own data: splits, classes, heads, evaluators follow the folder.
+"""Make a config read one's own data: adapt splits, classes, heads and evaluators to the folder.
 
 What the config cannot read as it lies is written into the work dir and depends on nothing but the
 folder: the same folder gives the same files, and the saved config reruns by itself.
@@ -79,7 +79,7 @@ def change_place(config: Config, root: Path) -> None:
 
 
 def _is_config_layout(config: Config, root: Path, splits: Sequence[str]) -> bool:
-    """Return whether the config's own files are there, of its own classes, and need no repair.
+    """Return whether the folder holds the config's own files, with its classes, needing no repair.
 
     `check_data` has the rest.
     """
@@ -119,7 +119,7 @@ def _needs_repair(path: Path, classes: Sequence[str]) -> bool:
 def _are_config_maps(
     config: Config, root: Path, splits: Sequence[str], classes: Sequence[str]
 ) -> bool:
-    """Return whether label maps under the config's folder names are of the config's classes.
+    """Return whether label maps under the config's folder names use the config's classes.
 
     Folders in ADE20K's layout are common: without a list of classes their values decide.
 

@@ -1,4 +1,4 @@
-"""A segmentor's config made to read one's own label maps."""
+"""Make a segmentor's config read one's own label maps."""
 
 import json
 import os

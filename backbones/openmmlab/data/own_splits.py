@@ -1,4 +1,4 @@
-"""Which splits one's own data has and needs, and what is logged about them."""
+"""Determine which splits one's own data has and needs, and log them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ SEGMENTATION = "folders of images and of label maps in PNG"
 
 
 def no_layout(root: Path, wanted: str) -> InputError:
-    """Return the error about a folder in which nothing is known."""
+    """Return the error about a folder that holds no known data."""
     return InputError(
         f"{one_line(root)}: no {wanted} in it; docs/own-data.md has the layouts",
         code="no-data",
@@ -34,7 +34,7 @@ def other_task(config: Config, root: Path, found: str, model: str, wanted: str) 
 
 
 def take_unsplit(read: dict[str | None, Any], splits: Sequence[str]) -> Any:
-    """Take out what a validation split has to be made of; None if there is one, or none is needed.
+    """Return the data to split validation from, and drop unsplit data; None if not needed.
 
     Args:
         read: the data by split; under None data that is not split.
@@ -48,7 +48,7 @@ def take_unsplit(read: dict[str | None, Any], splits: Sequence[str]) -> Any:
 
 
 def require(read: Mapping[str | None, Any], splits: Sequence[str], root: Path) -> None:
-    """Check that every split that the run needs is there; validation stands in for test.
+    """Check that every split that the run needs exists; validation stands in for test.
 
     Raises:
         InputError: one is not.

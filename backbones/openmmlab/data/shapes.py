@@ -1,4 +1,4 @@
-"""The demo set: drawn shapes on textured grounds, in COCO's, ADE20K's and ImageNet's layouts."""
+"""Draw the demo set: shapes on textured grounds, in COCO's, ADE20K's and ImageNet's layouts."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def shape_outline(shape: str, radius: float, angle: float) -> np.ndarray:
 
 
 def polygon_coverage(points: np.ndarray, size: int) -> np.ndarray:
-    """Return the share of each pixel that a polygon covers, (size, size), from 4 x 4 samples."""
+    """Return the coverage of each pixel by a polygon, (size, size), from 4 x 4 samples."""
     canvas = Image.new("L", (4 * size, 4 * size))
     # Pixel i spans [i, i + 1], samples 4i to 4i + 3 lie inside it: hence the half. Pillow cuts off.
     corners = (4 * points - 0.5).round()
@@ -139,7 +139,7 @@ def draw_scene(
 
 
 def encode_image(pixels: np.ndarray, kind: str, quality: int = 93) -> bytes:
-    """Encode an image file in memory: Pillow's own writing hides the reason on a full disk."""
+    """Encode an image in memory, since Pillow's own writing hides the reason on a full disk."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, quality=quality)
     return file.getvalue()
@@ -198,7 +198,7 @@ def write_demo(folder: Path, size: int, counts: dict[str, int], seed: int) -> No
 
 
 def prepare_demo(root: Path, size: int, train: int, val: int, seed: int) -> None:
-    """Make root/demo, unless it exists already with the same arguments.
+    """Create root/demo, unless it exists already with the same arguments.
 
     Raises:
         InputError: root/demo exists and was not made by this function.

@@ -1,4 +1,4 @@
-"""COCO annotation files of one's own: found, completed and repaired where that is certain."""
+"""Find COCO annotation files of users, and complete and repair them where that is unambiguous."""
 
 import os
 import re
@@ -30,7 +30,7 @@ NOT_INSTANCES = ("captions", "person_keypoints", "stuff", "panoptic", "image_inf
 
 
 def find(root: Path) -> tuple[Found, InputError | None]:
-    """Find the COCO files in a folder and those below it.
+    """Find the COCO files in a folder and below it.
 
     Returns:
         The files by split, and the error of the first JSON file that cannot be read at all.
@@ -49,7 +49,7 @@ def find(root: Path) -> tuple[Found, InputError | None]:
 
 
 def read(root: Path, path: Path) -> Annotations:
-    """Read a COCO file whole and bring it into the form that COCO's own tools take.
+    """Read a COCO file whole and convert it into the form that COCO's own tools accept.
 
     Ids are numbered anew where they are not sound, boxes, areas and flags that are missing are
     filled in, polygons are brought into one form; each is logged in a line with a count.
@@ -76,7 +76,7 @@ def read(root: Path, path: Path) -> Annotations:
 
 
 def complete(content: dict[str, Any], path: Path) -> list[str]:
-    """Fill in and repair boxes, masks, areas and flags of a COCO file's content.
+    """Complete and repair boxes, masks, areas and flags of a COCO file's content.
 
     Args:
         content: rows with sound ids, images with sizes; changed in place.
@@ -132,7 +132,7 @@ def complete(content: dict[str, Any], path: Path) -> list[str]:
 
 
 def _cover_thin(rows: Sequence[dict], thin: Sequence[dict]) -> Iterator[str]:
-    """Make crowds of objects whose outlines are no area, and cover crowds that have no mask.
+    """Mark objects whose outlines have no area as crowds, and give crowds without a mask one.
 
     Where no object has a mask, boxes alone are trained, and nothing has to be covered.
     """
@@ -189,6 +189,6 @@ def _image_folder(root: Path, path: Path, names: Sequence[str]) -> tuple[Path, d
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    """Find an image by its name in a COCO file, which Windows may have written."""
+    """Find an image by its name in a COCO file, which may be a Windows path."""
     found = find_file(folder / name)
     return found or find_file(folder / name.replace("\\", "/"))

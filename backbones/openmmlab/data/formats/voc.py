@@ -1,4 +1,4 @@
-"""Pascal VOC's XML files; their elements are parsed by supervision, which drops `difficult`."""
+"""Read Pascal VOC's XML files; supervision parses their elements but drops `difficult`."""
 
 import re
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ DECLARATION = re.compile(rb"^\s*<\?xml[^>]*encoding\s*=\s*[\"']([A-Za-z0-9._-]+)
 
 
 def find(root: Path) -> Found:
-    """Find the folders of XML files in a folder and those below it, by split."""
+    """Find the folders of XML files in a folder and below it, by split."""
     found: Found = {}
     for folder in sorted({path.parent for path in files_below(root, ".xml", depth=2)}):
         found.setdefault(split_of(folder.relative_to(root)), []).append(folder)
@@ -43,7 +43,7 @@ def find(root: Path) -> Found:
 
 
 def read(root: Path, folders: dict[str | None, Path]) -> dict[str | None, Annotations]:
-    """Read Pascal VOC; difficult objects become crowds, which are neither learnt nor missed.
+    """Read Pascal VOC; difficult objects become crowds, which are ignored in training and scoring.
 
     Args:
         root: folder of the data set.
@@ -102,7 +102,7 @@ def read(root: Path, folders: dict[str | None, Path]) -> dict[str | None, Annota
 def _files(
     root: Path, folders: dict[str | None, Path]
 ) -> tuple[dict[str | None, list[Path]], dict[str | None, Path]]:
-    """List the XML files of every split, ImageSets/Main's lists heeded; and their folders."""
+    """List the XML files of every split, by ImageSets/Main if present, and their folders."""
     sets = root / "ImageSets" / "Main"
     if list(folders) != [None] or not find_file(sets / "train.txt"):
         return {split: files_in(folder, ".xml") for split, folder in folders.items()}, folders
