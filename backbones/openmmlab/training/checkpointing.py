@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps, and which one it goes on from."""
+"""Choose which checkpoints a run keeps, and which one it resumes from."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ INTERRUPTED = "interrupted.pth"
 
 @HOOKS.register_module()
 class VerifiedCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, which deletes an old checkpoint only after a new one is verified.
+    """Save checkpoints like mmengine's CheckpointHook; delete old ones after verifying the new one.
 
     `Runner` takes it where a config says CheckpointHook.
 
@@ -58,7 +58,7 @@ class VerifiedCheckpointHook(CheckpointHook):
         self._save(runner, name, dict(epoch=runner.epoch, iter=done), outdated)
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
-        """Save, then delete: mmengine's order leaves a moment without any whole checkpoint."""
+        """Save, then delete: mmengine's order leaves a moment without any complete checkpoint."""
         outdated = self._within_epoch(runner)
         if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
@@ -94,7 +94,7 @@ class VerifiedCheckpointHook(CheckpointHook):
         return [name] if name else []
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
-        """Save a new best checkpoint before the former is deleted.
+        """Save a new best checkpoint before the previous one is deleted.
 
         mmengine finds no former one to delete, saves the new one, and the former goes after.
         """
@@ -135,7 +135,7 @@ class VerifiedCheckpointHook(CheckpointHook):
 
 
 def check_local(folder: object, *backends: Mapping | None) -> None:
-    """Raise an error unless checkpoints go to a local folder.
+    """Raise an error unless checkpoints are written to a local folder.
 
     A remote one cannot be read back from the disk, nor renamed once it is whole.
 
@@ -161,12 +161,12 @@ def check_local(folder: object, *backends: Mapping | None) -> None:
 
 
 def point_to(checkpoint: Path, work_dir: str) -> None:
-    """Make it the checkpoint that `--resume` goes on from."""
+    """Make it the checkpoint that `--resume` continues from."""
     write_atomically(Path(work_dir) / "last_checkpoint", str(checkpoint))
 
 
 def last_whole_checkpoint(work_dir: str | Path) -> tuple[Path, Mapping] | None:
-    """Return the newest checkpoint of a run that can be read whole, and its content.
+    """Return the newest complete checkpoint of a run, and its content.
 
     A damaged one is logged in one line, and the one before it taken. None if there is none at all.
 
@@ -200,7 +200,7 @@ def last_whole_checkpoint(work_dir: str | Path) -> tuple[Path, Mapping] | None:
 
 
 def _named(work_dir: Path) -> Path | None:
-    """Return what `last_checkpoint` names, beside it if the folder has moved."""
+    """Return the file that `last_checkpoint` names, or one beside it if the folder has moved."""
     try:
         name = (work_dir / "last_checkpoint").read_text().strip()
     except FileNotFoundError:

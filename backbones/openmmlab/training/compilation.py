@@ -1,4 +1,4 @@
-"""Compile the parts of a model whose work is the same for every image."""
+"""Compile the parts of a model that do the same work for every image."""
 
 import torch
 from torch import nn

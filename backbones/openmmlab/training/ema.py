@@ -1,4 +1,4 @@
-"""The exponential moving average (EMA) of the weights."""
+"""Keep the exponential moving average (EMA) of the weights."""
 
 from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
@@ -33,7 +33,7 @@ class WeightAverageHook(EMAHook):
         self.averaging = self.resumed = False
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """When training is resumed, take the average from the checkpoint."""
+        """Take the average from the checkpoint when training is resumed."""
         if is_resuming(runner) and "ema_state_dict" in checkpoint:
             super().after_load_checkpoint(runner, checkpoint)
             self.resumed = True

@@ -1,6 +1,4 @@
-"""Optimizer steps over micro-batches: the sampler, the hook and the step that carry out what
-`config.global_batch` writes into a config.
-"""
+"""Take optimizer steps in micro-batches, as `config.global_batch` sets up in a config."""
 
 from collections.abc import Iterator
 
@@ -18,7 +16,7 @@ from .step_guard import micro_batches
 
 @DATA_SAMPLERS.register_module()
 class StepBatchSampler(Sampler):
-    """Joins the batches of another batch sampler into those of whole steps, in their order.
+    """Join the batches of another batch sampler into those of whole steps, in their order.
 
     A sampler that groups images by aspect ratio goes on grouping those that are computed together.
 
@@ -54,7 +52,7 @@ class StepBatchSampler(Sampler):
 
 @HOOKS.register_module()
 class AccumulationHook(Hook):
-    """Has the training loop compute each optimizer step in micro-batches.
+    """Make the training loop compute each optimizer step in micro-batches.
 
     Args:
         batch_size: images of a micro-batch; the last one of an epoch may have fewer.

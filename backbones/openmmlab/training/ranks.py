@@ -1,4 +1,4 @@
-"""Messages between the ranks of one run, on the CPU whatever the gradients travel by."""
+"""Exchange messages between the ranks of a run on the CPU, whatever the gradients' backend."""
 
 import gc
 import re
@@ -20,7 +20,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def any_rank_each(flags: Sequence[bool]) -> list[bool]:
-    """Return for each flag whether it is set on any rank, at the price of one message."""
+    """Return for each flag whether it is set on any rank, in a single message."""
     if not _several():
         return list(flags)
     raised = torch.tensor(flags, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Optimizer steps that are taken only where the loss and all gradients are finite on all ranks."""
+"""Take optimizer steps only if the loss and all gradients are finite on all ranks."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from .ranks import any_rank_each
 
 
 class StepGuard:
-    """What the guarded wrappers of a run share with its hooks.
+    """Hold what the guarded wrappers of a run share with its hooks.
 
     All ranks learn in one message whether a loss or gradient is not finite and whether one of them
     was asked to stop.
@@ -32,7 +32,7 @@ class StepGuard:
     asked_to_stop: Callable[[], bool] = staticmethod(lambda: False)
 
     def begin_iteration(self) -> None:
-        """Forget the iteration before."""
+        """Reset the state of the previous iteration."""
         self.bad, self.gradient, self.stop = False, None, None
 
     def ask_ranks(self, bad_loss: bool, gradient: str | None) -> tuple[bool, bool]:
@@ -46,7 +46,7 @@ class StepGuard:
 
 
 class GuardedStep(OptimWrapper):
-    """Mixed into the class of an optimizer wrapper: skips steps that are not finite.
+    """Skip steps that are not finite; mixed into the class of an optimizer wrapper.
 
     A skipped step changes neither weights nor the optimizer's state; a dynamic loss scale falls, as
     always. Micro-batches are counted here, as mmengine's own counts go on over iterations.
@@ -62,7 +62,7 @@ class GuardedStep(OptimWrapper):
 
     @contextmanager
     def micro_batches(self, count: int) -> Iterator[None]:
-        """Take the next `count` backward passes for one step, whose loss is their mean."""
+        """Use the next `count` backward passes for one step, whose loss is their mean."""
         self._micro_batches, self._done = count, 0
         try:
             yield
@@ -98,7 +98,7 @@ class GuardedStep(OptimWrapper):
         self._poisoned = self._overflowed = False
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load a state whether or not it has a loss scaler's, and this wrapper has a scaler."""
+        """Load a state whether or not it and this wrapper have a loss scaler."""
         if not hasattr(self, "loss_scaler") or not state_dict.get("loss_scaler"):
             state_dict = {k: v for k, v in state_dict.items() if k != "loss_scaler"}
         super().load_state_dict(state_dict)
@@ -122,7 +122,7 @@ class GuardedStep(OptimWrapper):
         self._overflowed |= overflowed
 
     def _gradients(self) -> dict[str, Tensor]:
-        """Return what this rank has of the gradients: under FSDP, of sums over all ranks."""
+        """Return this rank's part of the gradients: under FSDP, of sums over all ranks."""
         found = {}
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
@@ -158,7 +158,7 @@ def guard_steps(optim_wrapper: OptimWrapper, model: nn.Module) -> StepGuard:
 
 
 def each_wrapper(optim_wrapper: OptimWrapper) -> list[OptimWrapper]:
-    """Return the wrappers of an `OptimWrapperDict`, or the one."""
+    """Return the wrappers of an `OptimWrapperDict`, or the single wrapper."""
     if isinstance(optim_wrapper, OptimWrapperDict):
         return list(optim_wrapper.values())
     return [optim_wrapper]
@@ -166,7 +166,7 @@ def each_wrapper(optim_wrapper: OptimWrapper) -> list[OptimWrapper]:
 
 @contextmanager
 def micro_batches(optim_wrapper: OptimWrapper, count: int) -> Iterator[None]:
-    """Take the next `count` backward passes of each guarded wrapper for one step."""
+    """Use the next `count` backward passes of each guarded wrapper for one step."""
     with ExitStack() as stack:
         for wrapper in each_wrapper(optim_wrapper):
             assert isinstance(wrapper, GuardedStep)
@@ -175,7 +175,7 @@ def micro_batches(optim_wrapper: OptimWrapper, count: int) -> Iterator[None]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a tensor; all of it where it is not divided."""
+    """Return this rank's part of a tensor; all of it if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -1,4 +1,4 @@
-"""Training that goes on after a kill exactly as if there had been none.
+"""Save and restore training so that it continues after a kill exactly as without one.
 
 Random draws and data depend on the seed, the rank and the step alone (`seeds`, `seeded_data`). The
 rest of the state is in the checkpoint.
@@ -25,7 +25,7 @@ from .skip_bad_images import SkipBadImagesHook
 
 @HOOKS.register_module()
 class DueValidationHook(Hook):
-    """Validate first where the checkpoint resumed from was due to be validated, and was not."""
+    """Validate first if the checkpoint resumed from was due for validation and not validated."""
 
     priority = "LOWEST"
 
@@ -72,7 +72,7 @@ def check_resumable(path: str | Path, checkpoint: Mapping) -> None:
 
 
 class TrainingState:
-    """What a checkpoint holds beside mmengine's own.
+    """Collect what a checkpoint holds beyond mmengine's own content.
 
     These are the number of ranks, the buffers of each (batch statistics differ where nothing
     synchronizes them), the gradients of an accumulation under way, the patience of early stopping
@@ -101,7 +101,7 @@ class TrainingState:
         return state
 
     def restore(self, state: dict | None) -> None:
-        """Set this rank as it was; log one line where that cannot be exact."""
+        """Restore this rank's state; log one line if that cannot be exact."""
         runner, loop = self.runner, self.runner.train_loop
         if state is None:
             runner.logger.warning("the checkpoint is another program's: not resumed bit for bit")
