@@ -1,4 +1,4 @@
-"""Checks of class names and counts: datasets against each other and against the model's heads."""
+"""Check class names and counts: datasets against each other and against the model's heads."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ OUTLINES = "boundary_threshold"
 
 
 def check_class_names(plan: RunPlan) -> Iterator[Issue]:
-    """Check that every dataset has class names, each once, and all the same in the same order."""
+    """Check that every dataset has unique class names, the same in the same order."""
     first: DatasetPlan | None = None
     for dataset in _compared(plan):
         classes = dataset.classes

@@ -1,4 +1,4 @@
-"""Checks of the files of datasets: folders, annotations, label maps and images."""
+"""Check the files of datasets: folders, annotations, label maps and images."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -16,7 +16,7 @@ from .plan import RunPlan
 
 
 def check_splits(plan: RunPlan) -> Iterator[Issue]:
-    """Check that there is a test set if one is asked for, and what evaluators read."""
+    """Check that a requested test set exists, and the files that evaluators read."""
     if plan.splits == ("test",) and plan.config.get("test_dataloader") is None:
         text = f"{plan.config.filename} has none to evaluate on"
         yield Issue("error", "test_dataloader", text, code="bad-config")
@@ -74,7 +74,7 @@ def check_categories(plan: RunPlan) -> Iterator[Issue]:
 
 
 def check_annotations(plan: RunPlan) -> Iterator[Issue]:
-    """Check the rows of COCO files, and that their images can be read and have the size given."""
+    """Check the rows of COCO files, and that their images are readable and of the stated size."""
     for dataset in plan.datasets:
         if dataset.kind != "coco" or not dataset.is_readable or dataset.classes is None:
             continue
@@ -129,7 +129,7 @@ def check_class_folders(plan: RunPlan) -> Iterator[Issue]:
 
 
 def check_images(plan: RunPlan) -> Iterator[Issue]:
-    """Open images and check that they are whole, and of kinds and sizes that suit the recipe."""
+    """Open images and check that they are complete and suit the recipe in kind and size."""
     for dataset in plan.datasets:
         if not dataset.is_readable:
             continue

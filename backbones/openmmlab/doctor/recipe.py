@@ -1,4 +1,4 @@
-"""Checks of a config against its own recipe: batch size, norms and windows."""
+"""Check a config against its own recipe: batch size, norms and windows."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -39,7 +39,7 @@ def check_batch(plan: RunPlan) -> Iterator[Issue]:
 
 
 def check_norms(plan: RunPlan) -> Iterator[Issue]:
-    """Check that every batch norm has values to take statistics of."""
+    """Check that every batch norm has enough values to compute statistics."""
     if plan.micro_batch is None or not plan.norms:
         return
     synchronised = plan.ranks if torch.cuda.is_available() else 1

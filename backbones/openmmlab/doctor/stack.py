@@ -1,4 +1,4 @@
-"""The libraries below: their versions against the tested ones, and what this machine lacks."""
+"""Check the installed libraries: their versions against the tested ones, and missing ones."""
 
 import re
 import sys
@@ -90,7 +90,7 @@ def check_inference_dtype(config: Config) -> Iterator[Issue]:
 
 
 def _requirements() -> list[Requirement]:
-    """Of setup.py beside the library, or of the installed distribution; without the extras."""
+    """Return the requirements of setup.py or of the installed distribution, without extras."""
     if SETUP.is_file():
         (listed,) = re.findall(r"install_requires=\[(.*?)\]", SETUP.read_text(), re.DOTALL)
         lines = re.findall(r'"([^"]+)"', listed)

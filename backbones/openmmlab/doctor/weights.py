@@ -1,4 +1,4 @@
-"""Check of the pretrained weights that a config names."""
+"""Check the pretrained weights that a config names."""
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -57,7 +57,7 @@ def _check_backbone(plan: RunPlan, key: str, backbone: Mapping, init: Mapping) -
 
 
 def _not_here(source: str) -> str | None:
-    """Return where a source that is not on this machine would be downloaded to, or None."""
+    """Return the download path of a source that is not on this machine, or None."""
     parts = urlparse(source)
     if parts.scheme in ("timm", "hf-hub"):
         from huggingface_hub import try_to_load_from_cache
