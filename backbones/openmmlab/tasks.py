@@ -1,4 +1,4 @@
-"""The records in which a task says once what the rest of the suite needs to know of it.
+"""Define the records in which a task states once what the rest of the suite needs to know.
 
 A task room (`detection`, `segmentation`, `classification`) fills in its `Task` in `task.py` and
 registers it when it is imported. Training, prediction, reports, export, publishing, the doctor and
@@ -29,7 +29,7 @@ _TASKS: dict[str, "Task"] = {}
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure that an evaluator returns.
+    """Describe a metric that an evaluator returns.
 
     Attributes:
         key: as the evaluator calls it, such as `coco/bbox_mAP`.
@@ -79,7 +79,7 @@ class ReportLayout:
 
 @dataclass(frozen=True)
 class PublicDataset:
-    """A data set that a model card and a zoo entry know by name.
+    """Describe a data set that a model card and a zoo entry know by name.
 
     Attributes:
         dataset_type: the class that reads it in configs.
@@ -97,7 +97,7 @@ class PublicDataset:
 
 
 class PartRunner(Protocol):
-    """What `Task.run_parts` runs each part of a model with."""
+    """Define how `Task.run_parts` runs each part of a model."""
 
     def __call__(
         self,
@@ -121,29 +121,29 @@ class PartRunner(Protocol):
 
 
 class Differences(Protocol):
-    """How far one image's outputs of a file are from the model's; see `export.differences`."""
+    """Describe one image's differences between a file and its model (`export.differences`)."""
 
     @property
     def largest(self) -> dict[str, float]:
-        """The largest difference by what was compared."""
+        """Return the largest difference of each compared quantity."""
         ...
 
     @property
     def detections(self) -> int:
-        """How many the model or the file found, whichever found more."""
+        """Return the larger of the model's and the file's numbers of detections."""
         ...
 
     @property
     def unpaired(self) -> int:
-        """How many of them only one of the two found."""
+        """Return how many of them only one of the two found."""
         ...
 
 
 class Comparison(Protocol):
-    """What the library itself predicts, to hold an exported file against."""
+    """Compare an exported file with the library's own prediction."""
 
     def reference(self, batch: dict) -> "Sequence[Tensor]":
-        """Return the outputs of the library's own prediction in the order of the graph's."""
+        """Return the outputs of the library's own prediction, in the order of the graph's."""
         ...
 
     def differences(
@@ -159,7 +159,7 @@ class Comparison(Protocol):
 
 @dataclass(frozen=True)
 class Export:
-    """How a task's models become functions of images; see `export.graphs.build_graph`.
+    """Describe how a task's models become functions of images; see `export.graphs.build_graph`.
 
     Attributes:
         graph: of (preprocessing, model, logits) makes a module of images alone, with `inputs`, the
@@ -175,7 +175,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Task:
-    """What a task is called, measured by and made of.
+    """Describe a task: its name, its metrics, the parts of its models, and their functions.
 
     Attributes:
         name: as in `configs/` and in reports.
@@ -230,12 +230,12 @@ class Task:
 
     @property
     def main_metrics(self) -> tuple[Metric, ...]:
-        """The figures that a result is judged by."""
+        """Return the metrics that a result is judged by."""
         return tuple(metric for metric in self.metrics if metric.main)
 
 
 def register_task(task: Task) -> Task:
-    """Make a task known by its scope; return it."""
+    """Register a task by its scope; return it."""
     _TASKS[task.scope] = task
     return task
 
@@ -284,7 +284,7 @@ def task_of_model(model: "nn.Module") -> Task:
 
 
 def module_at(model: "nn.Module", path: str) -> "nn.Module | None":
-    """Return the module at a dotted path, or None where the model has none there."""
+    """Return the module at a dotted path, or None if the model has none there."""
     module: Any = model
     for name in path.split("."):
         module = getattr(module, name, None)

@@ -1,4 +1,4 @@
-"""The arguments that every tool which runs a config has in common."""
+"""Define the arguments that all tools which run a config share."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Take the recipe's optimizer steps on any number of ranks, by accumulating gradients.
+"""Keep the recipe's global batch size on any number of ranks by accumulating gradients.
 
 An iteration of the training loop stays one optimizer step: the loader gives a rank all its images
 of the step, and the step takes them in micro-batches of the size that fits the machine. So
@@ -33,7 +33,7 @@ def recipe_batch(config: Config) -> int | None:
 
 
 def micro_batch_size(config: Config) -> int:
-    """Return how many images a rank computes at once."""
+    """Return the micro-batch size of a rank: how many images it computes at once."""
     for hook in config.get("custom_hooks") or []:
         if hook.get("type") == HOOK:
             return hook.batch_size
@@ -41,7 +41,7 @@ def micro_batch_size(config: Config) -> int:
 
 
 def set_global_batch(config: Config, size: int | None = None, scale_lr: str | None = None) -> str:
-    """Let every optimizer step see `size` images, however many ranks there are.
+    """Set the global batch size: every optimizer step sees `size` images on any number of ranks.
 
     Args:
         config: to change: the loader's batch size and batch sampler, and the hooks.
@@ -106,7 +106,7 @@ def set_global_batch(config: Config, size: int | None = None, scale_lr: str | No
 
 
 def batch_norm_note(config: Config) -> str | None:
-    """Return what accumulation cannot give a batch norm and what to do, or None."""
+    """Return why accumulation changes a batch norm's statistics and the remedy, or None."""
     recipe, seen = recipe_batch(config), micro_batch_size(config)
     norms = list(norm_keys(config.model))
     if recipe is None or not norms:
@@ -157,7 +157,7 @@ def _does_not_divide(size: int, ranks: int, images: int, is_recipes: bool) -> st
 
 
 def _accumulate(config: Config, images: int, count: int) -> None:
-    """Write into the config that a rank's step has `count` micro-batches of `images` images."""
+    """Set `count` micro-batches of `images` images for each step of a rank."""
     loader = config.train_dataloader
     hooks = [hook for hook in config.get("custom_hooks") or [] if hook.get("type") != HOOK]
     batches = loader.get("batch_sampler")
@@ -176,7 +176,7 @@ def _accumulate(config: Config, images: int, count: int) -> None:
 
 
 def _scale(config: Config, size: int, recipe: int | None, rule: str | None) -> str:
-    """Scale the learning rates if asked; return what there is to log about them."""
+    """Scale the learning rates if asked; return the lines to log about them."""
     if rule is None:
         if recipe in (None, size):
             return ""

@@ -1,4 +1,4 @@
-"""What is known to be read from the untyped dicts of a config."""
+"""List the keys that are known to be read from the untyped dicts of a config."""
 
 from dataclasses import fields
 

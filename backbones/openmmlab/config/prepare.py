@@ -1,4 +1,4 @@
-"""Turn a tool's options into the config of a run: which transforms, in which order.
+"""Turn a tool's options into the config of a run: apply the transforms in the right order.
 
 Every tool that runs a config parses its options, has them prepared here, checks the data and runs.
 """
@@ -39,7 +39,7 @@ HOOKS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What may be asked of a run; the names are those of the tools' arguments.
+    """Hold the options of a run, under the names of the tools' arguments.
 
     Attributes:
         config: the config file.
@@ -81,7 +81,7 @@ class Options:
 
     @classmethod
     def of(cls, arguments: Namespace) -> "Options":
-        """Return those of a tool's parsed arguments that are options of a run."""
+        """Return the options of a run among a tool's parsed arguments."""
         given = vars(arguments)
         names = [field.name for field in fields(cls) if field.name in given]
         return cls(**{name: given[name] for name in names})
@@ -142,7 +142,7 @@ def _prepare_training(config: Config, options: Options) -> None:
 
 
 def add_hooks(config: Config) -> None:
-    """Give a config of another origin the progress bar and the report of our runs.
+    """Add the progress bar and the report of our runs to a config from elsewhere.
 
     A config that imports them itself, or that sets one of these hooks to None, keeps what it says.
     """

@@ -1,4 +1,4 @@
-"""Send a run's figures to TensorBoard, Weights & Biases or MLflow, by mmengine's backends."""
+"""Send a run's figures to TensorBoard, Weights & Biases or MLflow, through mmengine's backends."""
 
 import os
 from collections.abc import Sequence

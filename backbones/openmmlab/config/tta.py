@@ -1,4 +1,4 @@
-"""Test-time augmentation by the name of a protocol."""
+"""Apply test-time augmentation by the name of a protocol."""
 
 from mmengine.config import Config
 

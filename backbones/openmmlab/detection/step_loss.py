@@ -1,4 +1,4 @@
-"""A detector's training step on tensors without values, for predicting its memory."""
+"""Run a detector's training step on valueless tensors to predict its memory."""
 
 from typing import Any
 

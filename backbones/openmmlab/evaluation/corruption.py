@@ -1,4 +1,4 @@
-"""Corrupted images in evaluation: the 15 of Hendrycks & Dietterich, by image name and seed."""
+"""Corrupt images with the 15 corruptions of Hendrycks & Dietterich, by image name and seed."""
 
 import hashlib
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ OWN_GENERATOR = ("impulse_noise", "glass_blur")  # take a seed as an argument
 
 
 def load_library() -> str:
-    """Compile what the library compiles, once for all DataLoader workers; return its version.
+    """Compile the library's functions once for all DataLoader workers; return its version.
 
     Raises:
         InputError: it is not installed.
@@ -86,7 +86,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @TRANSFORMS.register_module()
 class CorruptImage(BaseTransform):
-    """Corrupt `img`, (H, W, 3) BGR as LoadImage leaves it; boxes and labels stay as they are.
+    """Corrupt `img`, (H, W, 3) BGR as LoadImage returns it; boxes and labels stay unchanged.
 
     Args:
         corruption: of `CORRUPTIONS`; None leaves images as they are, as severity 0 does.
@@ -122,7 +122,7 @@ class CorruptImage(BaseTransform):
 
 
 def insert_corruption(config: Config, seed: int) -> None:
-    """Insert a `CorruptImage` that does nothing yet after the loading of the test images.
+    """Insert an inactive `CorruptImage` after the loading of the test images.
 
     Raises:
         InputError: the test pipeline does not load images by LoadImage.

@@ -25,7 +25,7 @@ Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of file that a graph can be written to.
+    """Describe a kind of file that a graph can be written to.
 
     Attributes:
         suffix: of its files.
@@ -43,7 +43,7 @@ class Target:
 
 
 def capture(graph: Any) -> ExportedProgram:
-    """Trace a module for every batch and size that its `inputs` leave open.
+    """Trace a module for every batch and image size that its `inputs` leave open.
 
     Raises:
         InputError: torch.export cannot write it as one graph.

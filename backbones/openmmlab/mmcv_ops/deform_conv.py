@@ -1,4 +1,4 @@
-"""Deformable convolution, plain (v1) and modulated (v2), by torchvision's kernels."""
+"""Compute deformable convolution, plain (v1) and modulated (v2), with torchvision's kernels."""
 
 from dataclasses import dataclass
 

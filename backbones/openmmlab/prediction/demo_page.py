@@ -1,4 +1,4 @@
-"""A web page that predicts the image dropped on it."""
+"""Serve a web page that predicts the image dropped on it."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Progress of a prediction: a terminal bar, or lines where there is no terminal."""
+"""Show the progress of a prediction: a terminal bar, or lines without a terminal."""
 
 import time
 
@@ -9,7 +9,7 @@ SECONDS_OF_LINES = 10  # between two lines about one file, where there is no ter
 
 
 class FileProgress:
-    """Progress through files, and through the tiles or frames of the one at hand.
+    """Show the progress through files, and through the tiles or frames of the current one.
 
     In a terminal two bars. Elsewhere a line for each file, and one every few seconds while a large
     one goes on.

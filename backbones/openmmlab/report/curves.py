@@ -1,4 +1,4 @@
-"""Curves of a run that stay small however long it goes on."""
+"""Record a run's curves in bounded memory."""
 
 import math
 
@@ -6,7 +6,7 @@ POINTS = 1000  # of a curve, at most
 
 
 class Curves:
-    """Keep values by iteration as means over so many iterations that there are few points.
+    """Keep values by iteration, averaged over intervals so that there are few points.
 
     Args:
         points: the most that a curve has.
@@ -53,11 +53,11 @@ class Curves:
         self.stride *= 2
 
     def state(self) -> dict:
-        """Return what a checkpoint or report keeps."""
+        """Return the state that a checkpoint or report stores."""
         return dict(stride=self.stride, steps=list(self.steps), values=dict(self.values))
 
     def restore(self, state: dict, until: int) -> None:
-        """Continue from `state`, without its points after the iteration `until`."""
+        """Restore `state`, without its points after the iteration `until`."""
         kept = sum(step <= until for step in state["steps"])
         self.stride = state["stride"]
         self.steps = list(state["steps"][:kept])

@@ -1,4 +1,4 @@
-"""The page of one run: what its `report.json` holds, arranged for the template."""
+"""Arrange the contents of a run's `report.json` for the template of its page."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ TILES = 6  # scores at the top of the page
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: key of its macro in the template, heading, and what the macro takes."""
+    """Describe a part of the page: its macro's name in the template, its heading and its data."""
 
     key: str
     title: str
@@ -154,7 +154,7 @@ def _training(training: Mapping, metrics: Metrics) -> dict | None:
 
 
 def _family(lines: list[Series]) -> list[Series]:
-    """Draw many lines in an order as shades of one colour; the legend names the ends."""
+    """Shade many ordered lines in one colour; the legend names the first and the last."""
     last = len(lines) - 1
     if last < LINES:
         return lines
@@ -165,7 +165,7 @@ def _family(lines: list[Series]) -> list[Series]:
 
 
 def _loss_groups(names: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Group the parts of the loss by what their names begin with: (name, short name) by title.
+    """Group the parts of the loss by the prefix of their names: (name, short name) by title.
 
     OpenMMLab's heads put a prefix and a dot before theirs (`s0.loss_cls` of a cascade's first
     stage, `decode.loss_ce`), or a word after `loss_` (`loss_rpn_cls`).
@@ -353,7 +353,7 @@ def _environment(report: Mapping) -> dict[str, Table]:
 
 
 def smooth(values: Sequence[float | None]) -> list[float | None]:
-    """Average over a fiftieth of the points around each."""
+    """Average over a window of a fiftieth of the points around each."""
     half = len(values) // 100
     means: list[float | None] = []
     for i, value in enumerate(values):

@@ -1,4 +1,4 @@
-"""A segmentor's training step on tensors without values, for predicting its memory."""
+"""Run a segmentor's training step on valueless tensors to predict its memory."""
 
 from typing import Any
 
