@@ -1,4 +1,4 @@
-"""Tensors of one layout in another: into the official layout, and out of it."""
+"""Convert tensors between layouts: into the official layout, and out of it."""
 
 import os
 import re
@@ -166,7 +166,7 @@ def from_official(tensors: Mapping[str, Tensor], dialect: Dialect) -> dict[str, 
 
 
 def _official_shape(name: str, tensor: Tensor) -> Tensor:
-    """Reshape a tensor of any dialect as the official layout has it."""
+    """Reshape a tensor of any dialect to its official shape."""
     if ".grn." in name:
         return tensor.reshape(1, 1, 1, -1)  # (1, 1, 1, 4C)
     if name.endswith((".gamma", ".bias")):

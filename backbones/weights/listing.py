@@ -1,4 +1,4 @@
-"""The zoo as tables and as JSON."""
+"""List the zoo as tables and as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -36,7 +36,7 @@ def _score_value(score: Score | float) -> float:
 
 
 def everything(weights: Weights) -> dict:
-    """Return all fields in JSON's types; a score is {"value": ..., "method": ...}."""
+    """Return all fields in JSON types; a score is {"value": ..., "method": ...}."""
     fields = asdict(weights) | {"commercial": weights.commercial}
     for name in ("coco", "ade20k"):
         if score := getattr(weights, name):
@@ -83,6 +83,6 @@ def print_table(chosen: Sequence[Weights], total: int) -> None:
 
 
 def _console() -> Console:
-    """Return a console that is wide enough where the output is no terminal."""
+    """Return a console that is wide enough if the output is no terminal."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=200)

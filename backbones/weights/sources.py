@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a local path, a URL, a repository of the hub or a timm tag."""
+"""Resolve a checkpoint's source: a local path, a URL, a repository of the hub or a timm tag."""
 
 import hashlib
 import os
@@ -28,7 +28,7 @@ REMOTE = ("http", "https", "timm", "hf-hub")
 
 
 def check_path(source: str | os.PathLike) -> None:
-    """Refuse, before anything is built, a path that leads to no file; URLs and hub names pass.
+    """Reject, before anything is built, a path that leads to no file; URLs and hub names pass.
 
     Raises:
         InputError: there is no such file, or it is a folder without weights.
@@ -39,7 +39,7 @@ def check_path(source: str | os.PathLike) -> None:
 
 
 def locate(source: str) -> tuple[Path, bool]:
-    """Return the local file of a checkpoint, and whether it was downloaded from a URL just now."""
+    """Return the local file of a checkpoint, and whether it was just downloaded from a URL."""
     scheme, _, rest = source.partition(":")
     if scheme in ("http", "https"):
         return _download(source)
@@ -57,7 +57,7 @@ def locate(source: str) -> tuple[Path, bool]:
 
 
 def locate_beside(source: str, index: Path, name: str) -> Path:
-    """Return the local file of a name in an index, downloaded from where the index came from."""
+    """Return the local file of a name in an index, downloaded from the index's own source."""
     scheme, _, rest = source.partition(":")
     if scheme in ("http", "https"):
         return _download(urljoin(source, name))[0]
@@ -70,7 +70,7 @@ def locate_beside(source: str, index: Path, name: str) -> Path:
 
 
 def _in_folder(path: Path) -> Path:
-    """Return the file of weights in a folder as transformers saves one; another path as it is."""
+    """Return the weights file in a folder saved by transformers; another path unchanged."""
     return next((path / name for name in HUB_FILES if (path / name).is_file()), path)
 
 
@@ -154,7 +154,7 @@ def _download_from_hub(source: str, name: str) -> Path:
 
 
 def check_is_file(path: Path, source: str) -> None:
-    """Refuse a path that is no file.
+    """Raise an error unless the path is a file.
 
     Raises:
         InputError: there is none, or a folder.

@@ -1,4 +1,4 @@
-"""Published ConvNeXt weights: where they are, what they are and what their licences permit.
+"""List published ConvNeXt weights: their sources, properties and licences.
 
 Names are those of the files or of timm's tags. Figures and addresses are from the READMEs and model
 cards of facebookresearch/ConvNeXt, ConvNeXt-V2, dinov3 and EUPE, the papers, and timm 1.0.31 with
@@ -28,7 +28,7 @@ PUBLISHED = "zoo.json"
 
 
 class Score(NamedTuple):
-    """A published figure in per cent, and how it was reached."""
+    """Hold a published figure in per cent, and the method that reached it."""
 
     value: float
     method: str
@@ -36,7 +36,7 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Weights:
-    """One published file of ConvNeXt weights.
+    """Describe one published file of ConvNeXt weights.
 
     Attributes:
         name: the file's name without suffix or hash, or timm's tag.
@@ -138,7 +138,7 @@ def _lookup(source: str) -> Weights | None:
 
 
 def _stem(source: str) -> str:
-    """The file's name of a path or address without suffix and hash; of anything else, itself."""
+    """Return a path's or URL's file name without suffix and hash; anything else unchanged."""
     file = source.removeprefix("timm:").rsplit("/", 1)[-1]
     return re.sub(r"([-_][0-9a-f]{8})?\.(pth|pt|bin|safetensors)$", "", file)
 
