@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Kill runs with SIGKILL at random moments, resume them, compare them bit for bit.
+"""Kill runs with SIGKILL at random times, resume them, and compare them bit for bit.
 
 python -m benchmarks.kills --runs 100
 python -m benchmarks.kills --runs 10 --out work_dirs/campaign --seed 1
@@ -108,7 +108,7 @@ PATHS = {"last_ckpt", "best_ckpt"}
 
 
 class Run:
-    """One training, by one or more processes, that can be killed and resumed.
+    """Run one training in one or more processes that can be killed and resumed.
 
     Args:
         config: its config file.
@@ -132,7 +132,7 @@ class Run:
         return self.folder.with_name(f"{self.folder.name}.{self.starts}.log")
 
     def start(self, *options: str) -> None:
-        """Start all processes, each with a group of its own for its data workers."""
+        """Start all processes, each with a process group of its own for its DataLoader workers."""
         self.starts += 1
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with socket.socket() as free:
@@ -161,20 +161,20 @@ class Run:
         return any(process.poll() is None for process in self._running)
 
     def wait(self) -> int:
-        """The worst exit status of the processes."""
+        """Return the worst exit status of the processes."""
         statuses = [process.wait(timeout=3600) for process in self._running]
         self._running = []
         return max(statuses, key=abs)
 
     def kill(self) -> None:
-        """SIGKILL to every process and data worker."""
+        """Send SIGKILL to every process and DataLoader worker."""
         for process in self._running:
             with suppress(ProcessLookupError):  # one of two may have ended just now
                 os.killpg(process.pid, signal.SIGKILL)
         self.wait()
 
     def reach(self, moment: str, draw: random.Random, seconds: float) -> bool:
-        """Wait for a moment to kill the run at; whether it came before the run's end."""
+        """Wait for the time to kill the run; return whether it came before the run's end."""
         if moment == "any":
             end = time.monotonic() + draw.uniform(0.3, 1.0) * seconds
             while self.running() and time.monotonic() < end:
@@ -197,7 +197,7 @@ class Run:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What is not bit for bit the same in the work dirs of two finished runs."""
+    """Return what differs between the work dirs of two finished runs."""
     found: list[str] = []
     last = [Path((d / "last_checkpoint").read_text()).name for d in (one, other)]
     names = [sorted(p.name for p in d.glob("*.pth")) for d in (one, other)]
@@ -244,7 +244,7 @@ def _compare(one: object, other: object, where: str, found: list[str]) -> None:
 
 
 def _log_lines(folder: Path) -> dict[tuple, set[str]]:
-    """Every line of losses and scores by its step; a step done twice has to have given the same."""
+    """Return every line of losses and scores by step; a repeated step must give the same line."""
     lines: dict[tuple, set[str]] = {}
     for path in sorted(folder.glob("*/vis_data/scalars.json")):
         for text in path.read_text().splitlines():
@@ -308,7 +308,7 @@ def main() -> None:
 
 
 def _begin(out: Path, kinds: list[tuple[str, int]]) -> dict[tuple[str, int], float]:
-    """Make data and configs, train each kind of run without a kill; the seconds that it takes."""
+    """Make data and configs, run each kind without a kill; return the seconds that it takes."""
     if out.exists() and any(out.iterdir()):
         raise InputError(
             f"{out}: not empty; give another folder with --out, --resume or delete it",
@@ -336,7 +336,7 @@ def _begin(out: Path, kinds: list[tuple[str, int]]) -> dict[tuple[str, int], flo
 def _begun(
     out: Path, seed: int, kinds: list[tuple[str, int]]
 ) -> tuple[dict[tuple[str, int], float], list[dict]]:
-    """What `_begin` gave to an interrupted campaign, and its runs; unfinished ones are deleted."""
+    """Return what `_begin` gave an interrupted campaign, and its runs; delete unfinished ones."""
     if not (out / "kills.json").is_file():
         raise InputError(
             f"--resume: {out / 'kills.json'} does not exist; leave --resume out",

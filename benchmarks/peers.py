@@ -1,4 +1,4 @@
-"""Other libraries' ConvNeXt, and OpenMMLab's whole models on it, with the weights of ours.
+"""Build other libraries' ConvNeXt, and OpenMMLab's whole models on it, with our weights.
 
 `benchmarks/speed.py` measures against them. They come with the project's test extras.
 """
@@ -23,7 +23,7 @@ STOCK_CONFIGS = {
 
 
 class Features(nn.Module):
-    """The maps of every stage of a network without output norms, each through a norm of its own.
+    """Compute the maps of every stage of a network without output norms, each normalised.
 
     The norms are the library's, so that all peers do the same work.
     """
@@ -41,7 +41,7 @@ class Features(nn.Module):
 
 
 class TransformersFeatures(nn.Module):
-    """A transformers backbone that gives a tuple."""
+    """Run a transformers backbone that returns a tuple."""
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
@@ -52,7 +52,7 @@ class TransformersFeatures(nn.Module):
 
 
 def backbone_of(library: str, ours: ConvNeXt, drop_path_rate: float) -> nn.Module | None:
-    """A library's ConvNeXt with the weights of `ours`; None where it has no such network."""
+    """Return a library's ConvNeXt with the weights of `ours`; None if it has no such network."""
     grn = ours.stages[0][0].grn is not None
     scale = 0.0 if ours.stages[0][0].gamma is None else 1.0
     state = ours.state_dict()
@@ -124,14 +124,14 @@ def backbone_of(library: str, ours: ConvNeXt, drop_path_rate: float) -> nn.Modul
 
 
 def stock_config(library: str) -> Config:
-    """OpenMMLab's published config of ConvNeXt-T as it is installed."""
+    """Return OpenMMLab's published config of ConvNeXt-T as installed."""
     path = Path(find_spec(library).origin).parent / ".mim" / "configs" / STOCK_CONFIGS[library]
     config = Config.fromfile(path, import_custom_modules=False)
     return config
 
 
 def model_of(config: Config, drop_path_rate: float) -> nn.Module:
-    """A config's detector or segmentor for one process, without pretrained weights."""
+    """Build a config's detector or segmentor for one process, without pretrained weights."""
     register(config.default_scope)
     import mmpretrain.models  # noqa: F401
 
@@ -144,7 +144,7 @@ def model_of(config: Config, drop_path_rate: float) -> nn.Module:
 
 
 def randomise(module: nn.Module) -> None:
-    """Weights under which every layer matters and the activations keep their size."""
+    """Draw weights under which every layer matters and the activations keep their size."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.ndim > 1 and "grn" not in name:
