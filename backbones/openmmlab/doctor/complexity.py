@@ -70,7 +70,7 @@ class PartCounter:
 
 
 def count(config: Config, size: tuple[int, int] | None = None) -> Complexity:
-    """Count the multiply-adds of a config's model on the meta device: no weights are read, drawn or downloaded.
+    """Count the multiply-adds of a model on the meta device, without any weights.
 
     Args:
         config: of a detector, a segmentor or an image classifier.
