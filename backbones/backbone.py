@@ -71,7 +71,7 @@ class Backbone(BaseModule):
         if pretrained is not None:
             raise self._refusal(
                 "pretrained",
-                f"{pretrained!r} is not read; write init_cfg=dict(type='Pretrained', "
+                f"{pretrained!r} is not supported; use init_cfg=dict(type='Pretrained', "
                 "checkpoint=...) instead",
             )
         self.out_indices = tuple(i + levels if i < 0 else i for i in out_indices)

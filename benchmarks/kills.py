@@ -265,16 +265,16 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the kill times")
+    parser.add_argument("--jobs", type=int, default=1, help="number of concurrent runs")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/campaign"))
     parser.add_argument(
-        "--resume", action="store_true", help="keep the runs that are in the folder's kills.json"
+        "--resume", action="store_true", help="continue with the runs in the folder's kills.json"
     )
     args = parser.parse_args()
     for name in ("runs", "jobs"):
         if getattr(args, name) < 1:
-            raise InputError(f"--{name} {getattr(args, name)}: has to be 1 at least")
+            raise InputError(f"--{name} {getattr(args, name)}: must be at least 1")
 
     out = args.out.resolve()
     kinds = [(list(SMALL)[i % 2], 1 + i // 2 % 2) for i in range(args.runs)]
@@ -328,7 +328,7 @@ def _begin(out: Path, kinds: list[tuple[str, int]]) -> dict[tuple[str, int], flo
         begin = time.monotonic()
         run.start()
         if run.wait():
-            raise InputError(f"the run that nothing kills failed: see {run.log}")
+            raise InputError(f"the reference run failed: see {run.log}")
         seconds[task, processes] = time.monotonic() - begin
     return seconds
 
@@ -339,7 +339,7 @@ def _begun(
     """Return what `_begin` gave an interrupted campaign, and its runs; delete unfinished ones."""
     if not (out / "kills.json").is_file():
         raise InputError(
-            f"--resume: {out / 'kills.json'} does not exist; leave --resume out",
+            f"--resume: {out / 'kills.json'} does not exist; run without --resume",
             code="not-found",
             where=out / "kills.json",
         )

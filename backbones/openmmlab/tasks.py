@@ -277,7 +277,7 @@ def task_of_model(model: "nn.Module") -> Task:
             return task
     name = type(model).__name__
     raise InputError(
-        f"{name}: is no model of {', '.join(task.name for task in _TASKS.values()) or 'any task'}",
+        f"{name}: no model of {', '.join(task.name for task in _TASKS.values()) or 'any task'}",
         code="unsupported",
         where=name,
     )

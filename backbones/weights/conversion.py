@@ -56,8 +56,8 @@ def convert(
         norms = set()
     if "head.weight" in official and norms and not TARGETS[target].norm_before_pooling:
         raise InputError(
-            f"{source}: its classifier normalises before it pools ({last}weight), which only "
-            "timm's can",
+            f"{source}: its classifier normalises before pooling ({last}weight), which only timm's "
+            "layout supports",
             code="unsupported",
             where=source,
         )
@@ -101,7 +101,7 @@ def to_official(
         for pattern, what in dialect.unlike:
             if re.match(pattern, local):
                 raise InputError(
-                    f"{source}: {key}: it has {what}, which this network has not",
+                    f"{source}: {key}: it has {what}, which this network lacks",
                     code="checkpoint-mismatch",
                     where=source,
                 )

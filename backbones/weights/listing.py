@@ -79,7 +79,7 @@ def print_table(chosen: Sequence[Weights], total: int) -> None:
             weights.licence,
         )
     _console().print(table)
-    _console().print(f"{len(chosen)} of {total}; tools/zoo.py NAME shows all about one")
+    _console().print(f"{len(chosen)} of {total}; tools/zoo.py NAME shows the details of one")
 
 
 def _console() -> Console:

@@ -45,7 +45,7 @@ def state_dict(
             break
         checkpoint = checkpoint[keys[0]]
     else:
-        raise _unknown(source, "its weights lie in wrappers without end")
+        raise _unknown(source, "its wrappers are nested too deeply")
     if not isinstance(checkpoint, Mapping):
         raise _unknown(source, f"holds a {type(checkpoint).__name__}, not weights by name")
     found = {str(k): v for k, v in checkpoint.items() if isinstance(v, Tensor)}

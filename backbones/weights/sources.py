@@ -46,7 +46,7 @@ def locate(source: str) -> tuple[Path, bool]:
     if scheme == "timm":
         if not re.fullmatch(r"[\w-]+\.[\w.-]+", rest):
             raise InputError(
-                f"{source}: name the training too, as timm does: timm:convnext_tiny.fb_in1k",
+                f"{source}: give the pretraining tag too, as in timm:convnext_tiny.fb_in1k",
                 code="bad-value",
                 where=source,
             )
@@ -99,7 +99,7 @@ def _download(url: str) -> tuple[Path, bool]:
     if not path.is_file():
         raise InputError(
             f"{url}: download failed ({failure or 'see the first rank'}); "
-            f"fetch it where there is a network and put it at {path}",
+            f"download it elsewhere and put it at {path}",
             code="download-failed",
             where=url,
         )
@@ -114,7 +114,7 @@ def _download_from_hub(source: str, name: str) -> Path:
     name, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(/.+)?", name):
         raise InputError(
-            f"{source}: a hub name is hf-hub:owner/name, with @revision if need be",
+            f"{source}: a hub name is hf-hub:owner/name, optionally with @revision",
             code="bad-value",
             where=source,
         )

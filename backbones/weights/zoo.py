@@ -316,7 +316,7 @@ def _eupe() -> list[Weights]:
 
 
 def _timm() -> list[Weights]:
-    clip = "images are to be normalised with CLIP's mean and deviation"
+    clip = "normalise images with CLIP's mean and std"
     small_release = (
         "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-rsb-weights"
     )

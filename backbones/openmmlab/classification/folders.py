@@ -111,7 +111,7 @@ class ClassFolders(ImageFolder):
 def _missing(folder: Path) -> InputError:
     return InputError(
         f"{folder}: no such folder; it should hold a folder of images for each class "
-        "(--data ROOT names another place)",
+        "(--data ROOT selects another folder)",
         code="not-found",
         where=folder,
     )

@@ -79,15 +79,15 @@ def set_global_batch(config: Config, size: int | None = None, scale_lr: str | No
     if counts != 1:
         if size is not None or scale_lr is not None:
             raise InputError(
-                "config key optim_wrapper.accumulative_counts: set it to 1 where --global-batch or "
-                "--scale-lr is given, which accumulate without it",
+                "config key optim_wrapper.accumulative_counts: set it to 1: --global-batch and "
+                "--scale-lr accumulate by themselves",
                 code="unsupported",
                 where="optim_wrapper.accumulative_counts",
             )
         return (
             f"global batch size {ranks * images * counts}: {_plural(ranks, 'rank')} x "
-            f"{_plural(images, 'image')} x accumulative_counts {counts}, counted as mmengine does: "
-            "schedules and intervals are in micro-batches"
+            f"{_plural(images, 'image')} x accumulative_counts {counts}; schedules and "
+            "intervals count micro-batches, as in mmengine"
         )
     together = ranks * images
     size = size if size is not None else recipe or together
@@ -118,8 +118,8 @@ def batch_norm_note(config: Config) -> str | None:
     first = norms[0]
     others = f", and likewise {', '.join(norms[1:])}" if norms[1:] else ""
     return (
-        f"batch norm takes its statistics from {_plural(seen, 'image')} at once, {recipe} in the "
-        "recipe: accumulation does not change that. Group norm does not depend on it: "
+        f"batch norm computes its statistics over {_plural(seen, 'image')} at once, {recipe} in "
+        "the recipe; accumulation does not change that. Group norm does not depend on the batch: "
         f"--cfg-options {first}.type=GN {first}.num_groups=32{others}"
     )
 

@@ -26,7 +26,7 @@ def use_tta(config: Config, protocol: str) -> None:
         )
     if config.get("tta_model") is None:
         raise InputError(
-            f"config key tta_model: {config.filename} has tta and no tta_model",
+            f"config key tta_model: {config.filename} has tta but no tta_model",
             code="bad-config",
             where="tta_model",
         )

@@ -72,7 +72,7 @@ class _Pieces:
         found = self.peek()
         if not found or found not in expected:
             raise ValueError(
-                f"{found!r} where {' or '.join(expected)} belongs" if found else "cut off"
+                f"{found!r} instead of {' or '.join(expected)}" if found else "cut off"
             )
         self.at += 1
         return found
@@ -127,7 +127,7 @@ def _stream(path: Path) -> Iterator[tuple[str, int, Any]]:
         while True:
             key = pieces.value()
             if not isinstance(key, str):
-                raise ValueError("a key that is no text")
+                raise ValueError("a key that is not a string")
             pieces.take(":")
             if pieces.peek() != "[":
                 yield key, -1, pieces.value()
@@ -145,7 +145,7 @@ def _stream(path: Path) -> Iterator[tuple[str, int, Any]]:
             if pieces.take(",}") == "}":
                 break
         if pieces.peek():
-            raise ValueError("something follows its end")
+            raise ValueError("data after its end")
 
 
 def _unreadable(path: Path, reason: str) -> InputError:
@@ -298,7 +298,7 @@ def check_rows(content: object, path: Path, own: bool = False) -> None:
             kinds = kinds | OPTIONAL
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
-                raise _not_coco(path, f"{name}[{number}] is no dict")
+                raise _not_coco(path, f"{name}[{number}] is not a dict")
             for key, kind in kinds.items():
                 if key not in row:
                     if key in needed:

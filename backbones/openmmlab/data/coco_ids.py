@@ -32,7 +32,7 @@ def what_ids_are(values: list, part: str) -> str:
         "0": [v for v in values if type(v) is int and v == 0],
         "below 0": [v for v in values if type(v) is int and v < 0],
         "beyond 2^53": [v for v in values if type(v) is int and v >= LARGEST_ID],
-        "no whole numbers": [v for v in values if isinstance(v, bool | float)],
+        "not integers": [v for v in values if isinstance(v, bool | float)],
     }
     shown = [
         kind if kind in ("missing", "0") else f"{kind} ({one_line(repr(of[0]))[:40]})"
@@ -79,12 +79,12 @@ def number_anew(content: dict[str, Any], path: Path) -> list[str]:
             row[key] = ids[meant]
     for key, count in changed.items():
         if count:
-            lines.append(f"{key} of {count} objects is of another kind than the id it means")
+            lines.append(f"{key} of {count} objects has another type than the id it refers to")
     ids = [row.get("id") for row in rows]
     wrong = [value for value in ids if not is_sound(value, "annotations")]
     if wrong or len(set(ids)) < len(ids):
         what = what_ids_are(wrong, "annotations") if wrong else "annotation ids are not unique"
-        lines.append(f"{what}: numbered anew from 1")
+        lines.append(f"{what}: renumbered from 1")
         for number, row in enumerate(rows, start=1):
             row["id"] = number
     return lines
@@ -111,7 +111,7 @@ def _number_rows(
     wrong = [value for value in first if not is_sound(value, part)]
     if not wrong:
         return {value: value for value in first}
-    lines.append(f"{what_ids_are(wrong, part)}: numbered anew from 1")
+    lines.append(f"{what_ids_are(wrong, part)}: renumbered from 1")
     renumbered = {value: number for number, value in enumerate(first, start=1)}
     for value, row in first.items():
         row["id"] = renumbered[value]

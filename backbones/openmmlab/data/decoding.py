@@ -253,9 +253,9 @@ def _tiff_reason(source: BinaryIO | bytes) -> str:
     except Exception:  # a damaged one, which its reader names
         return ""
     if numbers == 3:
-        return f"TIFF of {bits}-bit floating-point samples; write 8 or 16 bits, whole numbers"
+        return f"TIFF of {bits}-bit floating-point samples; write 8-bit or 16-bit integers"
     if bands > MOST_BANDS:
         return f"TIFF of {bands} bands; images have 1, 3 or 4: write three of them"
     if bits > 16:
-        return f"TIFF of {bits}-bit samples; write 8 or 16 bits, whole numbers"
+        return f"TIFF of {bits}-bit samples; write 8-bit or 16-bit integers"
     return ""

@@ -137,7 +137,7 @@ def fetch(archive: Archive, folder: Path, patience: float = 1.0) -> Path:
             failures += 1
     if flaw := find_flaw(part, archive):
         part.unlink()
-        raise _failed(archive, folder, f"{archive.url}: the file received {flaw}; it was removed")
+        raise _failed(archive, folder, f"{archive.url}: the file received {flaw}; it was deleted")
     part.rename(final)
     return final
 

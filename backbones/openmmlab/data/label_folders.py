@@ -193,7 +193,7 @@ def read_classes(root: Path) -> ClassList:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise _bad_list(path, f"cannot be read as a list of classes ({error})") from None
     if not found.names:
-        raise _bad_list(path, "names no class")
+        raise _bad_list(path, "lists no class")
     if len(set(found.names)) < len(found.names):
         twice = next(name for name in found.names if found.names.count(name) > 1)
         raise _bad_list(path, f"names {twice!r} twice")
@@ -272,12 +272,12 @@ def label_rule(where: Mapping[Any, Path], classes: ClassList) -> LabelRule:
             given = ", ".join(f'"{value}": "..."' for value in sorted(where)[:3])
             raise _bad_map(
                 where[highest],
-                f"values {first_of(sorted(where))} occur, and nothing says which class is which; "
-                f"put classes.json, {{{given}}}, into the folder",
+                f"values {first_of(sorted(where))} occur, but no file states their classes; put "
+                f"classes.json, {{{given}}}, into the folder",
             )
         names = [f"label {value}" for value in range(highest + 1)]
         labels = {value: value for value in range(len(names))}
-        statement = f"no list of classes: one for each value up to {highest}"
+        statement = f"no list of classes: assuming one class per value up to {highest}"
     elif highest == len(names):  # a value for every name and 0 besides
         labels = {0: IGNORED} | {i: i - 1 for i in range(1, len(names) + 1)}
         statement = f"values 1 to {len(names)} are {classes.source.name}'s classes, 0 is ignored"
@@ -338,11 +338,11 @@ def values_in(pairs: Iterable[Pair], coloured: bool) -> dict[Any, Path]:
                 raise _bad_map(
                     path,
                     "the label map is coloured (RGB); put palette.json, "
-                    '{"name": [r, g, b], ...}, into the folder to say which colour is which class',
+                    '{"name": [r, g, b], ...}, into the folder to assign the colours to classes',
                 )
             found = np.unique(pixels).tolist()
             if found[-1] > IGNORED:
-                raise _bad_map(path, f"holds value {found[-1]}; labels end at 255")
+                raise _bad_map(path, f"holds value {found[-1]}; labels must not exceed 255")
         for value in found:
             where.setdefault(value, path)
     return where
@@ -365,7 +365,7 @@ def load_label_map(path: Path) -> np.ndarray:
             f"{one_line(path)}: missing, empty, cut off or not an image", where=path
         ) from None
     if pixels.dtype.kind not in "bui" or pixels.min(initial=0) < 0:
-        raise _bad_map(path, "a label map holds whole numbers from 0 on, one for each pixel")
+        raise _bad_map(path, "a label map must hold one non-negative integer per pixel")
     if pixels.ndim == 3 and pixels.shape[2] == 2:  # grey with transparency
         pixels = pixels[..., 0]
     return pixels.astype(np.uint8) if pixels.dtype == bool else pixels

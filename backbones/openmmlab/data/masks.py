@@ -46,7 +46,7 @@ def _polygon_fault(polygons: list) -> str:
                 return "polygons are pairs of numbers: write [[x, y, x, y, ...], ...]"
             return f"polygon {number} holds something other than finite numbers"
         if len(polygon) % 2:
-            return f"polygon {number} has {len(polygon)} numbers, which are no pairs of x and y"
+            return f"polygon {number} has {len(polygon)} numbers, not pairs of x and y"
     short = [len(polygon) // 2 for polygon in polygons if len(polygon) < 2 * LEAST_CORNERS]
     if short:
         return f"polygon of fewer than three points ({short[0]})"
@@ -69,7 +69,7 @@ def _run_length_fault(code: dict, size: tuple[int, int] | None) -> str:
     elif are_numbers(counts) and all(_is_whole(x) for x in counts):
         runs = np.array(counts, np.int64)
     else:
-        return "run lengths have no counts, a text or a list of whole numbers"
+        return "run lengths have no counts: a string or a list of integers"
     if (runs < 0).any():
         return f"run lengths hold {int(runs.min())}, a negative count"
     pixels = int(stated[0]) * int(stated[1])
@@ -95,7 +95,7 @@ def decode_counts(text: str) -> np.ndarray:
     if len(characters) == 0:
         return np.zeros(0, np.int64)
     if characters.min() < 0 or characters.max() > 63:
-        raise ValueError("characters that are none of COCO's code")
+        raise ValueError("characters outside COCO's code")
     ends = np.flatnonzero(characters < 32)
     if len(ends) == 0 or ends[-1] != len(characters) - 1:
         raise ValueError("they end in the middle of a number")

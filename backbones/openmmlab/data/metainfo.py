@@ -77,7 +77,7 @@ class Classes:
             return list(self.names)
         if self.certain:
             raise InputError(
-                f"{one_line(source)}: has {one_line(stray[0])}, which is none of the model's "
+                f"{one_line(source)}: has {one_line(stray[0])}, which is not one of the model's "
                 f"{len(self.names)} classes ({', '.join(self.names[:5])}, ...)",
                 code="class-mismatch",
                 where=stray[0],

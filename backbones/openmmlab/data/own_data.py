@@ -163,8 +163,8 @@ def _are_config_maps(
         )
     print_log(
         f"{one_line(root)}: no list of classes, and labels up to "
-        f"{max(seen - {IGNORED}, default=IGNORED)}: taken for the config's {len(classes)} classes; "
-        "a classes.txt in it names others",
+        f"{max(seen - {IGNORED}, default=IGNORED)}: assumed to be the config's {len(classes)} "
+        "classes; add a classes.txt to name others",
         "current",
     )
     return True

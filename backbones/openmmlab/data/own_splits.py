@@ -18,7 +18,7 @@ SEGMENTATION = "folders of images and of label maps in PNG"
 def no_layout(root: Path, wanted: str) -> InputError:
     """Return the error about a folder that holds no known data."""
     return InputError(
-        f"{one_line(root)}: no {wanted} in it; docs/own-data.md has the layouts",
+        f"{one_line(root)}: contains no {wanted}; docs/own-data.md describes the layouts",
         code="no-data",
         where=root,
     )
@@ -57,7 +57,7 @@ def require(read: Mapping[str | None, Any], splits: Sequence[str], root: Path) -
         if split not in read and (split == "train" or "val" not in read):
             found = ", ".join(sorted(str(name) for name in read))
             raise InputError(
-                f"{one_line(root)}: no {split} split in it, only {found}",
+                f"{one_line(root)}: has no {split} split, only {found}",
                 code="no-data",
                 where=root,
             )

@@ -36,7 +36,7 @@ def choose_validation(paths: Iterable[Path], root: Path, folder: Path) -> set[Pa
     members = _groups(paths)
     if len(members) < 2:
         raise InputError(
-            f"{one_line(root)}: {len(paths)} images are too few to set some aside to validate",
+            f"{one_line(root)}: {len(paths)} images are too few to set some aside for validation",
             code="no-data",
             where=root,
         )

@@ -73,7 +73,7 @@ def _refuse_other_heads(model: Any) -> None:
     for name, child in children:
         if name not in known and any(True for _ in child.parameters()):
             raise InputError(
-                f"{type(model).__name__}: what {name} computes depends on what is in the image",
+                f"{type(model).__name__}: what {name} computes depends on the image's content",
                 code="unsupported",
                 where=name,
             )
@@ -103,7 +103,7 @@ def run_dense_heads(model: Any, maps: tuple[Tensor, ...], image: Tensor, run: Pa
     # Where there are both, the mask head follows the boxes that the other one found.
     if not isinstance(model, kinds) or (heads["bbox_head"] and heads["mask_head"]):
         raise InputError(
-            f"{name}: what its heads compute for an image depends on what is in the image; "
+            f"{name}: what its heads compute depends on the image's content; "
             "two-stage, one-stage and DETR-like detectors have no such heads",
             code="unsupported",
             where=name,

@@ -227,7 +227,7 @@ def _check(model: Any) -> None:
         if kind != "nms":
             raise InputError(
                 f"model.test_cfg.{name}.nms.type={kind!r}: cannot be exported; "
-                f"--cfg-options model.test_cfg.{name}.nms.type=nms takes plain suppression",
+                f"--cfg-options model.test_cfg.{name}.nms.type=nms uses plain NMS",
                 code="unsupported",
                 where=f"model.test_cfg.{name}.nms.type",
             )

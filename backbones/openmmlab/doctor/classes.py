@@ -24,7 +24,7 @@ def check_class_names(plan: RunPlan) -> Iterator[Issue]:
         if classes is None:
             if not dataset.file_issues:
                 yield Issue(
-                    "warning", dataset.key, "has no class names: nothing can be compared with them",
+                    "warning", dataset.key, "has no class names to compare",
                     "set metainfo.classes", "class-mismatch",
                 )  # fmt: skip
             continue
@@ -56,7 +56,7 @@ def _other_classes(dataset: DatasetPlan, first: DatasetPlan) -> Issue:
     parts += [f"lacks {first_of(fewer)} of {first.key}"] if fewer else []
     parts = parts or [f"has the classes of {first.key} in another order"]
     return Issue(
-        "error", dataset.key, f"{' and '.join(parts)}: a label would mean two things",
+        "error", dataset.key, f"{' and '.join(parts)}: a label would mean different classes",
         "set both to the same classes", "class-mismatch",
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from backbones.openmmlab.data.issues import Issue
 from backbones.openmmlab.data.metainfo import dataset_class, dataset_metainfo
 from backbones.openmmlab.walk import nodes, type_name
 
-WHERE_TO_GET = "tools/prepare_data.py makes or downloads it, --data ROOT names another folder"
+WHERE_TO_GET = "tools/prepare_data.py makes or downloads it; --data ROOT selects another folder"
 Kind = Literal["coco", "label maps", "class folders", "video", "other"]
 
 

@@ -143,7 +143,7 @@ def _area(row: Mapping[str, Any]) -> float:
 
 
 def _no_objects(images: int, where: str, worst: str) -> Issue:
-    advice = "is it the file that is meant?"
+    advice = "is it the intended file?"
     return Issue(worst, where, f"no objects in its {images} images", advice, "no-data")
 
 
@@ -154,7 +154,7 @@ def _counts(
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
     if not left:
         text = f"no {noun} of {total} is left to {purpose}: {reasons}"
-        advice = "correct the annotations or what filters them"
+        advice = "correct the annotations or the filter"
         yield Issue(worst, where, text, advice, "no-data")
     elif dropped:
         text = f"{left} of {total} {noun}s are left to {purpose}: {reasons}"

@@ -76,7 +76,7 @@ def check_memory(plan: RunPlan) -> Iterator[Issue]:
             )
         yield Issue("error", key, text, advice, "unsupported")
     elif needed > 0.9 * free:
-        advice = "it may run out now and then; make batch_size smaller"
+        advice = "memory may run out occasionally; reduce batch_size"
         yield Issue("warning", key, text, advice, "unsupported")
     else:
         yield Issue("note", key, text, code="unsupported")
@@ -104,7 +104,7 @@ def check_disk(plan: RunPlan) -> Iterator[Issue]:
     )
     if kept * size > free:
         advice = (
-            "make room, give another --work-dir, or lower default_hooks.checkpoint.max_keep_ckpts"
+            "free space, give another --work-dir, or lower default_hooks.checkpoint.max_keep_ckpts"
         )
         yield Issue("error", str(folder), text, advice, "no-space")
     elif 2 * kept * size > free:

@@ -55,7 +55,7 @@ def check_stack() -> Iterator[Issue]:
         yield Issue(
             "note", "mmcv",
             f"has no compiled operators: {len(mmcv_ops.OPERATORS)} are computed by torchvision and "
-            "PyTorch, the others raise when called",
+            "PyTorch, the others raise an error when called",
         )  # fmt: skip
     if not torch.cuda.is_available():
         why = " (torch is built for one: see nvidia-smi)" if torch.version.cuda else ""

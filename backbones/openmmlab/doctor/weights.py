@@ -29,7 +29,7 @@ def check_weights(plan: RunPlan) -> Iterator[Issue]:
 def _check_backbone(plan: RunPlan, key: str, backbone: Mapping, init: Mapping) -> Iterator[Issue]:
     where, source = f"{key}.init_cfg.checkpoint", str(init.get("checkpoint"))
     if (place := _not_here(source)) is not None:
-        text = f"{source}: not here yet, would be downloaded {place}"
+        text = f"{source}: not on this machine; would be downloaded {place}"
         yield Issue("note", where, text, code="not-found")
         return
     scope = plan.config.get("default_scope") or "mmengine"

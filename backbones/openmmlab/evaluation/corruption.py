@@ -110,7 +110,7 @@ class CorruptImage(BaseTransform):
         if min(image.shape[:2]) < LEAST_SIDE:
             height, width = image.shape[:2]
             raise InputError(
-                f"{path}: {width}x{height} pixels, but corruptions need {LEAST_SIDE} a side; "
+                f"{path}: {width}x{height} pixels, but corruptions need {LEAST_SIDE} per side; "
                 "remove it from the data set",
                 code="unsupported",
                 where=path,
@@ -135,8 +135,8 @@ def insert_corruption(config: Config, seed: int) -> None:
             dataset.pipeline = [*dataset.pipeline[: i + 1], step, *dataset.pipeline[i + 1 :]]
             return
     raise InputError(
-        f"{config.filename}: test_dataloader.dataset.pipeline has no LoadImage, after which images "
-        "are corrupted; give the config of a detector or segmentor",
+        f"{config.filename}: test_dataloader.dataset.pipeline has no LoadImage to corrupt images "
+        "after; give the config of a detector or segmentor",
         code="unsupported",
         where="test_dataloader.dataset.pipeline",
     )

@@ -160,8 +160,8 @@ def choose_images(config: Config, count: int | None) -> str:
         )
     if dataset.get("indices") is not None:
         raise InputError(
-            f"--images: {config.filename} chooses images by test_dataloader.dataset.indices "
-            "already; leave one of them out",
+            f"--images: {config.filename} already selects images by test_dataloader.dataset."
+            "indices; remove one of the two",
             code="bad-argument",
             where="test_dataloader.dataset.indices",
         )

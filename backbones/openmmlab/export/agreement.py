@@ -61,7 +61,7 @@ class Agreement:
     def problem(self, tolerance: float) -> str:
         """Describe the first figure beyond the tolerance in a phrase; empty if there is none."""
         if not self.finite:
-            return "an output is infinite or not a number"
+            return "an output is infinite or NaN"
         for name, value in self.differences.items():
             if not value <= tolerance:
                 return f"{name} differ by {value:.2g}"

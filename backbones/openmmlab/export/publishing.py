@@ -222,8 +222,8 @@ def _licence(given: str | None, inherited: Mapping[str, str | None]) -> str | No
     strictest = min(known, key=lambda licence: bool(zoo.LICENCES.get(licence)), default=None)
     if given and strictest and not zoo.LICENCES.get(strictest) and given != strictest:
         raise InputError(
-            f"--licence {given}: the weights started from weights under {strictest}, which "
-            "applies to these as well",
+            f"--licence {given}: the weights derive from weights under {strictest}, which "
+            "applies to them too",
             code="bad-argument",
             where="--licence",
         )
@@ -246,7 +246,7 @@ def _scores(
         found = {str(k): float(v) for k, v in figures.items() if math.isfinite(float(v))}
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: is no metrics file of tools/test.py ({error})",
+            f"{path}: is not a metrics file of tools/test.py ({error})",
             code="broken-file",
             where=path,
         ) from None

@@ -284,7 +284,7 @@ def _laid_out(values: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
     count = torch.Size(shape).numel()
     if values.shape[1] < count:
         raise RuntimeError(
-            f"modulated_deform_conv: {name} has {values.shape[1]} values an image, an output of "
+            f"modulated_deform_conv: {name} has {values.shape[1]} values per image, an output of "
             f"{tuple(shape[1:])} needs {count}"
         )
     return values[:, :count].reshape(-1, *shape)

@@ -103,4 +103,4 @@ class Batches:
 
     def _refuse(self, path: Path, why: str) -> None:
         self.refused.append(why)
-        self.progress.end(path.name, "refused, see below")
+        self.progress.end(path.name, "rejected, see below")

@@ -49,7 +49,7 @@ def render(report: Mapping) -> str:
             robustness_view(report.get("robustness") or {}, metrics),
         ),
         Section("confusion", "Confusions", _confusion(evaluation, layout)),
-        Section("pictures", "The worst images first", _images(evaluation, layout)),
+        Section("pictures", "Worst images", _images(evaluation, layout)),
         Section("commands", "Continue from here", _commands(report)),
         Section("config", "The experiment", _config(config)),
         Section("environment", "Time, memory and versions", _environment(report)),
@@ -141,7 +141,7 @@ def _training(training: Mapping, metrics: Metrics) -> dict | None:
         chart(lines, "Accuracy in training", "per cent", legend_of_one=True)
     if any(values.get("grad_norm", [])):
         line = Series("norm", steps, smooth(values["grad_norm"]))
-        chart([line], "Norm of the gradient", "norm", log=True)
+        chart([line], "Gradient norm", "norm", log=True)
     if "time" in values:
         lines = [Series("iteration", steps, values["time"])]
         if "data_time" in values:
@@ -282,7 +282,7 @@ def _confusion(evaluation: Mapping, layout: ReportLayout) -> dict | None:
         [labels[i], labels[j], f"{n:,}", f"{n / totals[i]:.1%}"]
         for i, j, n in sorted(wrong, key=lambda row: -row[2])[:ROWS]
     ]
-    rows_of = table(["true", "predicted", layout.confusion_unit, "of the true"], body, tall=True)
+    rows_of = table(["true", "predicted", layout.confusion_unit, "share of true"], body, tall=True)
     return dict(note=layout.confusion_note, matrix=matrix, table=rows_of)
 
 

@@ -36,7 +36,7 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
         ) from None
     if not isinstance(report, dict) or report.get("version") != VERSION:
         raise InputError(
-            f"{file}: not a report of version {VERSION}; write it again by tools/test.py",
+            f"{file}: not a report of version {VERSION}; write it again with tools/test.py",
             code="broken-file",
             where=file,
         )

@@ -152,9 +152,9 @@ def check_local(folder: object, *backends: Mapping | None) -> None:
         remote.append(str(folder).partition("://")[0])
     if remote:
         raise InputError(
-            f"checkpoint folder {folder or 'in the work dir'} by backend {remote[-1] or 'unnamed'}:"
-            " checkpoints are saved to local folders alone; leave out_dir, backend_args and "
-            "file_client_args out and copy them from the work dir",
+            f"checkpoint folder {folder or 'in the work dir'} with backend "
+            f"{remote[-1] or 'unnamed'}: checkpoints are only saved to local folders; remove "
+            "out_dir, backend_args and file_client_args and copy the checkpoints from the work dir",
             code="unsupported",
             where=folder or "backend_args",
         )
@@ -189,7 +189,7 @@ def last_whole_checkpoint(work_dir: str | Path) -> tuple[Path, Mapping] | None:
         try:
             return path, read_checkpoint(path)
         except InputError as error:
-            print_log(f"{error}; taking the checkpoint before it", "current", level=30)
+            print_log(f"{error}; using the checkpoint before it", "current", level=30)
     if rest:
         raise InputError(
             f"{work_dir}: none of its {len(rest)} checkpoints can be read",

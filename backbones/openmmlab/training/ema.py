@@ -38,7 +38,7 @@ class WeightAverageHook(EMAHook):
             super().after_load_checkpoint(runner, checkpoint)
             self.resumed = True
         elif is_resuming(runner):
-            print_log("no EMA in the checkpoint: it starts at the weights", "current")
+            print_log("no EMA in the checkpoint: it starts from the weights", "current")
 
     def before_train(self, runner) -> None:
         # Weights are initialised and loaded after before_run, where mmengine takes its copy.

@@ -149,7 +149,7 @@ def autocasting_loop(
     if not casts and inference_dtype(config) != torch.float32:
         name = kind.__name__ if isclass(kind) else kind
         raise InputError(
-            f"config key {key}.type: {name} computes in float32 whatever inference_dtype says; "
+            f"config key {key}.type: {name} ignores inference_dtype and computes in float32; "
             f"derive it from {ours.__module__}.{ours.__name__}, or remove inference_dtype",
             code="unsupported",
             where=f"{key}.type",

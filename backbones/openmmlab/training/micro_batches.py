@@ -71,7 +71,7 @@ class AccumulationHook(Hook):
         if not getattr(loop, "takes_micro_batches", False):
             name = type(loop).__name__
             raise InputError(
-                f"config key train_cfg.type: {name} takes a step's images at once; derive "
+                f"config key train_cfg.type: {name} processes all images of a step at once; derive "
                 "it from a loop of backbones.openmmlab.training.loops, or set the batch size to "
                 "what one rank computes at once",
                 code="unsupported",

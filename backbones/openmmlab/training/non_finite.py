@@ -91,9 +91,9 @@ class NonFiniteHook(Hook):
             )
         found = next(filter(None, all_gather_object(mine)), gradient)
         return (
-            f"stopped at iteration {runner.iter + 1}: {in_a_row} steps in a row not finite and not "
-            f"applied; {found}; the last checkpoint was not overwritten; check these images "
-            "or lower the learning rate, then continue with --resume"
+            f"stopped at iteration {runner.iter + 1}: {in_a_row} consecutive steps were not finite "
+            f"and not applied; {found}; the last checkpoint was not overwritten; check these "
+            "images or lower the learning rate, then continue with --resume"
         )
 
 

@@ -85,8 +85,7 @@ def lost_process_error(error: Exception) -> InputError | None:
     if _several() and (re.search(lost, text) or isinstance(error, distributed.DistNetworkError)):
         rank = distributed.get_rank()
         return _lost(
-            f"rank {rank} lost another rank, which was killed or ended by an error of its own (see "
-            "above or in its log)",
+            f"rank {rank} lost another rank, which was killed or failed (see above or its log)",
             f"rank {rank}",
         )
     return None

@@ -350,7 +350,7 @@ class Runner(MMEngineRunner):
     def load_or_resume(self) -> None:
         """Load or resume as requested; log it if there is nothing to resume from."""
         if self._resume and not self._last and not self._has_loaded:
-            self.logger.info(f"no checkpoint to resume from in {self.work_dir}: starting anew")
+            self.logger.info(f"no checkpoint to resume in {self.work_dir}: starting from scratch")
             self._resume = False
         elif self._resume and self._last:
             self._load_from = self._last[0]

@@ -45,7 +45,7 @@ def trace(config: Config, epoch_length: int) -> Trace:
         InputError: the config does not train, or an epoch has no iteration.
     """
     if config.get("train_cfg") is None or config.get("optim_wrapper") is None:
-        raise InputError(f"{config.filename}: has no train_cfg or no optim_wrapper to follow")
+        raise InputError(f"{config.filename}: needs both train_cfg and optim_wrapper")
     if epoch_length < 1:
         raise InputError("an epoch has no iteration: the data set is smaller than a batch")
     by_iterations = config.train_cfg.get("type") == "IterBasedTrainLoop"

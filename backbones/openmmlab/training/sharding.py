@@ -52,7 +52,7 @@ def shard(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim == 0:
             raise InputError(
-                f"--strategy fsdp: {name} has no dimension to divide; use ddp",
+                f"--strategy fsdp: {name} has no dimension to shard; use ddp",
                 code="unsupported",
                 where=name,
             )

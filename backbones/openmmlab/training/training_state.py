@@ -64,7 +64,7 @@ def check_resumable(path: str | Path, checkpoint: Mapping) -> None:
         isinstance(checkpoint.get(key), Mapping) for key in ("optimizer", "message_hub")
     ):
         raise InputError(
-            f"{path}: holds weights, not the state of a run; --resume goes on from a run's own "
+            f"{path}: holds weights, not the state of a run; --resume continues from a run's own "
             "checkpoints, --init-from starts from any",
             code="checkpoint-mismatch",
             where=path,
@@ -104,7 +104,7 @@ class TrainingState:
         """Restore this rank's state; log one line if that cannot be exact."""
         runner, loop = self.runner, self.runner.train_loop
         if state is None:
-            runner.logger.warning("the checkpoint is another program's: not resumed bit for bit")
+            runner.logger.warning("another program wrote the checkpoint: not resumed bit for bit")
             return
         for hook in self._hooks(EarlyStoppingHook):
             if "early_stopping" in state:

@@ -76,7 +76,7 @@ def read(root: Path, folders: dict[str | None, Path]) -> dict[str | None, Annota
             for i, element in enumerate(tree.findall("object")):
                 box = detections.xyxy[i].astype(float)
                 if not np.isfinite(box).all():
-                    raise bad_row(path, f"object {i + 1}: holds no finite numbers")
+                    raise bad_row(path, f"object {i + 1}: has non-finite coordinates")
                 box[:2] += from_zero
                 code = None
                 if element.find("polygon") is not None:
@@ -92,10 +92,10 @@ def read(root: Path, folders: dict[str | None, Path]) -> dict[str | None, Annota
     }
     if from_zero:
         print_log(
-            f"{one_line(root)}: its boxes count from 0, not from 1 as Pascal VOC's do", "current"
+            f"{one_line(root)}: its coordinates start at 0, not at 1 as in Pascal VOC", "current"
         )
     if difficult:
-        print_log(f"{difficult} objects marked difficult are neither learnt nor scored", "current")
+        print_log(f"{difficult} objects marked difficult are neither trained nor scored", "current")
     return read
 
 
@@ -158,8 +158,8 @@ def _image(path: Path, filename: str) -> Path:
             if found and found.suffix.lower() in IMAGES:
                 return found
     raise InputError(
-        f"{one_line(path)}: its image {one_line(filename)} is neither beside it nor in JPEGImages, "
-        "images",
+        f"{one_line(path)}: its image {one_line(filename)} is neither beside it nor in JPEGImages "
+        "or images",
         code="bad-image",
         where=path,
     )

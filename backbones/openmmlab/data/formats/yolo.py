@@ -132,7 +132,7 @@ def _objects(labels: Path, size: tuple[int, int], layout: _Layout, yolo: Any) ->
             )
         values = line.split()[1:]
         if not np.isfinite(box).all():
-            raise bad_row(labels, f"line {number}: holds no finite numbers")
+            raise bad_row(labels, f"line {number}: has non-finite coordinates")
         polygon = None
         if len(values) > 5:  # an odd one at the end is a score
             corners = np.array(values[: len(values) // 2 * 2], dtype=float).reshape(-1, 2)
@@ -151,7 +151,7 @@ def _from_folder(root: Path, labels: Path) -> _Layout:
         images.setdefault(split_of(image.relative_to(root).parent), []).append(image)
     if None in images and len(images) > 1:
         raise InputError(
-            f"{one_line(images[None][0])}: in no split, but other images of {one_line(root)} are",
+            f"{one_line(images[None][0])}: belongs to no split, but others in {one_line(root)} do",
             code="bad-annotations",
             where=images[None][0],
         )
@@ -164,10 +164,10 @@ def _from_yaml(root: Path, path: Path) -> _Layout:
         names = data["names"]
         if isinstance(names, dict):
             if sorted(names) != list(range(len(names))):
-                raise bad_row(path, "names are not numbered from 0 on")
+                raise bad_row(path, "names are not numbered from 0")
             names = [names[key] for key in sorted(names)]
         if not isinstance(names, list) or not names:
-            raise bad_row(path, "names is no list of classes")
+            raise bad_row(path, "names is not a list of classes")
         key_points = int(np.prod(data.get("kpt_shape") or 0))
     except InputError:
         raise
