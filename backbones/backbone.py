@@ -42,7 +42,7 @@ class Backbone(BaseModule):
 
     Attributes:
         depths, dims: blocks and channels of each level, where they differ.
-        stride: of the coarsest map.
+        stride: stride of the coarsest map.
         built: levels that are built.
 
     Raises:

@@ -51,7 +51,7 @@ class Block(nn.Module):
         layer_scale_init_value: initial gamma; 0 leaves layer scale out.
         use_grn: GRN after the GELU (V2).
         with_cp: recompute the branch in backward instead of keeping its activations.
-        dilation: of the depthwise convolution.
+        dilation: dilation of the depthwise convolution.
     """
 
     def __init__(

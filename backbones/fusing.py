@@ -15,7 +15,7 @@ class Fused(nn.Module):
 
     Args:
         network: what computes.
-        dtype: of its convolutions and linears; the rest runs as under autocast to it.
+        dtype: dtype of its convolutions and linears; the rest runs as under autocast to it.
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype):
@@ -50,7 +50,7 @@ def fuse(network: nn.Module, dtype: torch.dtype = torch.float32) -> Fused:
     """Copy a ConvNeXt for inference: fold layer scale into the second linear and cast weights once.
 
     It computes what the network computes, in bfloat16 what it computes under autocast, without
-    casting the weights in every call. The network and its state dict stay as they are.
+    casting the weights in every call. The network and its state dict stay unchanged.
 
     Args:
         network: a `ConvNeXt` or `ConvNeXtClassifier`.

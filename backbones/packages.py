@@ -11,7 +11,7 @@ def require(purpose: str, *modules: str) -> None:
     """Raise an error unless these modules are installed.
 
     Raises:
-        InputError: says which are missing and how to install them.
+        InputError: names the missing ones and how to install them.
     """
     missing = [DISTRIBUTIONS.get(name, name) for name in modules if not _found(name)]
     if missing:

@@ -1,8 +1,8 @@
 """Define the records in which a task states once what the rest of the suite needs to know.
 
-A task room (`detection`, `segmentation`, `classification`) fills in its `Task` in `task.py` and
-registers it when it is imported. Training, prediction, reports, export, publishing, the doctor and
-the tools ask `task_of` and know neither libraries nor names of heads.
+A task's package (`detection`, `segmentation`, `classification`) fills in its `Task` in `task.py`
+and registers it when it is imported. Training, prediction, reports, export, publishing, the doctor
+and the tools ask `task_of` and know neither libraries nor names of heads.
 """
 
 import re
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmengine.structures import BaseDataElement
     from torch import Tensor, nn
 
-# The room that registers the task of each scope, and with it the library's classes.
+# The package that registers the task of each scope, and with it the library's classes.
 ROOMS = {
     "mmdet": "backbones.openmmlab.detection",
     "mmseg": "backbones.openmmlab.segmentation",
@@ -32,8 +32,8 @@ class Metric:
     """Describe a metric that an evaluator returns.
 
     Attributes:
-        key: as the evaluator calls it, such as `coco/bbox_mAP`.
-        name: as people call it, such as `box AP`.
+        key: name in the evaluator's results, such as `coco/bbox_mAP`.
+        name: display name, such as `box AP`.
         best: its value for perfect predictions, 1 or 100.
         main: whether it is one of the figures that a result is judged by.
         outline_of: the key of the metric whose masks it measures along their outlines.
@@ -52,15 +52,15 @@ class Metric:
 class ReportLayout:
     """Describe how the page of a report shows a task's figures.
 
-    The report holds a copy, so that a page needs no task room.
+    The report holds a copy, so that a page needs no task's package.
 
     Attributes:
         class_scores: keys of the scores of a class, the one that classes are sorted by first.
         class_count: key of the amount of a class in the data.
         per_cent: whether scores and amount of a class are shares, shown in per cent.
-        class_note: what the reader of the table of classes has to know.
+        class_note: note above the table of classes.
         confusion_unit: what a confusion matrix counts.
-        confusion_note: how it was counted.
+        confusion_note: how they were counted.
         background: whether a prediction or an object may have no counterpart.
         image_score: name of the score that ranks images.
         image_note: how that score is defined.
@@ -83,7 +83,7 @@ class PublicDataset:
 
     Attributes:
         dataset_type: the class that reads it in configs.
-        name: as people call it.
+        name: display name.
         hub_id: its identifier on the Hugging Face hub.
         zoo_field: the field of `backbones.weights.zoo.Weights` that holds a score on it.
         metric: the key of that score.
@@ -162,9 +162,9 @@ class Export:
     """Describe how a task's models become functions of images; see `export.graphs.build_graph`.
 
     Attributes:
-        graph: of (preprocessing, model, logits) makes a module of images alone, with `inputs`, the
+        graph: turns (preprocessing, model, logits) into a module of images, with `inputs`, the
             dynamic axes of its argument by name, and `outputs`, the names of its results.
-        comparison: of (model, logits) makes what a file of that graph is held against.
+        comparison: turns (model, logits) into what a file of that graph is compared with.
         has_logits: whether a graph can return logits instead of labels.
     """
 
@@ -178,28 +178,28 @@ class Task:
     """Describe a task: its name, its metrics, the parts of its models, and their functions.
 
     Attributes:
-        name: as in `configs/` and in reports.
+        name: name in `configs/` and in reports.
         scope: mmengine's default_scope of its configs.
         pipeline_tag: what the Hugging Face hub calls it.
         metrics: all figures that its evaluators return, those that it is judged by first.
         compiled_parts: modules whose forward pass torch.compile takes.
         compiled_region_parts: the same for modules that are given a changing number of regions.
-        figures: what a report tells beyond scores: takes the evaluator's metrics, the data set's
+        figures: what a report shows beyond scores: takes the evaluator's metrics, the data set's
             meta and how many of the worst images to keep; returns an `evaluation.figures.Figures`,
             or None.
         report_layout: how the page of a report shows these figures.
         class_layers: pattern of the names of layers that have rows for each class.
         parts: names under which parameters and multiply-adds are counted, with the modules of each.
         owns: whether a model is one of this task's.
-        default_size: of a config, the (width, height) of the image that multiply-adds are counted
+        default_size: returns a config's (width, height) of the image that multiply-adds are counted
             for; raises InputError where the config does not say.
         run_parts: run a model on an image (1, 3, H, W), part by part, without predicting anything.
-        step_loss: of a model, a batch (N, 3, H, W) and its config, a loss whose forward and
+        step_loss: returns for a model, a batch (N, 3, H, W) and its config a loss whose forward and
             backward pass take the memory of a training step; on tensors without values.
         heap_overhead: bytes that malloc cannot reuse at the peak of a step on a CPU, for each byte
             of the heap in use; measured (`doctor.memory`).
         backbone: the attribute of a model that holds the pretrained network.
-        array_loader: the transform that takes an image array in the place of the pipeline's loader.
+        array_loader: the transform that takes an image array instead of the pipeline's loader.
         public_datasets: those that a model card names.
         export: how a model becomes a file for other runtimes; None if it does not.
     """
@@ -241,7 +241,7 @@ def register_task(task: Task) -> Task:
 
 
 def task_of(config: "Mapping | Config") -> Task:
-    """Return the task of a config by its `default_scope`, after importing the task's room.
+    """Return the task of a config by its `default_scope`, after importing the task's package.
 
     Raises:
         InputError: no task has that scope.
@@ -250,7 +250,7 @@ def task_of(config: "Mapping | Config") -> Task:
 
 
 def task_of_scope(scope: str) -> Task:
-    """Return the task of a scope, after importing its room.
+    """Return the task of a scope, after importing its package.
 
     Raises:
         InputError: no task has that scope.
@@ -267,7 +267,7 @@ def task_of_scope(scope: str) -> Task:
 
 
 def task_of_model(model: "nn.Module") -> Task:
-    """Return the task that a built model belongs to; its room has been imported to build it.
+    """Return the task that a built model belongs to; its package has been imported to build it.
 
     Raises:
         InputError: no task knows models of this class.

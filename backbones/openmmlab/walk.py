@@ -1,6 +1,6 @@
 """Walk a config: the one recursion over its dicts and lists.
 
-It stands beside the rooms, as all of them read configs and `data` knows no other room.
+It is outside the packages: all of them read configs, and `data` imports none of the others.
 """
 
 from collections.abc import Iterator, Mapping

@@ -34,7 +34,7 @@ def roi_align(
         rois: (K, 5) in the maps' dtype: image index, x1, y1, x2, y2 in pixels of the image. Without
             area, or not finite: zeros.
         levels: (K,) index of each box's map.
-        scales: of each map, cells per pixel.
+        scales: cells per pixel of each map.
         output_size: bins (h, w).
         sampling_ratio: samples per bin and axis; 0 for the size of the bin in cells, rounded up.
         aligned: cell centres lie at halves; without it a box is at least one cell wide and high.

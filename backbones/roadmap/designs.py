@@ -24,7 +24,7 @@ class Design:
         block: `bottleneck`, wide-narrow-wide, or `inverted`, narrow-wide-narrow.
         spatial_first: the spatial convolution comes before both 1x1 convolutions and sees the
             block's input channels ("moving up depthwise conv").
-        kernel_size: of the spatial convolution, odd.
+        kernel_size: size of the spatial convolution, odd.
         activation: `relu` or `gelu`.
         fewer_activations: one activation in a block, before its last convolution, and none after
             the addition or in the stem. Otherwise after each convolution's norm, the last one's

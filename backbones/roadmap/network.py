@@ -24,9 +24,9 @@ class Block(nn.Module):
     `shortcut` is the 1x1 convolution and norm of a block that changes channels or size.
 
     Args:
-        in_channels, out_channels: of the block.
+        in_channels, out_channels: channels of the block.
         hidden: channels in the middle.
-        stride: of the spatial convolution and the shortcut.
+        stride: stride of the spatial convolution and the shortcut.
         design: everything else.
         drop_path_rate: probability in [0, 1) that a sample skips the branch (stochastic depth).
         with_cp: recompute the branch in backward instead of keeping its activations.
@@ -122,7 +122,7 @@ class ModernizedResNet(Backbone):
     Maps are normalised where they would otherwise be unbounded sums: from the step `fewer_norms` on
     a block's branch does not end in a norm, so each map passes one of its own (`norm0` to `norm3`),
     of the network's kind, as ConvNeXt's do in its detectors. Earlier steps give their stages'
-    outputs as they are, as ResNets do.
+    outputs unchanged, as ResNets do.
 
     Args:
         step: a name in `STEPS`.

@@ -69,7 +69,7 @@ def describe(tensors: Mapping[str, Tensor], source: str | os.PathLike, wrapper: 
     """Describe which weights these are: version and size by the tensors, the rest by names.
 
     Args:
-        tensors: by official names.
+        tensors: tensors by official names.
         source: file, URL or hub name; its last part is read.
         wrapper: what `wrapper_of` returned.
     """

@@ -75,12 +75,12 @@ def load_strictly(
     Args:
         model: filled exactly, or untouched.
         checkpoint: what `read_checkpoint` returned.
-        source: what to call it in messages.
-        free: layers that need not fit; they keep their initial values, which the line says.
+        source: its name in messages.
+        free: layers that need not fit; they keep their initial values, which the line states.
         keep_fitting: load those of them that do fit.
 
     Returns:
-        One line that says what was loaded.
+        One line that states what was loaded.
 
     Raises:
         InputError: a tensor is missing, unknown or shaped otherwise.

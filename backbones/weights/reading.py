@@ -77,7 +77,7 @@ def write_checkpoint(
     """Write weights to a file that is either complete or absent.
 
     Args:
-        tensors: by name, no two in the same memory.
+        tensors: tensors by name, no two in the same memory.
         path: the file; its folder exists.
         wrapper: key to put them under, None for none; safetensors has no place for one.
         safetensors: write that format instead of PyTorch's.
@@ -127,7 +127,7 @@ def check_archive(path: Path, source: object = None) -> None:
     """Check every record of a PyTorch file against its checksum, which `torch.load` does not.
 
     Raises:
-        InputError: it is cut off, a bit of it has changed, or it is no PyTorch file.
+        InputError: it is truncated or corrupted, or not a PyTorch file.
     """
     source = source or path
     try:

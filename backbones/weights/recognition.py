@@ -31,7 +31,7 @@ def state_dict(
 
     Args:
         checkpoint: what `read_checkpoint` returned.
-        source: what to call it in messages.
+        source: its name in messages.
         wrapper: key of the weights; without it the first of `WRAPPERS` that holds tensors.
     """
     if wrapper is not None:

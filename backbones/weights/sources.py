@@ -13,7 +13,7 @@ from mmengine.dist import barrier
 from backbones.errors import InputError
 
 # How transformers, timm and open_clip call the weights in a folder or a repository of the hub. An
-# index says which tensor is in which of several files beside it.
+# index states which tensor is in which of several files beside it.
 INDEX = ".index.json"
 HUB_FILES = (
     "model.safetensors",

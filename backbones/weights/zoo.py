@@ -2,7 +2,7 @@
 
 Names are those of the files or of timm's tags. Figures and addresses are from the READMEs and model
 cards of facebookresearch/ConvNeXt, ConvNeXt-V2, dinov3 and EUPE, the papers, and timm 1.0.31 with
-its results-imagenet.csv; what none of them says is None.
+its results-imagenet.csv; what none of them states is None.
 """
 
 import json
@@ -45,7 +45,7 @@ class Weights:
         pretraining: data and method, in the order they were applied.
         resolution: side of the training images in pixels.
         source: http(s) address, `hf-hub:owner/name` or `timm:tag`, as a config's checkpoint.
-        licence: of the weights, a key of `LICENCES`; of a published folder's, any text.
+        licence: licence of the weights, a key of `LICENCES`; for a published folder, any text.
         sha256: of the file, or its first eight digits.
         imagenet: top-1 accuracy on ImageNet-1k, at `resolution` unless the note says otherwise.
         coco: box AP of a detector started from these weights.

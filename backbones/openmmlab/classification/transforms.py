@@ -92,7 +92,7 @@ class ResizeForTest(BaseTransform):
 
     Args:
         input_size: side of the result in pixels.
-        mean, std: of the channels, of values in [0, 1].
+        mean, std: mean and std of the channels, for values in [0, 1].
     """
 
     def __init__(

@@ -44,7 +44,7 @@ def set_global_batch(config: Config, size: int | None = None, scale_lr: str | No
     """Set the global batch size: every optimizer step sees `size` images on any number of ranks.
 
     Args:
-        config: to change: the loader's batch size and batch sampler, and the hooks.
+        config: config to change: the loader's batch size and batch sampler, and the hooks.
         size: global batch size; None for the recipe's, or what the config gives if it names none.
         scale_lr: `linear` or `sqrt`, how the learning rate follows the global batch size.
 

@@ -65,7 +65,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping[str, Any] | None = N
         )
     _find_libraries()
     try:
-        # Importing mmpretrain, as a config may ask, works only after its task's room.
+        # Importing mmpretrain, as a config may ask, works only after its task's package.
         config = RunConfig.of(Config.fromfile(path, import_custom_modules=False))
     except Exception as error:  # a config is code: it may fail in any way
         raise _broken(path, error) from error
@@ -89,7 +89,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping[str, Any] | None = N
 def inference_dtype(config: Config) -> torch.dtype:
     """Return the dtype of validation, testing and prediction: the config's `inference_dtype`.
 
-    Anything but float32 is automatic mixed precision: weights stay as they are.
+    Anything but float32 is automatic mixed precision: weights stay float32.
 
     Raises:
         InputError: it is not one of `DTYPES`.

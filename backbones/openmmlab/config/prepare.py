@@ -46,9 +46,9 @@ class Options:
         cfg_options: dotted keys and their values.
         data: folder of the data set; None for the config's own.
         work_dir: folder for results; by default `work_dirs/` and the config's name.
-        launcher: what started the ranks.
-        local_rank: of this rank, from launchers that set no variable.
-        checkpoint: of the model to evaluate.
+        launcher: launcher of the ranks.
+        local_rank: local rank of this process, from launchers that set no variable.
+        checkpoint: checkpoint of the model to evaluate.
         trust_checkpoint: whether a checkpoint may run code.
         tta: protocol of test-time augmentation.
         resume: whether to continue from the work dir's last checkpoint.
@@ -91,8 +91,8 @@ def prepare(options: Options, purpose: Purpose) -> Config:
     """Read a config and change it as the options ask.
 
     Args:
-        options: of the run.
-        purpose: what the config is for.
+        options: options of the run.
+        purpose: purpose of the config.
 
     Returns:
         The config, checked key by key; of a run, fitted to this machine and ready for the runner.
@@ -144,7 +144,7 @@ def _prepare_training(config: Config, options: Options) -> None:
 def add_hooks(config: Config) -> None:
     """Add the progress bar and the report of our runs to a config from elsewhere.
 
-    A config that imports them itself, or that sets one of these hooks to None, keeps what it says.
+    A config that imports them itself, or that sets one of these hooks to None, keeps its settings.
     """
     hooks = config.setdefault("default_hooks", {})
     imports = config.get("custom_imports") or dict(imports=[], allow_failed_imports=False)

@@ -9,8 +9,8 @@ def use_tta(config: Config, protocol: str) -> None:
     """Evaluate with multi-scale and flip test-time augmentation.
 
     Args:
-        config: with the protocol under `tta`; changed in place.
-        protocol: for a segmentor `paper`, whole images at ratios of the base scale, or `mmseg`,
+        config: config that has the protocol under `tta`; changed in place.
+        protocol: `paper` for a segmentor, whole images at ratios of the base scale, or `mmseg`,
             sliding windows at ratios of the original image; for a detector `flip` or `multi_scale`.
 
     Raises:

@@ -186,8 +186,8 @@ class CocoAnnotations:
         """Check the file's width and height against those of the decoded images.
 
         Args:
-            folder: that the images' names are relative to.
-            headers: of some or all images.
+            folder: folder that the images' names are relative to.
+            headers: headers of some or all images.
         """
         turned, other = [], []
         for image in self.images:

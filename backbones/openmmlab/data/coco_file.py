@@ -280,7 +280,7 @@ def check_rows(content: object, path: Path, own: bool = False) -> None:
     """Reject content that is not in COCO's format, at the first invalid row.
 
     Args:
-        content: of the file.
+        content: content of the file.
         path: the file.
         own: it is to be completed: images need no width and height, objects no id, and a box or a
             mask will do.

@@ -1,7 +1,7 @@
 """Check and repair the ids of images, objects and categories in COCO files.
 
-COCO's evaluation takes an object's id for whether a detection has been matched: of ids that are
-text, or 0, it makes misses, and says nothing. An id is sound if it is a whole number (from 1 for
+COCO's evaluation uses an object's id as the flag of a matched detection: ids that are strings or 0
+silently count as misses. An id is valid if it is an integer (from 1 for
 objects, from 0 for images and categories), and nothing else has it.
 """
 
@@ -13,7 +13,7 @@ from backbones.errors import InputError
 
 from .files import one_line
 
-# Beyond it whole numbers are no longer told apart once they are floating-point numbers.
+# Beyond it floating-point numbers no longer distinguish integers.
 LARGEST_ID = 2**53
 LEAST = dict(images=0, annotations=1, categories=0)
 NAMES = dict(images="image", annotations="annotation", categories="category")

@@ -54,7 +54,7 @@ def read_header(path: Path) -> Header:
 
     Raises:
         OSError: it is missing, empty, cut off, not an image or one that OpenCV does not decode; its
-            text says which.
+            text states it.
     """
     try:
         with path.open("rb") as file, _any_size():
@@ -131,7 +131,7 @@ def decode_image(content: bytes, path: object) -> np.ndarray:
 def read_label_map(path: Path) -> np.ndarray:
     """Decode a label map: (H, W) values, indices of a palette image, or (H, W, channels).
 
-    Label maps are decoded by Pillow, as mmseg does: values are to be had as they are stored.
+    Label maps are decoded by Pillow, as mmseg does: the stored values are needed.
 
     Raises:
         OSError: it is missing, cut off, damaged or not an image.

@@ -52,7 +52,7 @@ def files_below(folder: Path, *suffixes: str, depth: int | None = None) -> list[
 
     Args:
         folder: where to start.
-        suffixes: in lower case.
+        suffixes: suffixes in lower case.
         depth: how many folders deep to look; None for all.
     """
     above = tuple(map(str, Path(os.path.realpath(folder)).parents))

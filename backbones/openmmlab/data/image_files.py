@@ -53,9 +53,9 @@ def check_left_out(folder: Path, read: Sequence[Path], suffixes: Sequence[str]) 
     """Report files in folders of classes that the data set does not read.
 
     Args:
-        folder: of a split, with a folder for each class.
+        folder: folder of a split, with a folder for each class.
         read: the images that the data set reads.
-        suffixes: that it knows an image by.
+        suffixes: suffixes of the images that it reads.
     """
     known, deep = set(read), len(folder.parts)
     files = (
@@ -93,8 +93,8 @@ def check_images(
     """Check channels and depth, and compare sizes with the recipe's.
 
     Args:
-        headers: of a data set's images.
-        key: of the data set in the config.
+        headers: headers of a data set's images.
+        key: config key of the data set.
         scales: (long, short) sides that the pipeline resizes to; empty if it does not.
     """
     kinds = [

@@ -39,7 +39,7 @@ class ClassList:
 
     Attributes:
         source: file that names them; None if nothing does.
-        names: in the order of the labels.
+        names: class names in label order.
         values: pixel value to name; empty where only the order is known.
         colours: (R, G, B) to name; empty for label maps of values.
     """

@@ -19,7 +19,7 @@ class LabelMaps:
         pairs: (image, label map) files.
         classes: the config's, in the order of their labels.
         reduce_zero_label: label 0 of the files is ignored and the others move down by one.
-        key: of the data set in the config.
+        key: config key of the data set.
         complete: these are all of the split's, not a sample.
     """
 
@@ -38,7 +38,7 @@ class LabelMaps:
         """Check all label maps.
 
         Args:
-            headers: of the images.
+            headers: headers of the images.
             training: the split is trained on; in others a class may well be missing.
         """
         yield from with_code(self._check(headers, training), "bad-labels")

@@ -27,7 +27,7 @@ def mask_fault(segmentation: object, size: tuple[int, int] | None) -> str:
     """Describe what is wrong with a mask; empty if nothing is.
 
     Args:
-        segmentation: of a COCO annotation.
+        segmentation: segmentation of a COCO annotation.
         size: (height, width) of its image, if known.
     """
     if isinstance(segmentation, list):
@@ -85,7 +85,7 @@ def _is_whole(value: float) -> bool:
 def decode_counts(text: str) -> np.ndarray:
     """Decode COCO's compressed run lengths without checking them against a size.
 
-    Each count is a little-endian number of 5 bits a character, 32 says that another follows, 16 in
+    Each count is a little-endian number of 5 bits per character, 32 marks continuation, 16 in
     the last one is the sign; from the fourth on they are differences from the last but one.
 
     Raises:

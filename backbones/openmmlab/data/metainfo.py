@@ -51,7 +51,7 @@ class Classes:
     """Hold the classes that a config or a checkpoint has before the data is read.
 
     Attributes:
-        names: in the order of the labels.
+        names: class names in label order.
         exist: whether a trained model has them, which is to be evaluated.
         certain: whether its checkpoint names them.
     """
@@ -65,9 +65,9 @@ class Classes:
         has all that occur; else the data's.
 
         Args:
-            names: of the data's classes.
+            names: class names of the data.
             used: those that occur.
-            source: of the data.
+            source: source of the data.
 
         Raises:
             InputError: objects occur that the model to evaluate does not know.

@@ -34,10 +34,10 @@ def use_annotations(
     """Read splits from a folder of COCO, YOLO or Pascal VOC annotations.
 
     Args:
-        config: of a detector; changed.
+        config: a detector's config; changed in place.
         root: the folder.
         folder: where converted annotations go.
-        splits: to read.
+        splits: splits to read.
         model: the classes that the config or checkpoint has.
 
     Raises:

@@ -26,7 +26,7 @@ from .metainfo import Classes, class_names, dataset_class, dataset_metainfo
 from .own_annotations import use_annotations
 from .own_label_maps import use_label_maps
 
-LOOKED_AT = 200  # label maps of a split that are looked at before they are taken for the config's
+LOOKED_AT = 200  # label maps per split to inspect before they count as the config's
 
 
 def use_data(
@@ -41,10 +41,10 @@ def use_data(
     the datasets, the classes of every head, evaluators and metainfo are set to what is in it.
 
     Args:
-        config: of a detector or a segmentor; of a classifier the folder alone is changed.
+        config: a detector's or a segmentor's config; of a classifier's only the folder is changed.
         root: the folder; docs/own-data.md has the layouts.
         work_dir: where converted annotations and the list of a made validation split go.
-        checkpoint: of a model to evaluate on the test split: its classes are kept where they cover
+        checkpoint: checkpoint to evaluate on the test split: its classes are kept if they cover
             the data's, and so is a mask head that the data has no masks for.
 
     Raises:

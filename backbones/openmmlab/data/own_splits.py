@@ -38,7 +38,7 @@ def take_unsplit(read: dict[str | None, Any], splits: Sequence[str]) -> Any:
 
     Args:
         read: the data by split; under None data that is not split.
-        splits: that the run needs.
+        splits: splits that the run needs.
     """
     if None in read:
         return read.pop(None)
@@ -68,8 +68,8 @@ def log_reading(root: Path, kind: str, names: Sequence[str], splits: list[tuple]
 
     Args:
         root: folder of the data set.
-        kind: of annotations, or the rule of the label maps.
-        names: of the classes.
+        kind: kind of the annotations, or the rule of the label maps.
+        names: names of the classes.
         splits: split, source, number of images and what else there is, of each.
     """
     shown = ", ".join(map(one_line, names[:8])) + (", ..." if len(names) > 8 else "")

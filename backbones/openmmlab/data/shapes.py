@@ -17,7 +17,7 @@ from .download import CONSOLE, QUIET, emptied
 # The demo set's classes: COCO's categories 1..4 are the shapes, label maps go on with the grounds.
 DEMO_SHAPES = ("circle", "square", "triangle", "star")
 DEMO_GROUNDS = ("gradient", "noise", "stripes", "checks")
-DEMO_VERSION = 3  # of the drawing: a set of another version is drawn anew
+DEMO_VERSION = 3  # of the drawing: a set of another version is drawn again
 CROP = 64  # width and height of a image of one shape
 SIZES = (0.06, 0.11), (0.13, 0.22), (0.25, 0.38)  # radius / image size: small, medium, large
 # Each kind of shape favours a hue, as things do; a sixth of them have one nearer to another kind's.
@@ -83,7 +83,7 @@ def draw_scene(
     Returns:
         The image, (size, size, 3) uint8 RGB; its label map, (size, size) uint8; and for each shape
         its class 1..4 and its visible pixels, (size, size) bool. A pixel belongs to the last shape
-        painted that covers half of it.
+        painted that covers half the pixel.
     """
     y, x = np.mgrid[:size, :size] + 0.5
     near, far = rng.choice(len(DEMO_GROUNDS), 2, replace=False)

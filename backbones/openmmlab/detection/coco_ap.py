@@ -31,7 +31,7 @@ class CocoAP(FasterCocoMetric):
     Unlike mmdet's metric it scores 0 when nothing is detected, instead of returning no score, so
     that a best checkpoint and a metrics file exist then too. Masks are run-length encoded in a
     thread, while the network computes outside Python's lock. Where the model or the data set has
-    no masks, boxes alone are measured, and a warning says so.
+    no masks, only boxes are measured, with a warning.
 
     Args:
         ann_file: annotations in COCO's format; without one, mmdet collects them from the samples.
@@ -110,7 +110,7 @@ class CocoAP(FasterCocoMetric):
         """Return AP, AP50, AP75 and AP by size, in [0, 1], or -1 where there is no such object.
 
         Args:
-            results: of `process`, for each image its size and its predictions.
+            results: results of `process`: size and predictions of each image.
         """
         samples, predictions = zip(*results, strict=True)
         if self._coco_api is None:

@@ -17,7 +17,7 @@ class DetectorComparison:
     """Compare a file's detections with those that mmdet's own methods predict.
 
     Args:
-        model: with the heads of Mask R-CNN or Cascade Mask R-CNN.
+        model: detector with the heads of Mask R-CNN or Cascade Mask R-CNN.
     """
 
     def __init__(self, model: Any):

@@ -29,8 +29,8 @@ def detection_figures(
     """Return the figures for a detector's evaluator; None without a COCO metric.
 
     Args:
-        metrics: of the evaluator.
-        meta: of the data set; its `classes` are those that count.
+        metrics: the evaluator's metrics.
+        meta: the data set's meta; only its `classes` count.
         count: how many of the worst images are kept.
     """
     for metric in metrics:

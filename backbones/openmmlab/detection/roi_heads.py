@@ -202,7 +202,7 @@ class _ClassMasks:
             x: maps (N, C, H, W), finest first.
             batch_img_metas: `ori_shape` and `scale_factor` (x, y) of each image.
             results_list: each image's boxes in pixels of the network's input, scores and labels.
-            rescale: to boxes and masks of the original image.
+            rescale: whether to scale to boxes and masks of the original image.
         """
         threshold = self.test_cfg.mask_thr_binary
         rois = bbox2roi([results.bboxes for results in results_list])

@@ -73,7 +73,7 @@ def count(config: Config, size: tuple[int, int] | None = None) -> Complexity:
     """Count the multiply-adds of a model on the meta device, without any weights.
 
     Args:
-        config: of a detector, a segmentor or an image classifier.
+        config: a detector's, a segmentor's or an image classifier's config.
         size: (width, height) of the image; None for the papers' choice.
 
     Raises:

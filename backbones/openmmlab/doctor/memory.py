@@ -76,7 +76,7 @@ def predict_training(
     Stochastic depth keeps every sample here, as it may.
 
     Args:
-        config: of a detector, a segmentor or a classifier.
+        config: a detector's, a segmentor's or a classifier's config.
         images: computed at once.
         size: (width, height) of the padded batch.
         device: `cuda` or `cpu`.

@@ -57,10 +57,10 @@ def corrupt(
 
     Args:
         image: (H, W, 3) uint8, RGB, 32 pixels or more on each side.
-        corruption: of `CORRUPTIONS`.
+        corruption: a name of `CORRUPTIONS`.
         severity: 1 to 5; 0 leaves the image as it is.
-        name: of the image; the draw depends on it.
-        seed: of the draw.
+        name: the image's name; the draw depends on it.
+        seed: seed of the draw.
     """
     if severity == 0:
         return image.copy()
@@ -89,9 +89,9 @@ class CorruptImage(BaseTransform):
     """Corrupt `img`, (H, W, 3) BGR as LoadImage returns it; boxes and labels stay unchanged.
 
     Args:
-        corruption: of `CORRUPTIONS`; None leaves images as they are, as severity 0 does.
+        corruption: a name of `CORRUPTIONS`; None leaves images unchanged, as severity 0 does.
         severity: 0 to 5.
-        seed: of the draws, together with the image's file name.
+        seed: seed of the draws, together with the image's file name.
 
     Raises:
         InputError: an image is smaller than 32 pixels.

@@ -51,7 +51,7 @@ class Worst:
         """Keep a sample if its score is low enough.
 
         Args:
-            score: of the image; lower is worse.
+            score: score of the image; lower is worse.
             name: path of the image.
             sample: what is needed to draw it later.
         """
@@ -77,8 +77,8 @@ def image_pair(
     """Return ground truth and prediction of an image for the report, drawn and named.
 
     Args:
-        path: of the image; its name is shown.
-        score: of the prediction.
+        path: path of the image; its name is shown.
+        score: score of the prediction.
         note: what is wrong with the prediction, in a few words.
         truth, prediction: drawn over the image.
     """

@@ -71,7 +71,7 @@ class Robustness:
 
         Args:
             corruption, severity: None and 0 for clean images.
-            metrics: of mmengine's evaluator; COCO's -1, no such object, becomes None.
+            metrics: metrics of mmengine's evaluator; COCO's -1, no such object, becomes None.
             write: whether this rank writes the file.
         """
         figures = {name: _score(float(value)) for name, value in metrics.items()}
@@ -176,8 +176,8 @@ def count_these_only(dataset: Any, metrics: Sequence[Any]) -> None:
     """Make COCO's metrics count only the images of a data set; all others would count as missed.
 
     Args:
-        dataset: that of the test DataLoader.
-        metrics: of the evaluator.
+        dataset: the test DataLoader's dataset.
+        metrics: the evaluator's metrics.
     """
     for metric in metrics:
         if hasattr(metric, "img_ids"):
@@ -219,7 +219,7 @@ def summary_lines(record: Mapping, metrics: Sequence[Metric]) -> list[str]:
 
     Args:
         record: what `robustness.json` holds.
-        metrics: of the task.
+        metrics: the task's metrics.
     """
     lines = []
     for metric in _known([m for m in metrics if m.main], record["clean"]):

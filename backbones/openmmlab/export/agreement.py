@@ -31,14 +31,14 @@ class Agreement:
     """Measure how far an exported file is from its model.
 
     Attributes:
-        task: whose metrics the scores are.
+        task: the task whose metrics the scores are.
         images: how many were compared.
         differences: the largest difference by what was compared, each relative to its range: maps
             and logits to the largest magnitude, boxes to the image's longer side, scores and masks
             to 1, labels as the share of pixels.
         detections: how many the model or the file found, whichever found more.
         unpaired: how many of them only one of the two found.
-        scores: of the model and of the file, by metric, on these images alone.
+        scores: scores of the model and of the file, by metric, on these images alone.
         finite: whether no output was infinite or not a number.
     """
 
@@ -184,7 +184,7 @@ class FileBackbone(nn.Module):
 def compare(comparison: Comparison | BackboneComparison, images: Images, run: Run) -> Agreement:
     """Run the model and the file on the images and score both.
 
-    A backbone's file is scored in the model, in the place of its own backbone.
+    A backbone's file is scored in the model, instead of its own backbone.
     """
     agreement = Agreement(images.task)
     model_samples, file_samples = [], []

@@ -51,14 +51,14 @@ def export(
     """Write a model to `out` with a report beside it, if it agrees with the model on real images.
 
     Args:
-        config: with the test set that the images are from.
+        config: config whose test set the images are from.
         checkpoint: anything `read_checkpoint` reads.
         out: the file; the report takes its name with `.json`.
         target: a key of `TARGETS`.
         part, logits, fp16: as in `build_graph`.
         images: how many to compare on.
         tolerance: see `TOLERANCES`, the defaults.
-        opset: of ONNX.
+        opset: opset version of ONNX.
 
     Returns:
         The agreement, and the report as written.

@@ -28,9 +28,9 @@ class Target:
     """Describe a kind of file that a graph can be written to.
 
     Attributes:
-        suffix: of its files.
+        suffix: suffix of its files.
         packages: what writing and running it needs beyond PyTorch.
-        write: of (program, graph, path, metadata, opset) writes the file.
+        write: writes the file; called with (program, graph, path, metadata, opset).
         open: makes a function of images of a file.
         open_unoptimised: the same, where each operator runs as it stands in the file.
     """

@@ -69,7 +69,7 @@ def build_graph(
     """Copy a model, or its backbone, as a function of images that can be exported.
 
     Args:
-        model: of a task that can be exported; left as it is.
+        model: model of a task that can be exported; it is not changed.
         part: one of `PARTS`.
         logits: return a segmentor's logits instead of labels.
         fp16: weights and activations in half precision; statistics of norms, boxes, scores and

@@ -40,9 +40,9 @@ def model_card(
     """Return the text of README.md: facts as YAML, then in words.
 
     Args:
-        config: that the model is run with.
-        model: whose parameters are counted.
-        entry: what the zoo shows of it.
+        config: config that the model is run with.
+        model: model whose parameters are counted.
+        entry: its entry in the zoo.
         classes: class names; empty if not known.
         inherited: checkpoints that training started from, with their licences where known.
         scores: figures by metric.

@@ -42,7 +42,7 @@ class Published:
     """Hold the results of `publish`.
 
     Attributes:
-        folder: with everything in it.
+        folder: folder with everything in it.
         weights: the file of weights.
         lines: a report of weights, licence and scores.
     """
@@ -69,9 +69,9 @@ def publish(
         config: a validated config; written out as it is.
         checkpoint: anything `read_checkpoint` reads.
         folder: must not exist; it appears complete or not at all.
-        name: of the model; the config's name if None.
+        name: name of the model; the config's name if None.
         metrics: what tools/test.py wrote for this checkpoint; metrics.json beside it if None.
-        licence: that of the weights, where those they were trained from bring none.
+        licence: licence of the weights, if their pretrained weights bring none.
 
     Raises:
         InputError: the checkpoint does not fit this config's model, a file cannot be read or

@@ -129,7 +129,7 @@ def modulated_deform_conv_forward(
     kernel_w, OH, OW); bias: (O,), read if with_bias.
 
     An offset and a mask of another height and width are read as mmcv reads them: the values of an
-    image, in their order in memory, laid out anew by the output's size. DyHead, which takes both
+    image, in their order in memory, reinterpreted at the output's size. DyHead, which takes both
     from another level, is trained so. Too few values raise RuntimeError.
 
     Zhu et al., Deformable ConvNets v2, 2018, section 3.2; mmcv 2.3.6,

@@ -44,9 +44,9 @@ class FileProgress:
         """Report progress within a file.
 
         Args:
-            name: of the file.
-            done, total: of its parts; total is 0 where it is unknown.
-            unit: what they are, in the plural.
+            name: name of the file.
+            done, total: finished parts and all parts; total is 0 if it is unknown.
+            unit: name of the parts, in the plural.
         """
         if self._bar is not None:
             self._bar.update(

@@ -78,7 +78,7 @@ def written_video(path: Path, rate: float, size: tuple[int, int]) -> Iterator[cv
         InputError: OpenCV has no encoder, or the file cannot be written.
     """
     with atomic_path(path) as part:
-        unfinished = part.with_name(part.name + path.suffix)  # OpenCV goes by the suffix
+        unfinished = part.with_name(part.name + path.suffix)  # OpenCV needs the suffix
         writer = cv2.VideoWriter(str(unfinished), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
         try:
             if not writer.isOpened():

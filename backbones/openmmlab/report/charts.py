@@ -66,9 +66,9 @@ def line_chart(
 
     Args:
         series: the lines.
-        title: caption, also what a screen reader says.
+        title: caption, also for screen readers.
         x_label, y_label: names of the axes, with units.
-        y_limits: of the y axis (default: those of the data).
+        y_limits: limits of the y axis (default: those of the data).
         log: make the y axis logarithmic; points at zero or below are left out.
         markers: mark each point with a dot, which shows its value under the pointer.
         legend_of_one: draw a legend for a single line too.

@@ -14,7 +14,7 @@ class Curves:
     Attributes:
         stride: iterations that each point averages; it doubles when there are too many points.
         steps: the last iteration of each point, counted from 1.
-        values: by name, one mean for each point, None where it was not given or not finite.
+        values: one mean per point, by name; None where it was not given or not finite.
     """
 
     def __init__(self, points: int = POINTS):
@@ -30,7 +30,7 @@ class Curves:
 
         Args:
             step: the iteration, counted from 1.
-            values: by name.
+            values: values by name.
         """
         for name, value in values.items():
             self._sums.setdefault(name, []).append(float(value))

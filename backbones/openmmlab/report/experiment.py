@@ -82,8 +82,8 @@ def commands(runner: Any, report: dict) -> list[dict[str, str]]:
     """Return shell commands to resume, evaluate and predict, for the run's folder.
 
     Args:
-        runner: of the run.
-        report: of the run so far; its `training` has the command line that started it.
+        runner: the run's runner.
+        report: the run's report so far; its `training` has the command line that started it.
     """
     argv = report.get("training", {}).get("command") or list(sys.argv)
     tools = Path(argv[0]).parent

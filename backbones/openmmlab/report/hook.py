@@ -174,7 +174,7 @@ class ReportHook(Hook):
         report = {**self.report, "version": VERSION}
         if self._started is None:  # tools/test.py, perhaps beside the training of the weights
             report["config"] = describe_config(runner.cfg)
-            if "evaluation" not in report:  # tools/robustness.py adds to what there is
+            if "evaluation" not in report:  # tools/robustness.py adds to an existing report
                 current = {key: report[key] for key in ("metrics", "layout")}
                 report = {**report, **earlier, **current}
             elif earlier.get("run", {}).get("config") == report["run"]["config"]:

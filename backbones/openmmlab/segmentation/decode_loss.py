@@ -23,7 +23,7 @@ def decode_loss(
     Args:
         head: its parameters get the gradients.
         inputs: maps (N, C_i, H_i, W_i) on a CPU.
-        data_samples: with `gt_sem_seg` of one size.
+        data_samples: samples with a `gt_sem_seg` of one size.
     """
     logits = head.forward(inputs)
     labels = head._stack_batch_gt(data_samples).squeeze(1)  # (N, H, W)

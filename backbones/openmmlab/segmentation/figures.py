@@ -29,8 +29,8 @@ def segmentation_figures(
     """Return the figures for a segmentor's evaluator; None without an IoUMetric.
 
     Args:
-        metrics: of the evaluator.
-        meta: of the data set: `classes` and `palette`.
+        metrics: the evaluator's metrics.
+        meta: the data set's meta: `classes` and `palette`.
         count: how many of the worst images are kept.
     """
     boundary = next((metric for metric in metrics if isinstance(metric, BoundaryIoU)), None)

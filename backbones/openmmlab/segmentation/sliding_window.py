@@ -97,7 +97,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
 
         Args:
             inputs: normalised and padded images.
-            data_samples: with the sizes, padding and flip of each; None for images as they are.
+            data_samples: sizes, padding and flip of each image; None if unchanged.
 
         Returns:
             The samples with `pred_sem_seg` (1, height, width) of the original image, and

@@ -14,7 +14,7 @@ def step_loss(model: Any, batch: Tensor, config: Config) -> Tensor:
     """Return the cross entropy of the decode head and of the auxiliary heads.
 
     Args:
-        model: in training mode.
+        model: the segmentor in training mode.
         batch: images (N, 3, H, W).
         config: unused.
     """

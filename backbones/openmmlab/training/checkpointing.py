@@ -22,10 +22,10 @@ INTERRUPTED = "interrupted.pth"
 class VerifiedCheckpointHook(CheckpointHook):
     """Save checkpoints like mmengine's CheckpointHook; delete old ones after verifying the new one.
 
-    `Runner` takes it where a config says CheckpointHook.
+    `Runner` uses it if a config names CheckpointHook.
 
     Args:
-        step_interval: with `by_epoch`, iterations between checkpoints within an epoch, of which the
+        step_interval: iterations between checkpoints within an epoch, with `by_epoch`, of which the
             newest is kept until the next of either kind; 0 for none.
         kwargs: as in mmengine.
 
@@ -140,7 +140,7 @@ def check_local(folder: object, *backends: Mapping | None) -> None:
     A remote one cannot be read back from the disk, nor renamed once it is whole.
 
     Args:
-        folder: where they go; None for the work dir.
+        folder: folder of the checkpoints; None for the work dir.
         backends: mmengine's `backend_args` and `file_client_args`.
 
     Raises:

@@ -21,7 +21,7 @@ class StepBatchSampler(Sampler):
     A sampler that groups images by aspect ratio goes on grouping those that are computed together.
 
     Args:
-        sampler: of indices.
+        sampler: sampler of indices.
         batch_size: images of a whole step.
         batches: config of the other batch sampler.
         micro_batch_size: its batch size.
@@ -92,9 +92,9 @@ def step_by_micro_batches(
     """Take one optimizer step on `data`, computed in micro-batches.
 
     Args:
-        train_step: of mmengine's model, bound to it.
+        train_step: `train_step` of mmengine's model, bound to it.
         batch_size: images of a micro-batch.
-        data: of the whole step; every value is a list or a tensor with one entry per image.
+        data: data of the whole step; every value is a list or a tensor with one entry per image.
         optim_wrapper: guarded (`step_guard`), which counts the micro-batches.
 
     Returns:

@@ -25,7 +25,7 @@ class NonFiniteHook(Hook):
 
     Args:
         limit: skipped steps in a row that end the run. A new loss scale of 65536 may need 16 to
-            find its range, which says nothing against the model.
+            find its range, which is no fault of the model.
 
     Raises:
         InputError: names the images, the loss terms and the first module whose output is not

@@ -26,7 +26,7 @@ WINDOW = 20  # iterations that speed and loss are the mean of
 class ProgressHook(Hook):
     """Show progress, time left, images/s, peak memory, loss and the last scores in a terminal.
 
-    In a file or a pipe nothing changes: the log's lines come as they are. In a terminal the lines
+    In a file or a pipe the log's lines are unchanged. In a terminal the lines
     of iterations, which the bar makes needless, go to the log file alone; all others stay above it.
     """
 

@@ -34,11 +34,11 @@ class PlacedBatchSampler(Sampler):
     """Yield batches of another batch sampler from any position, each sample with its place.
 
     Args:
-        sampler: of indices.
+        sampler: sampler of indices.
         batch_size: samples per batch.
         batches: config of a batch sampler; None for PyTorch's BatchSampler.
         drop_last: leave an incomplete last batch out; for PyTorch's BatchSampler.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ class StepGuard:
     Attributes:
         bad: a loss or gradient of this iteration is not finite on some rank.
         gradient: name of this rank's first gradient that is not finite, if any.
-        stop: some rank was asked to stop; None until this iteration's ranks have told each other.
+        stop: some rank was asked to stop; None until the ranks have exchanged it in this iteration.
         asked_to_stop: tells whether this rank was.
     """
 
@@ -38,11 +38,11 @@ class StepGuard:
     def ask_ranks(self, bad_loss: bool, gradient: str | None) -> tuple[bool, bool]:
         """Return whether some rank's loss or gradient is not finite, and whether a gradient is."""
         bad = bad_loss or gradient is not None
-        told = any_rank_each([bad, gradient is not None, self.asked_to_stop()])
-        self.bad |= told[0]
+        flags = any_rank_each([bad, gradient is not None, self.asked_to_stop()])
+        self.bad |= flags[0]
         self.gradient = gradient or self.gradient
-        self.stop = told[2] or bool(self.stop)
-        return told[0], told[1]
+        self.stop = flags[2] or bool(self.stop)
+        return flags[0], flags[1]
 
 
 class GuardedStep(OptimWrapper):
@@ -140,7 +140,7 @@ def guard_steps(optim_wrapper: OptimWrapper, model: nn.Module) -> StepGuard:
 
     Args:
         optim_wrapper: changed in place.
-        model: whose parameters it trains, without its wrapper.
+        model: the model whose parameters it trains, without its wrapper.
 
     Returns:
         What the wrappers share.

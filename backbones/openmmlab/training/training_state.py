@@ -79,7 +79,7 @@ class TrainingState:
     and the images that could not be read.
 
     Args:
-        runner: whose state to collect or to restore.
+        runner: the runner whose state to collect or to restore.
     """
 
     def __init__(self, runner):

@@ -51,7 +51,7 @@ def find(root: Path) -> tuple[Found, InputError | None]:
 def read(root: Path, path: Path) -> Annotations:
     """Read a COCO file whole and convert it into the form that COCO's own tools accept.
 
-    Ids are numbered anew where they are not sound, boxes, areas and flags that are missing are
+    Ids are renumbered if they are invalid, boxes, areas and flags that are missing are
     filled in, polygons are brought into one form; each is logged in a line with a count.
 
     Raises:

@@ -47,10 +47,10 @@ def read(root: Path, folders: dict[str | None, Path]) -> dict[str | None, Annota
 
     Args:
         root: folder of the data set.
-        folders: of XML files by split.
+        folders: folders of XML files by split.
 
     Raises:
-        InputError: a file is not XML, or its image or an object of it cannot be read.
+        InputError: a file is not XML, or its image or an object cannot be read.
     """
     _, voc = supervision_readers()
     files, folders = _files(root, folders)

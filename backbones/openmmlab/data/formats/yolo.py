@@ -1,7 +1,7 @@
 """Read YOLO's text files of boxes and polygons; supervision parses their lines.
 
 supervision draws polygons into whole-image masks, which would not fit into memory: they are kept
-here as they are written.
+here as written.
 """
 
 import os
@@ -49,7 +49,7 @@ class _Layout:
     Attributes:
         source: that file or folder.
         classes: names in the order of their labels.
-        images: by split.
+        images: images by split.
         key_points: numbers a line holds behind its box for key points.
     """
 
