@@ -1,4 +1,4 @@
-"""Sizes of the published networks by name."""
+"""List the sizes of the published networks by name."""
 
 from .errors import InputError
 

@@ -1,4 +1,4 @@
-"""The one exception whose text is meant for the user and not for a developer, and how tools end."""
+"""Define the one exception whose text addresses the user, and how tools end."""
 
 import logging
 import os
@@ -37,7 +37,7 @@ Code = Literal[
 
 
 class InputError(ValueError):
-    """Something the user supplied is wrong: a path, a config key, a checkpoint, an image, data.
+    """Report a mistake in what the user supplied: a path, a config key, a checkpoint or data.
 
     Its text is one line that names the file, key or class and says what to do. The tools print it
     and exit with status 2, without a traceback; in Python it is an ordinary `ValueError`.
@@ -58,13 +58,13 @@ class InputError(ValueError):
 
 
 class UnreadableImage(InputError):
-    """An image or label map is missing, empty, cut off or not one; the text names it."""
+    """Report an image or label map that is missing, empty, truncated or of another format."""
 
     code = "bad-image"
 
 
 class Preempted(Exception):
-    """A scheduler asked the run to stop; it has saved what it needs to go on.
+    """Signal that a scheduler asked the run to stop after it has saved its state.
 
     The tools exit with status 75, EX_TEMPFAIL of sysexits.h: try again later. 143, as a shell gives
     it for SIGTERM, would be that of a run which died of it and saved nothing.

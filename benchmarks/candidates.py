@@ -1,4 +1,4 @@
-"""Libraries and ways to run them, on the same weights and images."""
+"""Build libraries and ways to run them, on the same weights and images."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -32,7 +32,7 @@ ALLOWED = {"fp32": 1e-4, "bf16": 0.5}
 
 @dataclass
 class Candidate:
-    """A library run in one way, and what was measured of it.
+    """Hold a library run in one way, and its measurements.
 
     Attributes:
         name: the library and how it is run.
@@ -139,7 +139,7 @@ def whole_models(case: Case, device: str) -> Iterator[Candidate]:
 
 
 def calibrate(model: BaseModel, batch: dict) -> None:
-    """Set the statistics of batch norm from a batch, without which random features are constant."""
+    """Set batch norm's statistics from a batch, without which random features are constant."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = 1.0

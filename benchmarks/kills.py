@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Kill runs with SIGKILL at random moments, resume them, compare them bit for bit.
+"""Kill runs with SIGKILL at random times, resume them, and compare them bit for bit.
 
 python -m benchmarks.kills --runs 100
 python -m benchmarks.kills --runs 10 --out work_dirs/campaign --seed 1
@@ -101,7 +101,7 @@ MOMENTS = ("any", "saving", "validation")
 
 
 class Run:
-    """One training, by one or more processes, that can be killed and resumed.
+    """Run one training in one or more processes that can be killed and resumed.
 
     Args:
         config: its config file.
@@ -125,7 +125,7 @@ class Run:
         return self.folder.with_name(f"{self.folder.name}.{self.starts}.log")
 
     def start(self, *options: str) -> None:
-        """Start all processes, each with a group of its own for its data workers."""
+        """Start all processes, each with a process group of its own for its DataLoader workers."""
         self.starts += 1
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with socket.socket() as free:
@@ -154,20 +154,20 @@ class Run:
         return any(process.poll() is None for process in self._running)
 
     def wait(self) -> int:
-        """The worst exit status of the processes."""
+        """Return the worst exit status of the processes."""
         statuses = [process.wait(timeout=3600) for process in self._running]
         self._running = []
         return max(statuses, key=abs)
 
     def kill(self) -> None:
-        """SIGKILL to every process and data worker."""
+        """Send SIGKILL to every process and DataLoader worker."""
         for process in self._running:
             with suppress(ProcessLookupError):  # one of two may have ended just now
                 os.killpg(process.pid, signal.SIGKILL)
         self.wait()
 
     def reach(self, moment: str, draw: random.Random, seconds: float) -> bool:
-        """Wait for a moment to kill the run at; whether it came before the run's end."""
+        """Wait for the time to kill the run; return whether it came before the run's end."""
         if moment == "any":
             end = time.monotonic() + draw.uniform(0.3, 1.0) * seconds
             while self.running() and time.monotonic() < end:
@@ -192,16 +192,16 @@ class Run:
 def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the kill times")
+    parser.add_argument("--jobs", type=int, default=1, help="number of concurrent runs")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/campaign"))
     parser.add_argument(
-        "--resume", action="store_true", help="keep the runs that are in the folder's kills.json"
+        "--resume", action="store_true", help="continue with the runs in the folder's kills.json"
     )
     args = parser.parse_args()
     for name in ("runs", "jobs"):
         if getattr(args, name) < 1:
-            raise InputError(f"--{name} {getattr(args, name)}: has to be 1 at least")
+            raise InputError(f"--{name} {getattr(args, name)}: must be at least 1")
 
     out = args.out.resolve()
     kinds = [(list(SMALL)[i % 2], 1 + i // 2 % 2) for i in range(args.runs)]
@@ -235,7 +235,7 @@ def main() -> None:
 
 
 def _begin(out: Path, kinds: list[tuple[str, int]]) -> dict[tuple[str, int], float]:
-    """Make data and configs, train each kind of run without a kill; the seconds that it takes."""
+    """Make data and configs, run each kind without a kill; return the seconds that it takes."""
     if out.exists() and any(out.iterdir()):
         raise InputError(
             f"{out}: not empty; give another folder with --out, --resume or delete it",
@@ -255,7 +255,7 @@ def _begin(out: Path, kinds: list[tuple[str, int]]) -> dict[tuple[str, int], flo
         begin = time.monotonic()
         run.start()
         if run.wait():
-            raise InputError(f"the run that nothing kills failed: see {run.log}")
+            raise InputError(f"the reference run failed: see {run.log}")
         seconds[task, processes] = time.monotonic() - begin
     return seconds
 
@@ -263,10 +263,10 @@ def _begin(out: Path, kinds: list[tuple[str, int]]) -> dict[tuple[str, int], flo
 def _begun(
     out: Path, seed: int, kinds: list[tuple[str, int]]
 ) -> tuple[dict[tuple[str, int], float], list[dict]]:
-    """What `_begin` gave to an interrupted campaign, and its runs; unfinished ones are deleted."""
+    """Return what `_begin` gave an interrupted campaign, and its runs; delete unfinished ones."""
     if not (out / "kills.json").is_file():
         raise InputError(
-            f"--resume: {out / 'kills.json'} does not exist; leave --resume out",
+            f"--resume: {out / 'kills.json'} does not exist; run without --resume",
             code="not-found",
             where=out / "kills.json",
         )

@@ -1,4 +1,4 @@
-"""Time, memory and disturbance of the candidates, in turns."""
+"""Measure time, memory and disturbance of the candidates, in turns."""
 
 import ctypes
 import gc
@@ -45,7 +45,7 @@ def seconds(run: Callable[[], object], cuda: bool) -> float:
 
 
 def peak_memory(run: Callable[[], object], cuda: bool) -> float:
-    """Return the peak in MiB beyond what was held before; on a CPU the resident set's."""
+    """Return the peak in MiB above the memory held before; on a CPU of the resident set."""
     gc.collect()
     if cuda:
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Other libraries' ConvNeXt, and OpenMMLab's whole models on it, with the weights of ours.
+"""Build other libraries' ConvNeXt, and OpenMMLab's whole models on it, with our weights.
 
 `benchmarks/speed.py` measures against them. They come with the project's test extras.
 """
@@ -26,7 +26,7 @@ STOCK_CONFIGS = {
 
 
 class Features(nn.Module):
-    """The maps of every stage of a network without output norms, each through a norm of its own.
+    """Compute the maps of every stage of a network without output norms, each normalised.
 
     The norms are the library's, so that all peers do the same work.
     """
@@ -44,7 +44,7 @@ class Features(nn.Module):
 
 
 class TransformersFeatures(nn.Module):
-    """A transformers backbone that gives a tuple."""
+    """Run a transformers backbone that returns a tuple."""
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
@@ -55,7 +55,7 @@ class TransformersFeatures(nn.Module):
 
 
 def backbone_of(library: str, ours: ConvNeXt, drop_path_rate: float) -> nn.Module | None:
-    """A library's ConvNeXt with the weights of `ours`; None where it has no such network."""
+    """Return a library's ConvNeXt with the weights of `ours`; None if it has no such network."""
     first = next(m for m in ours.modules() if isinstance(m, Block))
     grn = first.grn is not None
     scale = 0.0 if first.gamma is None else 1.0
@@ -130,7 +130,7 @@ def backbone_of(library: str, ours: ConvNeXt, drop_path_rate: float) -> nn.Modul
 
 
 def stock_config(library: str) -> Config:
-    """OpenMMLab's published config of ConvNeXt-T as it is installed."""
+    """Return OpenMMLab's published config of ConvNeXt-T as installed."""
     spec = find_spec(library)
     assert spec is not None and spec.origin is not None
     path = Path(spec.origin).parent / ".mim" / "configs" / STOCK_CONFIGS[library]
@@ -139,7 +139,7 @@ def stock_config(library: str) -> Config:
 
 
 def model_of(config: Config, drop_path_rate: float) -> BaseModel:
-    """A config's detector or segmentor for one process, without pretrained weights."""
+    """Build a config's detector or segmentor for one process, without pretrained weights."""
     register(config.default_scope)
     import mmpretrain.models  # noqa: F401
 
@@ -152,7 +152,7 @@ def model_of(config: Config, drop_path_rate: float) -> BaseModel:
 
 
 def randomise(module: nn.Module) -> None:
-    """Weights under which every layer matters and the activations keep their size."""
+    """Draw weights under which every layer matters and the activations keep their size."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.ndim > 1 and "grn" not in name:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a config's first steps in float32, bfloat16 and float16 and hold the losses together.
+"""Train a config's first steps in float32, bfloat16 and float16 and compare the losses.
 
 python -m benchmarks.precision configs/detection/cascade_convnext_atto_demo.py
 python -m benchmarks.precision CONFIG CONFIG --steps 100 --seeds 3 --out docs/precision
@@ -36,7 +36,7 @@ COLORS = dict(float32="#444444", bfloat16="#2a78b5", float16="#c8553d")
 
 
 def train(path: Path, precision: str, seed: int, steps: int, work_dir: str) -> list[float]:
-    """The loss of each step."""
+    """Record the loss of each step."""
     options = Options(path, {"randomness.seed": seed}, work_dir=Path(work_dir))
     config = prepare(options, "inspect")
     config.log_level = "WARNING"
@@ -72,7 +72,7 @@ def train(path: Path, precision: str, seed: int, steps: int, work_dir: str) -> l
 
 
 def plain(config: Config) -> Config:
-    """The config with one data loading process: the images are then the same in every run."""
+    """Return the config with one data loading process, so that images are the same in every run."""
     config.train_dataloader.num_workers = 0
     config.train_dataloader.persistent_workers = False
     return config
@@ -136,7 +136,7 @@ def main() -> None:
 
 
 def ends(seeds: list[list[float]]) -> tuple[float, float]:
-    """Mean and standard deviation over the seeds of the last steps' loss."""
+    """Return mean and standard deviation over the seeds of the last steps' loss."""
     means = [statistics.fmean(losses[-LAST:]) for losses in seeds]
     return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else 0.0
 

@@ -1,4 +1,4 @@
-"""Results of a case as a table, as Markdown and as a figure."""
+"""Show the results of a case as a table, as Markdown and as a figure."""
 
 import json
 import platform

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", help="device of the model (default: a GPU if there is one)")
     parser.add_argument(
-        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="change the config"
+        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="set config keys"
     )
     parser.add_argument(
         "--trust-checkpoint",

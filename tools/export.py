@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument(
         "--tolerance",
         type=float,
-        help="accept relative differences, and changes of AP or mIoU as a share of 1, up to this; "
+        help="maximum relative difference, and maximum change of AP or mIoU on a scale of 1; "
         "default: 0.001, with --fp16 0.02",
     )
     parser.add_argument(

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--processes", type=int, default=1, help="number of ranks (GPUs), started by torchrun"
     )
     training.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="change the config"
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="set config keys"
     )
     args = parser.parse_args(argv)
     steps = [step for step in STEPS if args.steps is None or step in args.steps]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure how a detector or segmentor stands up to corrupted images, and show it in its report.
+"""Measure a detector's or segmentor's robustness to corrupted images, and add it to its report.
 
 python tools/robustness.py configs/detection/cascade_convnext_t.py CHECKPOINT
 python tools/robustness.py CONFIG CHECKPOINT --severities 1 3 5 --images 500

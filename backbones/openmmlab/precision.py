@@ -1,4 +1,4 @@
-"""Mixed precision: what evaluation computes in, and which training needs a loss scaler."""
+"""Configure mixed precision: autocast of evaluation, and loss scalers of training."""
 
 from contextlib import AbstractContextManager, nullcontext
 from inspect import isclass

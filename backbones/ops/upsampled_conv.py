@@ -1,4 +1,4 @@
-"""A 3x3 convolution of feature maps that are upsampled to one size, at the maps' own sizes.
+"""Convolve maps upsampled to one size with a 3x3 kernel, at the maps' own sizes.
 
 UPerNet's head resizes its maps to the finest one, concatenates them and convolves. Convolution is
 a sum over input maps and over nine taps; a tap is a 1x1 product W_yx, which acts on channels only,
@@ -82,7 +82,7 @@ def upsampled_conv2d_reference(
     *,
     align_corners: bool = False,
 ) -> Tensor:
-    """What `upsampled_conv2d` computes: resize, concatenate, convolve."""
+    """Define `upsampled_conv2d`: resize, concatenate, convolve."""
     size = maps[0].shape[2:]
     resized = [_resize(x, size, align_corners) for x in maps]
     return F.conv2d(torch.cat(resized, dim=1), weight, bias, padding=1)
@@ -95,26 +95,26 @@ def _resize(x: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
 
 
 def _taps(low: int, high: int, align_corners: bool, like: Tensor) -> Tensor:
-    """(high, 3, low): what each output position takes, by tap, from the positions of a line."""
+    """Return (high, 3, low): by tap, the weights of a line's positions for each output position."""
     upsample = interpolation_matrix(low, high, align_corners).T
     shifted = F.pad(upsample, (1, 1)).unfold(1, high, 1)  # (low, 3, high)
     return shifted.permute(2, 1, 0).to(like)
 
 
 def _reached(sources: list[int], start: int, stop: int) -> slice:
-    """Output positions with a tap between low positions of [start, stop); rounding may add one."""
+    """Return output positions with a tap between low positions [start, stop), widened by one."""
     reached = [i for i, low in enumerate(sources) if start - 2 <= low <= stop] or [0]
     return slice(max(reached[0] - 1, 0), min(reached[-1] + 2, len(sources)))
 
 
 def _needed(sources: list[int], low: int, start: int, stop: int) -> slice:
-    """Low positions that the taps of output positions [start, stop) lie between."""
+    """Return the low positions that the taps of output positions [start, stop) lie between."""
     first, last = sources[max(start - 1, 0)], sources[min(stop, len(sources) - 1)]
     return slice(max(first - 1, 0), min(last + 3, low))
 
 
 def _bands(x: Tensor, size: torch.Size, align_corners: bool) -> tuple[list, list]:
-    """Blocks of low rows with the output rows they reach, and of output columns with their window.
+    """Split a map into blocks of low rows with their output rows, and of columns with their window.
 
     Each is (output slice, low slice, coefficients). Those of rows are (rows, 3 * low rows), tap by
     tap; those of columns are (columns, 3 * low columns), position by position.
@@ -143,17 +143,17 @@ def _bands(x: Tensor, size: torch.Size, align_corners: bool) -> tuple[list, list
 
 
 def _by_tap_rows(weight: Tensor) -> Tensor:
-    """(O, C, 3, 3) as (3, 3 * O, C): for each row of taps the three products of its columns."""
+    """Return (O, C, 3, 3) as (3, 3 * O, C): for each row of taps its columns' three products."""
     return weight.permute(2, 3, 0, 1).flatten(1, 2).contiguous()
 
 
 def _rows(x: Tensor) -> Tensor:
-    """The view (N, H, W, C)."""
+    """Return the view (N, H, W, C)."""
     return x.permute(0, 2, 3, 1)
 
 
 class _AddUpsampledConv(torch.autograd.Function):
-    """Adds the convolution of one upsampled map to `out`, in place.
+    """Add the convolution of one upsampled map to `out`, in place.
 
     Plain autograd would keep or rebuild the nine products of the whole map at once; here neither
     direction holds more than a tile's.

@@ -1,4 +1,4 @@
-"""The steps from ResNet to ConvNeXt as one network."""
+"""Define the steps from ResNet to ConvNeXt as one network."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -19,15 +19,15 @@ from .loading import load_step
 
 
 class Block(nn.Module):
-    """Three convolutions of a residual branch, one of them spatial, as a `Design` orders them.
+    """Compute a residual block of three convolutions, one of them spatial, ordered by a `Design`.
 
     conv1 to conv3 are in the order of computation, norm1 to norm3 follow those that have one;
     `shortcut` is the 1x1 convolution and norm of a block that changes channels or size.
 
     Args:
-        in_channels, out_channels: of the block.
+        in_channels, out_channels: channels of the block.
         hidden: channels in the middle.
-        stride: of the spatial convolution and the shortcut.
+        stride: stride of the spatial convolution and the shortcut.
         design: everything else.
         drop_path_rate: probability in [0, 1) that a sample skips the branch (stochastic depth).
         with_cp: recompute the branch in backward instead of keeping its activations.
@@ -119,12 +119,12 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
 
 @MODELS.register_module()
 class ModernizedResNet(Backbone):
-    """A row of the paper's roadmap as a backbone: images in, a map of each stage asked for out.
+    """Compute the feature maps of the requested stages of a row of the paper's roadmap.
 
     Maps are normalised where they would otherwise be unbounded sums: from the step `fewer_norms` on
     a block's branch does not end in a norm, so each map passes one of its own (`norm0` to `norm3`),
     of the network's kind, as ConvNeXt's do in its detectors. Earlier steps give their stages'
-    outputs as they are, as ResNets do.
+    outputs unchanged, as ResNets do.
 
     Args:
         step: a name in `STEPS`.
@@ -224,13 +224,13 @@ class ModernizedResNet(Backbone):
 
     @property
     def rounding(self) -> int:
-        """Rows and columns beyond a multiple of it reach no position of the coarsest map."""
+        """Return the size multiple beyond which rows and columns reach no output position."""
         if self.design.separate_downsampling:
             return self.stride
         return 1 if self.design.stem == "resnet" else 4
 
     def train(self, mode: bool = True):
-        """Switch between training and evaluation; what is frozen stays in evaluation."""
+        """Switch between training and evaluation mode; frozen modules stay in evaluation mode."""
         super().train(mode)
         if self.norm_eval:
             for part in (self.downsample_layers, self.stages):
@@ -248,7 +248,7 @@ class ModernizedResNet(Backbone):
 
 @MODELS.register_module()
 class ModernizedResNetClassifier(ModernizedResNet):
-    """A row of the roadmap with global average pooling and a linear head: images to class logits.
+    """Classify images: a row of the roadmap with global average pooling and a linear head.
 
     `step="layer_norm", design=dict(final_norm=True)` is the step between the last two that the
     authors' anonymous code has and the tables do not (`--resnet_final_norm`).
@@ -320,7 +320,7 @@ def _stem(design: Design, in_channels: int) -> nn.Sequential:
 
 
 def _init_resnet(module: nn.Module) -> None:
-    """Draw convolutions as torchvision's ResNet does: each is normalised, its scale is free."""
+    """Draw convolutions as torchvision's ResNet does; norms follow, so their scale is free."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""Loading images so that a bad file is named, in training, evaluation and prediction alike."""
+"""Load images and name the file on failure, in training, evaluation and prediction alike."""
 
 import cv2
 from mmcv.transforms import LoadImageFromFile

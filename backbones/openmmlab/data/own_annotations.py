@@ -1,4 +1,4 @@
-"""A detector's config made to read one's own boxes and masks."""
+"""Make a detector's config read one's own boxes and masks."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -35,10 +35,10 @@ def use_annotations(
     """Read splits from a folder of COCO, YOLO or Pascal VOC annotations.
 
     Args:
-        config: of a detector; changed.
+        config: a detector's config; changed in place.
         root: the folder.
         folder: where converted annotations go.
-        splits: to read.
+        splits: splits to read.
         model: the classes that the config or checkpoint has.
 
     Raises:
@@ -81,7 +81,7 @@ def _count(one: Annotations) -> tuple[str, int, str]:
 def _split_annotations(
     only: Annotations, root: Path, folder: Path
 ) -> dict[str | None, Annotations]:
-    """A training and a validation split of the images of one set of annotations."""
+    """Split the images of one set of annotations into training and validation."""
     files = {image["id"]: only.images / image["file_name"] for image in only.content["images"]}
     chosen = choose_validation(files.values(), root, folder)
     made: dict[str | None, Annotations] = {}
@@ -152,7 +152,7 @@ def _category_order(read: Mapping[str | None, Annotations], model: Classes) -> t
 
 
 def _have_masks(read: Mapping[str | None, Annotations]) -> bool:
-    """Return whether the objects have masks; some with and some without are an error."""
+    """Return whether the objects have masks; raise an error if only some have."""
     bare, masked = [], 0
     for one in read.values():
         for row in one.content["annotations"]:
@@ -174,7 +174,7 @@ def _have_masks(read: Mapping[str | None, Annotations]) -> bool:
 
 
 def _leave_masks_out(config: Config, splits: Sequence[str], root: Path, keep_head: bool) -> None:
-    """Make the config one of boxes alone; a model to evaluate keeps its mask head unused."""
+    """Remove masks from the config; a model to evaluate keeps its mask head unused."""
     for step in typed_dicts(config._cfg_dict, "LoadAnnotations"):
         step["with_mask"] = False
     for split in splits:

@@ -1,4 +1,4 @@
-"""Detections of an exported file against those of mmdet's own prediction."""
+"""Compare the detections of an exported file with those of mmdet's own prediction."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ class DetectorComparison:
     """Compare a file's detections with those that mmdet's own methods predict.
 
     Args:
-        model: with the heads of Mask R-CNN or Cascade Mask R-CNN.
+        model: detector with the heads of Mask R-CNN or Cascade Mask R-CNN.
     """
 
     def __init__(self, model: Any):
@@ -26,7 +26,7 @@ class DetectorComparison:
         self.config = model.roi_head.test_cfg
 
     def reference(self, batch: dict) -> list[Tensor]:
-        """Return what mmdet's unchanged methods find, in the form of `DetectorGraph`."""
+        """Return the detections of mmdet's unchanged methods, in the form of `DetectorGraph`."""
         batch = self.model.data_preprocessor(batch, False)
         samples = batch["data_samples"]
         metas = [sample.metainfo for sample in samples]
@@ -45,7 +45,7 @@ class DetectorComparison:
     def differences(
         self, reference: Sequence[Tensor], outputs: Sequence[Tensor], batch: dict
     ) -> Differences:
-        """Pair detections of one class and nearly one place; count those without a counterpart."""
+        """Pair detections of one class at nearly one place; count those without a counterpart."""
         longer = max(batch["inputs"][0].shape[-2:])
         one, other = (
             [x[0].double() for x in (found[0][..., :4] / longer, found[0][..., 4], *found[1:])]
@@ -65,7 +65,7 @@ class DetectorComparison:
         return Differences(found, max(len(one[1]), len(other[1])), unpaired)
 
     def _margin(self, scores: Tensor) -> float:
-        """Return the score up to which rounding alone may keep a detection out of a list."""
+        """Return the score below which rounding alone may drop a detection from a list."""
         least = self.config.score_thr
         if len(scores) == self.config.max_per_img:
             least = max(least, float(scores.min()))

@@ -1,4 +1,4 @@
-"""Checks of class names and counts: datasets against each other and against the model's heads."""
+"""Check class names and counts: datasets against each other and against the model's heads."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,14 +17,14 @@ OUTLINES = "boundary_threshold"
 
 
 def check_class_names(plan: RunPlan) -> Iterator[Issue]:
-    """Check that every dataset has class names, each once, and all the same in the same order."""
+    """Check that every dataset has unique class names, the same in the same order."""
     first: DatasetPlan | None = None
     for dataset in _compared(plan):
         classes = dataset.classes
         if classes is None:
             if not dataset.file_issues:
                 yield Issue(
-                    "warning", dataset.key, "has no class names: nothing can be compared with them",
+                    "warning", dataset.key, "has no class names to compare",
                     "set metainfo.classes", "class-mismatch",
                 )  # fmt: skip
             continue
@@ -56,7 +56,7 @@ def _other_classes(dataset: DatasetPlan, first: DatasetPlan) -> Issue:
     parts += [f"lacks {first_of(fewer)} of {first.key}"] if fewer else []
     parts = parts or [f"has the classes of {first.key} in another order"]
     return Issue(
-        "error", dataset.key, f"{' and '.join(parts)}: a label would mean two things",
+        "error", dataset.key, f"{' and '.join(parts)}: a label would mean different classes",
         "set both to the same classes", "class-mismatch",
     )  # fmt: skip
 

@@ -25,12 +25,12 @@ Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of file that a graph can be written to.
+    """Describe a kind of file that a graph can be written to.
 
     Attributes:
-        suffix: of its files.
+        suffix: suffix of its files.
         packages: what writing and running it needs beyond PyTorch.
-        write: of (program, graph, path, metadata, opset) writes the file.
+        write: writes the file; called with (program, graph, path, metadata, opset).
         open: makes a function of images of a file.
         open_unoptimised: the same, where each operator runs as it stands in the file.
     """
@@ -43,7 +43,7 @@ class Target:
 
 
 def capture(graph: Any) -> ExportedProgram:
-    """Trace a module for every batch and size that its `inputs` leave open.
+    """Trace a module for every batch and image size that its `inputs` leave open.
 
     Raises:
         InputError: torch.export cannot write it as one graph.

@@ -1,4 +1,4 @@
-"""Images and videos through a model, in batches."""
+"""Predict images and videos in batches."""
 
 from contextlib import closing
 from functools import partial
@@ -86,7 +86,7 @@ class Batches:
             self.flush()
 
     def flush(self) -> None:
-        """Predict the images that wait for a batch."""
+        """Predict the queued images."""
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
@@ -128,4 +128,4 @@ class Batches:
 
     def _refuse(self, path: Path, why: str) -> None:
         self.refused.append(why)
-        self.progress.end(path.name, "refused, see below")
+        self.progress.end(path.name, "rejected, see below")

@@ -1,4 +1,4 @@
-"""Drawings of predictions: instances with tags, label maps with a legend, classes with scores."""
+"""Draw predictions: instances with tags, label maps with a legend, classes with scores."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -127,7 +127,7 @@ def draw_label_map(
 
 
 def draw_scores(image: np.ndarray, names: Sequence[str], scores: np.ndarray) -> Image.Image:
-    """Draw an image beside its classes, with bars as long as the scores.
+    """Draw an image beside its classes, with bars proportional to the scores.
 
     Args:
         image: (H, W, 3) uint8 RGB.

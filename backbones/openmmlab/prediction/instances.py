@@ -1,4 +1,4 @@
-"""Detections with masks cropped to their objects, so that memory does not grow with the image."""
+"""Store detections with masks cropped to their objects, so that memory is bounded."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from backbones.openmmlab.tasks import Sample
 
 
 class CroppedMask(NamedTuple):
-    """A mask in COCO run lengths whose first pixel is (left, top); it is empty elsewhere."""
+    """Hold a mask in COCO run lengths whose first pixel is (left, top); it is empty elsewhere."""
 
     left: int
     top: int
@@ -20,7 +20,7 @@ class CroppedMask(NamedTuple):
 
     @classmethod
     def of(cls, mask: np.ndarray, left: int = 0, top: int = 0) -> "CroppedMask":
-        """Crop a bool array (H, W), whose first pixel is (left, top), to what is set."""
+        """Crop a bool array (H, W), whose first pixel is (left, top), to its true pixels."""
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(rows):
             return cls(left, top, coco_mask.encode(np.zeros((0, 0), np.uint8, order="F")))
@@ -47,14 +47,14 @@ class CroppedMask(NamedTuple):
 
     @property
     def pixels(self) -> np.ndarray:
-        """The mask as bool (h, w), whose first pixel is (left, top)."""
+        """Return the mask as bool (h, w), whose first pixel is (left, top)."""
         return coco_mask.decode(self.runs).astype(bool)
 
     def moved(self, x: int, y: int) -> "CroppedMask":
         return self._replace(left=self.left + x, top=self.top + y)
 
     def scaled(self, factor: float) -> tuple[int, int, np.ndarray]:
-        """Resize by nearest neighbours; return (left, top, pixels) at `factor` times the size."""
+        """Resize with nearest neighbours; return (left, top, pixels) at `factor` times the size."""
         height, width = self.runs["size"]
         rows, inside_rows = _nearest(self.top, height, factor)
         columns, inside_columns = _nearest(self.left, width, factor)
@@ -98,7 +98,7 @@ def _nearest(first: int, length: int, factor: float) -> tuple[np.ndarray, np.nda
 
 @dataclass
 class Instances:
-    """The detections of one image.
+    """Hold the detections of one image.
 
     Attributes:
         boxes: (n, 4) x1, y1, x2, y2 in pixels.
@@ -114,7 +114,7 @@ class Instances:
 
     @classmethod
     def of(cls, predicted: Sample) -> "Instances":
-        """Convert a sample's `pred_instances`: bboxes, scores, labels and masks, if it has any."""
+        """Convert a sample's `pred_instances`: bboxes, scores, labels and masks, if present."""
         masks = None
         if "masks" in predicted:
             masks = [CroppedMask.of(mask.cpu().numpy()) for mask in predicted.masks]
@@ -129,7 +129,7 @@ class Instances:
         return len(self.boxes)
 
     def __getitem__(self, which: np.ndarray) -> "Instances":
-        """Select some: a bool array (n,), or indices."""
+        """Select instances by a bool array (n,) or indices."""
         which = np.arange(len(self))[which]
         masks = None if self.masks is None else [self.masks[i] for i in which]
         return Instances(self.boxes[which], self.scores[which], self.labels[which], masks)

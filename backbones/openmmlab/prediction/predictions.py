@@ -1,4 +1,4 @@
-"""Predictions as files: images, label maps, videos, and data that other programs read."""
+"""Write predictions as images, label maps, videos, and data that other programs read."""
 
 import csv
 import io
@@ -120,7 +120,7 @@ class PredictionFiles:
 
     @contextmanager
     def video(self, name: str, video: Video) -> "Iterator[VideoFiles]":
-        """Open the files of a video, which appear when all frames are written, or not at all.
+        """Open the files of a video, which appear only when all frames are written.
 
         Args:
             name: stem of the files to write.
@@ -185,7 +185,7 @@ class VideoFiles:
 
 
 def summary(found: Prediction, score: float) -> str:
-    """Describe a prediction in a few words."""
+    """Describe a prediction briefly."""
     if isinstance(found, Instances):
         number = int((found.scores >= score).sum())
         return f"{number} object{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""A trained model as a function from images to predictions."""
+"""Predict images with a trained model."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -101,7 +101,7 @@ class Predictor:
 
     @torch.inference_mode()
     def batch(self, images: Sequence[str | os.PathLike | np.ndarray]) -> list[Sample]:
-        """Predict several images, in batches of those that reach the network at the same size.
+        """Predict several images, in batches of equal network input size.
 
         Padding to a common size would change the results.
         """
@@ -126,7 +126,7 @@ class Predictor:
 
     @contextmanager
     def keeping_logits(self) -> Iterator[None]:
-        """Let a segmentor's samples carry `seg_logits` (classes, H, W), as mmseg's always do."""
+        """Make a segmentor's samples carry `seg_logits` (classes, H, W), as mmseg's always do."""
         kept = getattr(self.model, "keep_logits", None)
         self.model.keep_logits = True
         try:

@@ -1,4 +1,4 @@
-"""Maps of the mean absolute activation of each stage of a backbone."""
+"""Compute maps of the mean absolute activation of each stage of a backbone."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from .predictor import Predictor
 
 
 class StageMap(NamedTuple):
-    """A stage's mean absolute activation.
+    """Hold a stage's mean absolute activation.
 
     Attributes:
         stage: number of the stage, from 1.

@@ -1,4 +1,4 @@
-"""Prediction of large images in overlapping tiles, merged across their seams."""
+"""Predict large images in overlapping tiles, merged across their seams."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ WHOLE = 0.8  # share of an object's extent from which a view counts as whole
 
 
 class Tile(NamedTuple):
-    """A part of an image in pixels; right and bottom are exclusive."""
+    """Define a part of an image in pixels; right and bottom are exclusive."""
 
     left: int
     top: int
@@ -34,7 +34,7 @@ class Tile(NamedTuple):
 
 
 class TiledPredictor:
-    """Predict an image in tiles, in memory that the tile bounds.
+    """Predict an image in tiles, with memory bounded by the tile size.
 
     Each tile goes through the config's own pipeline, as if it were an image. An image that fits one
     tile gives exactly the predictor's result. Otherwise detections are joined by `merge_instances`
@@ -173,7 +173,7 @@ def label_dtype(classes: int) -> type:
 
 
 def spread(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """Place as few tiles of one size as cover a side, evenly spaced: (start, stop) of each."""
+    """Cover a side with the fewest evenly spaced tiles of one size: (start, stop) of each."""
     if length <= tile:
         return [(0, length)]
     number = -(-(length - overlap) // (tile - overlap))
@@ -182,7 +182,7 @@ def spread(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def weights(spans: Sequence[tuple[int, int]], overlap: int) -> list[Tensor]:
-    """Return the weight (tile,) of each tile along one side; at every pixel they sum to one.
+    """Return each tile's weight (tile,) along one side; the weights at each pixel sum to one.
 
     A weight rises over the overlap's width from each end of the tile. Where there is one tile
     alone it is exactly one.
@@ -326,7 +326,7 @@ def _within(boxes: np.ndarray, tile: Tile) -> np.ndarray:
 
 
 def _margin(tile: Tile) -> float:
-    """Return how many pixels before an edge the box of a cut object may end."""
+    """Return the distance to an edge within which the box of a cut object may end."""
     return max(2, 0.01 * min(tile.right - tile.left, tile.bottom - tile.top))
 
 
@@ -346,7 +346,7 @@ def _shapes(instances: Instances, which: np.ndarray, region: Tile) -> Any:
 
 
 def _joined(views: list[Instances], cut: list[bool]) -> Instances:
-    """One instance of the views of one object."""
+    """Merge the views of one object into one instance."""
     if len(views) == 1:
         return views[0]
     boxes = np.concatenate([view.boxes for view in views])

@@ -1,4 +1,4 @@
-"""Videos, frame by frame, through OpenCV."""
+"""Read and write videos frame by frame with OpenCV."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ USUAL_RATE = 25.0  # frames per second if the file names no rate
 
 
 class Video:
-    """The frames of a video, in order; they can be read once.
+    """Read the frames of a video in order, once.
 
     Attributes:
         height, width: size of an upright frame in pixels.

@@ -1,4 +1,4 @@
-"""Logits or labels of an exported file against those of mmseg's own whole-image inference."""
+"""Compare the logits or labels of an exported file with mmseg's own whole-image inference."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,7 @@ class SegmentorComparison:
         self.logits = logits
 
     def reference(self, batch: dict) -> list[Tensor]:
-        """Return what mmseg's unchanged methods predict, in the form of `SegmentorGraph`."""
+        """Return the predictions of mmseg's unchanged methods, in the form of `SegmentorGraph`."""
         batch = self.model.data_preprocessor(batch, False)
         metas = [sample.metainfo for sample in batch["data_samples"]]
         logits = self.model.encode_decode(batch["inputs"], metas)
@@ -44,7 +44,7 @@ class SegmentorComparison:
         return Differences({"labels": float((one != other).double().mean())})
 
     def sample(self, outputs: Sequence[Tensor], batch: dict) -> Sample:
-        """Return the data sample that the evaluator takes, with labels resized to the nearest."""
+        """Return the data sample that the evaluator takes; labels are resized to the nearest."""
         sample = batch["data_samples"][0].clone()
         if self.logits:
             return self.model.postprocess_result(outputs[0], [sample])[0]
