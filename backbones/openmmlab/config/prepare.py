@@ -174,11 +174,11 @@ def _import(config: Config, module: str) -> bool:
     imports: dict[str, Any] = config.get("custom_imports") or dict(
         imports=[], allow_failed_imports=False
     )
+    missing = module not in imports["imports"]
+    if missing:
+        imports["imports"] = [*imports["imports"], module]
     config.custom_imports = imports
-    if module in imports["imports"]:
-        return False
-    imports["imports"] = [*imports["imports"], module]
-    return True
+    return missing
 
 
 def start_from(config: Config, checkpoint: str | None = None) -> None:
