@@ -167,7 +167,7 @@ def write_demo(folder: Path, size: int, counts: dict[str, int], seed: int) -> No
             images.append(dict(id=i + 1, file_name=name, width=size, height=size, license=1))
             for kind, mask in shapes:
                 code = rle.encode(np.asfortranarray(mask, np.uint8))
-                counts = cast(bytes, code["counts"]).decode()
+                runs = cast(bytes, code["counts"]).decode()
                 annotations.append(
                     dict(
                         id=len(annotations) + 1,
@@ -175,7 +175,7 @@ def write_demo(folder: Path, size: int, counts: dict[str, int], seed: int) -> No
                         category_id=kind,
                         bbox=rle.toBbox(code).tolist(),
                         area=int(rle.area(code)),
-                        segmentation=dict(size=code["size"], counts=counts),
+                        segmentation=dict(size=code["size"], counts=runs),
                         iscrowd=0,
                     )
                 )
