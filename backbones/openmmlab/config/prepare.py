@@ -18,6 +18,7 @@ from mmengine.logging import print_log
 from backbones.errors import InputError
 from backbones.openmmlab.data.own_data import use_data
 from backbones.openmmlab.tasks import task_of
+from backbones.openmmlab.walk import nodes, type_name
 from backbones.weights import check_path, trusted
 
 from .global_batch import batch_norm_note, set_global_batch
@@ -113,6 +114,7 @@ def prepare(options: Options, purpose: Purpose) -> Config:
     if purpose == "inspect":
         return config
     add_hooks(config)
+    use_our_decoder(config)
     if purpose == "evaluate":
         leave_training_out(config)
         config.load_from = options.checkpoint
@@ -147,13 +149,34 @@ def add_hooks(config: Config) -> None:
     A config that imports them itself, or that sets one of these hooks to None, keeps its settings.
     """
     hooks = config.setdefault("default_hooks", {})
-    imports = config.get("custom_imports") or dict(imports=[], allow_failed_imports=False)
     for name, (kind, module) in HOOKS.items():
-        import_module(module)
-        if module not in imports["imports"]:
+        if _import(config, module):
             hooks.setdefault(name, dict(type=kind))
-            imports["imports"] = [*imports["imports"], module]  # the saved config runs by itself
+
+
+def use_our_decoder(config: Config) -> None:
+    """Load a stock config's images with `LoadImage`.
+
+    Training and evaluation then decode as prediction does (EXIF orientation of every format), and
+    a file that cannot be read is named.
+    """
+    loaders = [config.get(f"{split}_dataloader") for split in ("train", "val", "test")]
+    steps = [step for _, step in nodes(loaders) if type_name(step) == "LoadImageFromFile"]
+    for step in steps:
+        step["type"] = "LoadImage"
+    if steps:
+        _import(config, "backbones.openmmlab.data.loading")
+
+
+def _import(config: Config, module: str) -> bool:
+    """Import a module, and have the saved config do so; return whether it did not before."""
+    import_module(module)
+    imports = config.get("custom_imports") or dict(imports=[], allow_failed_imports=False)
     config.custom_imports = imports
+    if module in imports["imports"]:
+        return False
+    imports["imports"] = [*imports["imports"], module]
+    return True
 
 
 def start_from(config: Config, checkpoint: str | None = None) -> None:
