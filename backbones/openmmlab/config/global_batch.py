@@ -79,8 +79,8 @@ def set_global_batch(config: Config, size: int | None = None, scale_lr: str | No
     if counts != 1:
         if size is not None or scale_lr is not None:
             raise InputError(
-                "config key optim_wrapper.accumulative_counts: set it to 1: --global-batch and "
-                "--scale-lr accumulate by themselves",
+                "config key optim_wrapper.accumulative_counts: must be 1 with --global-batch and "
+                "--scale-lr, which accumulate by themselves",
                 code="unsupported",
                 where="optim_wrapper.accumulative_counts",
             )

@@ -58,7 +58,7 @@ def check_categories(plan: RunPlan) -> Iterator[Issue]:
             yield Issue(
                 "error", path,
                 f"{len(names)} categories against {len(classes)} classes: it lacks "
-                f"{first_of(lacking)} of the config{other}",
+                f"{first_of(lacking)} of the config's classes{other}",
                 "set metainfo.classes and every num_classes", "class-mismatch",
             )  # fmt: skip
         elif unknown:
