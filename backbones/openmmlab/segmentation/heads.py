@@ -52,14 +52,16 @@ class FactorizedUPerHead(UPerHead):
     Parameters and their names are those of mmseg's UPerHead.
 
     Args:
-        factorize: False computes as mmseg does, whose multiply-adds are the published ones.
+        factorize: False computes as mmseg does, whose multiply-adds are the published ones. None
+            factorises but on a GPU, where the smaller number of multiply-adds takes more launches
+            and nobody has measured yet which of the two is ahead.
         kwargs: as in mmseg's UPerHead, without conv_cfg.
 
     Raises:
         InputError: a conv_cfg is given.
     """
 
-    def __init__(self, *, factorize: bool = True, **kwargs):
+    def __init__(self, *, factorize: bool | None = None, **kwargs):
         if kwargs.get("conv_cfg") is not None:
             raise InputError(
                 "FactorizedUPerHead: supports plain convolutions only, not "
@@ -70,15 +72,19 @@ class FactorizedUPerHead(UPerHead):
         super().__init__(**kwargs)
         self.factorize = factorize
 
+    def factorizes(self, x: Tensor) -> bool:
+        """Return whether the convolutions over x and other maps are computed at their own sizes."""
+        return not x.is_cuda if self.factorize is None else self.factorize
+
     def psp_forward(self, inputs: list[Tensor]) -> Tensor:
         """Pool the last map (N, C, H, W) in a pyramid, to (N, channels, H, W)."""
-        if not self.factorize:
-            return super().psp_forward(inputs)
         x = inputs[-1]
+        if not self.factorizes(x):
+            return super().psp_forward(inputs)
         return self._convolve(self.bottleneck, [x, *(pooling(x) for pooling in self.psp_modules)])
 
     def _forward_feature(self, inputs: Any) -> Tensor:
-        if not self.factorize:
+        if not self.factorizes(inputs[0]):
             return super()._forward_feature(inputs)
         inputs = self._transform_inputs(inputs)
         x = self.psp_forward(inputs)
