@@ -140,6 +140,8 @@ class ClassMaskHead(FCNMaskHead):
     ) -> Tensor:
         """Paste masks (n, *size) into an image; bool, or uint8 where `threshold` is negative.
 
+        In the boxes' dtype, also under autocast, whose products would move outlines.
+
         Args:
             probabilities: (n, h, w).
             boxes: (n, 4) in pixels of that image.
@@ -160,7 +162,8 @@ class ClassMaskHead(FCNMaskHead):
                 bottom = min(int(boxes[first, 3].ceil()) + 1, height)
             rows = _interpolation(boxes[part, 1::2], top, bottom, probabilities.shape[1])
             columns = _interpolation(boxes[part, ::2], left, right, probabilities.shape[2])
-            pasted = rows @ probabilities[part].to(rows.dtype) @ columns.mT
+            with torch.autocast(boxes.device.type, enabled=False):
+                pasted = rows @ probabilities[part].to(rows.dtype) @ columns.mT
             masks[part, top:bottom, left:right] = (
                 pasted >= threshold if threshold >= 0 else pasted * 255
             )
