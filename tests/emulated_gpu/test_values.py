@@ -50,6 +50,13 @@ def test_block(gpu, use_grn, rate, with_cp):
     assert gpu.ops["aten.convolution"] > 0
 
 
+def test_gradient_of_kept_samples_is_added_not_sorted(gpu):
+    block = randomise(Block(8, 0.5, 1.0, False, False)).train()
+    compared(block, [torch.randn(6, 4, 4, 8)])
+    assert gpu.ops["aten.index_add"] > 0
+    assert not [name for name in gpu.ops if "index_put" in name]
+
+
 @pytest.mark.parametrize("use_grn", [False, True], ids=["V1", "V2"])
 def test_backbone(gpu, use_grn):
     net = randomise(backbones.ConvNeXt("atto", use_grn=use_grn))
