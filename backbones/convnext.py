@@ -80,7 +80,8 @@ class Block(nn.Module):
             return self.cpu_branch(x, residual=x)
         branch = self.fastest_branch
         if self.with_cp and torch.is_grad_enabled():
-            branch = partial(checkpoint, branch, use_reentrant=False)
+            # A branch draws nothing, so no generator's state is kept for it.
+            branch = partial(checkpoint, branch, use_reentrant=False, preserve_rng_state=False)
         return add_branch(x, branch, drop_rate)
 
     def branch(self, x: Tensor) -> Tensor:
