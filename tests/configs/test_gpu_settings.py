@@ -1,0 +1,36 @@
+"""What the tools set for a GPU in a config and in PyTorch, as far as no GPU is needed to see it."""
+
+import pytest
+from mmengine.config import Config
+from support.running import DETECTION, SEGMENTATION
+
+from backbones.openmmlab.config import load_config, use_tta
+from backbones.openmmlab.config.machine import is_first_rank
+
+
+@pytest.mark.parametrize(
+    "launcher, environment, first",
+    [
+        ("none", {}, True),
+        ("none", {"SLURM_PROCID": "3"}, True),  # inside an allocation, started by hand
+        ("pytorch", {"RANK": "0"}, True),
+        ("pytorch", {"RANK": "2", "SLURM_PROCID": "0"}, False),
+        ("slurm", {"SLURM_PROCID": "0"}, True),
+        ("slurm", {"SLURM_PROCID": "5"}, False),
+        ("mpi", {"OMPI_COMM_WORLD_RANK": "1"}, False),
+    ],
+)
+def test_first_rank_of_each_launcher(launcher, environment, first, monkeypatch):
+    for variable in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    assert is_first_rank(Config(dict(launcher=launcher))) is first
+
+
+@pytest.mark.parametrize("path, protocol", [(DETECTION, "flip"), (SEGMENTATION, "paper")])
+def test_kernels_are_not_timed_for_every_view(path, protocol):
+    config = load_config(path)
+    config.env_cfg.cudnn_benchmark = True
+    use_tta(config, protocol)
+    assert config.env_cfg.cudnn_benchmark is False
