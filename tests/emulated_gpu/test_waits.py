@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from support.emulated_gpu.preloading import counted
 
@@ -78,6 +79,37 @@ def test_upernet_takes_a_batch_at_once():
         step()
         counts.append(counted(step)["launches"])
     assert counts[0] == counts[1] > 0
+
+
+def test_average_moves_in_few_launches():
+    import backbones.openmmlab.classification  # noqa: F401
+    from backbones.openmmlab.training.ema import ForeachAverage
+
+    net = backbones.ConvNeXt("atto").cuda()
+    average = ForeachAverage(net, momentum=0.1, update_buffers=True)
+    average.update_parameters(net)  # the first step copies
+    counts = counted(lambda: average.update_parameters(net))
+    assert 0 < counts["launches"] < len(list(net.parameters())) / 4
+    assert not counts["syncs"]
+
+
+def test_optimizer_of_a_gpu():
+    from backbones.openmmlab.config.machine import use_fused_optimizer
+
+    def optimizer(**settings):
+        config = Config(dict(optim_wrapper=dict(optimizer=dict(type="AdamW", **settings))))
+        use_fused_optimizer(config)
+        return config.optim_wrapper.optimizer
+
+    assert optimizer().fused and "fused" not in optimizer(foreach=False)
+    net = backbones.ConvNeXt("atto").cuda()
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    step = torch.optim.AdamW(net.parameters(), fused=optimizer().fused).step
+    step()
+    with waiting_refused():
+        counts = counted(step)
+    assert 0 < counts["launches"] < len(list(net.parameters())) / 4
 
 
 def test_plain_head_is_the_gpus():
