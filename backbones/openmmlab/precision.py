@@ -1,4 +1,4 @@
-"""Mixed precision: what evaluation computes in, and which training needs a loss scaler."""
+"""Precision: what evaluation and a GPU's float32 compute in, which training needs a loss scaler."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +19,17 @@ def inference_autocast(model: nn.Module, dtype: torch.dtype) -> AbstractContextM
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(next(model.parameters()).device.type, dtype)
+
+
+def set_tf32(env_cfg: Mapping[str, Any] | None) -> None:
+    """Let a GPU multiply float32 in TF32, in linears and in convolutions, as `env_cfg.tf32` says.
+
+    TF32 keeps float32's range and 10 bits of its mantissa. Without the key PyTorch's own choice
+    stays, which is TF32 for convolutions alone. Nothing else computes in it, and no CPU does.
+    """
+    tf32 = (env_cfg or {}).get("tf32")
+    if tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(tf32)
 
 
 def without_bfloat16_scaler(optim_wrapper: Mapping[str, Any]) -> Mapping[str, Any]:

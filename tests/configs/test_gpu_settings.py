@@ -1,11 +1,13 @@
 """What the tools set for a GPU in a config and in PyTorch, as far as no GPU is needed to see it."""
 
 import pytest
+import torch
 from mmengine.config import Config
-from support.running import DETECTION, SEGMENTATION
+from support.running import DETECTION, REPOSITORY, SEGMENTATION
 
 from backbones.openmmlab.config import load_config, use_tta
 from backbones.openmmlab.config.machine import is_first_rank
+from backbones.openmmlab.precision import set_tf32
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,26 @@ def test_kernels_are_not_timed_for_every_view(path, protocol):
     config.env_cfg.cudnn_benchmark = True
     use_tta(config, protocol)
     assert config.env_cfg.cudnn_benchmark is False
+
+
+@pytest.mark.parametrize("asked", [True, False, None])
+@pytest.mark.parametrize("before", [True, False])
+def test_tf32_by_one_key(asked, before):
+    kinds = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    for kind in kinds:
+        kind.allow_tf32 = before
+    set_tf32(dict() if asked is None else dict(tf32=asked))
+    assert all(kind.allow_tf32 is (before if asked is None else asked) for kind in kinds)
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation", "classification"])
+def test_recipes_set_tf32(task):
+    paths = sorted((REPOSITORY / "configs" / task).glob("*demo.py"))
+    assert paths and all(load_config(path).env_cfg.tf32 is True for path in paths)
+
+
+def test_predictor_sets_tf32(demo_models):
+    from backbones.openmmlab.prediction.predictor import Predictor
+
+    Predictor(*demo_models["segmentation"])
+    assert torch.backends.cuda.matmul.allow_tf32

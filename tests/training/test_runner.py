@@ -262,6 +262,13 @@ def one_optimizers(checkpoint: dict) -> list[dict]:
     return [checkpoint["optimizer"][name] for name in ("first", "second")]
 
 
+def test_tf32_is_the_configs(tmp_path):
+    for asked in (True, False):
+        Runner(**arguments(tmp_path, env_cfg=dict(dist_cfg=dict(backend="gloo"), tf32=asked)))
+        assert torch.backends.cuda.matmul.allow_tf32 is asked
+        assert torch.backends.cudnn.allow_tf32 is asked
+
+
 def test_validation_builds_no_training_data(tmp_path):
     for kind in (MMEngineRunner, Runner):
         built.clear()
