@@ -33,7 +33,8 @@ class FloatRoIExtractor(SingleRoIExtractor):
     """mmdet's SingleRoIExtractor with boxes and sampling in float32 whatever the features' dtype.
 
     mmdet casts the boxes to the features' dtype; bf16 represents only every fourth pixel near 1000.
-    On the CPU RoIAlign runs on all threads, and channels-last.
+    On the CPU RoIAlign runs on all threads, and channels-last; in a deterministic run so does a
+    GPU's.
     """
 
     def forward(
@@ -55,7 +56,9 @@ class FloatRoIExtractor(SingleRoIExtractor):
         rois = rois.to(exact)
         layer = roi_layers[0]
         averages = isinstance(layer, RoIAlign) and layer.pool_mode == "avg"
-        if not averages or not rois.is_cpu:
+        # A GPU's own kernel adds gradients in no fixed order.
+        ours = rois.is_cpu or torch.are_deterministic_algorithms_enabled()
+        if not averages or not ours:
             maps: Any = feats
             return super().forward(maps, rois, roi_scale_factor).to(dtype)
         levels = self.map_roi_levels(rois, len(feats))

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_weights
 
 from backbones.errors import InputError
+from backbones.ops.average_pool import average_pool
 from backbones.ops.upsampled_conv import upsampled_conv2d
 from backbones.ops.winograd_conv import conv3x3
 
@@ -71,6 +72,8 @@ class FactorizedUPerHead(UPerHead):
             )
         super().__init__(**kwargs)
         self.factorize = factorize
+        for pooling in self.psp_modules:
+            pooling[0] = DeterministicPool(pooling[0].output_size)
 
     def factorizes(self, x: Tensor) -> bool:
         """Return whether the convolutions over x and other maps are computed at their own sizes."""
@@ -119,6 +122,19 @@ class FactorizedUPerHead(UPerHead):
         if isinstance(module.activate, nn.ReLU) and not torch.is_grad_enabled():
             return x.relu_()
         return module.activate(x)
+
+
+class DeterministicPool(nn.AdaptiveAvgPool2d):
+    """PyTorch's pooling; in a deterministic run on a GPU, where its gradient has no fixed order,
+    two matrix products."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the means (N, C, h, w) of the bins of a map (N, C, H, W)."""
+        if not (input.is_cuda and torch.are_deterministic_algorithms_enabled()):
+            return super().forward(input)
+        bins: Any = self.output_size
+        with torch.autocast("cuda", enabled=False):
+            return average_pool(input, bins if isinstance(bins, tuple) else (bins, bins))
 
 
 def _is_constant(norm: Any) -> bool:

@@ -106,6 +106,8 @@ class Runner(MMEngineRunner):
                 print_log(f"resumed with the checkpoint's seed {resumed}, not {seed}", "current")
             seed = seed if resumed is None else resumed
             self._randomness_cfg = {**self._randomness_cfg, "seed": seed}
+        if kwargs.get("deterministic"):
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch insists on it
         super().set_randomness(seed, **kwargs)
 
     def _find_last(self) -> None:

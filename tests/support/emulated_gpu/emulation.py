@@ -101,6 +101,9 @@ class EmulatedCuda(TorchDispatchMode):
         _check_devices(name, packet, tensors, on_gpu)
         if packet in WITHOUT_TWIN:
             return func(*args, **kwargs)
+        sized = packet in WAITING or packet in INDEXING  # by values, which a spare call lacks
+        if torch.are_deterministic_algorithms_enabled() and not sized:
+            _refuse_as_cuda_does(func, args, kwargs)
         return _run_on_host(func, args, kwargs, tensors)
 
     def _record(self, packet, args, kwargs) -> None:
@@ -162,6 +165,18 @@ def _check_devices(name: str, packet, tensors: list[Tensor], on_gpu: list[Tensor
     if len(on_gpu) < len(tensors) and any(x.dim() and not x.is_cuda for x in tensors):
         found = ", ".join(f"{x.device} {tuple(x.shape)}" for x in tensors)
         raise RuntimeError(f"{name}: expected all tensors to be on the same device, found {found}")
+
+
+def _refuse_as_cuda_does(func, args, kwargs) -> None:
+    """Raise what the CUDA operator does where it adds in no fixed order."""
+    spare = tree_map(
+        lambda x: torch.empty_like(x) if isinstance(x, Tensor) and x.is_cuda else x, (args, kwargs)
+    )
+    try:
+        func(*spare[0], **spare[1])
+    except RuntimeError as error:
+        if "deterministic" in str(error):
+            raise
 
 
 def host_view(x: Tensor) -> Tensor:
