@@ -59,3 +59,15 @@ def test_predictor_sets_tf32(demo_models):
 
     Predictor(*demo_models["segmentation"])
     assert torch.backends.cuda.matmul.allow_tf32
+
+
+def test_recipe_without_synchronized_norms():
+    from mmengine.registry import MODELS, DefaultScope
+    from torch import nn
+
+    config = load_config(REPOSITORY / "configs" / "segmentation" / "upernet_convnext_t_gn.py")
+    with DefaultScope.overwrite_default_scope("mmseg"), torch.device("meta"):
+        heads = [MODELS.build(config.model[name]) for name in ("decode_head", "auxiliary_head")]
+    for head in heads:
+        norms = [type(m) for m in head.modules() if isinstance(m, nn.GroupNorm | nn.SyncBatchNorm)]
+        assert norms and set(norms) == {nn.GroupNorm}
