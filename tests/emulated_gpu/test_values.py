@@ -85,6 +85,7 @@ def test_upernet_head(gpu, factorize):
     assert forward < 1e-5 and backward < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factorize", [True, False])
 def test_segmentors_losses(gpu, factorize):
     """Those of a CPU are computed by blocks of rows, a GPU's by mmseg."""
@@ -116,6 +117,7 @@ def test_segmentors_losses(gpu, factorize):
     assert forward < 1e-5 and backward < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_detectors_losses(gpu, method):
     model, _ = detectors(method)
@@ -137,6 +139,7 @@ def test_detectors_losses(gpu, method):
         assert (found_grads[name].cpu() - gradient).abs().max() < 1e-3 * largest, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_detections(gpu, mode):
     model, _ = detectors("cascade")
@@ -148,6 +151,7 @@ def test_detections(gpu, mode):
     assert_same_detections([each.cpu() for each in found], wanted, 1e-2, 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_logits", [False, True])
 def test_labels(gpu, keep_logits):
     import backbones.openmmlab.segmentation  # noqa: F401
