@@ -1,8 +1,7 @@
 """Define ConvNeXt V1 and V2, top to bottom, as a multi-scale backbone and as a classifier.
 
 V1 is "A ConvNet for the 2020s" (arXiv:2201.03545), V2 "ConvNeXt V2: Co-designing and Scaling
-ConvNets with Masked Autoencoders" (arXiv:2301.00808). Parameter names are those of the official
-repositories.
+ConvNets with Masked Autoencoders" (arXiv:2301.00808). Parameters have their official names.
 
 Inside a stage tensors are (N, H, W, C): layer norm and the two linears work on rows of channels,
 and the depthwise convolution reads the same memory as a channels-last (N, C, H, W). No copy is made
@@ -81,7 +80,8 @@ class Block(nn.Module):
             return self.cpu_branch(x, residual=x)
         branch = self.fastest_branch
         if self.with_cp and torch.is_grad_enabled():
-            branch = partial(checkpoint, branch, use_reentrant=False)
+            # A branch draws nothing: no generator's state is kept.
+            branch = partial(checkpoint, branch, use_reentrant=False, preserve_rng_state=False)
         return add_branch(x, cast("Callable[[Tensor], Tensor]", branch), drop_rate)
 
     def branch(self, x: Tensor) -> Tensor:

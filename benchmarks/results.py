@@ -97,7 +97,8 @@ def markdown(report: dict, losses: Path) -> str:
         "in the same round, with its quartiles.",
         "Memory is what the case takes beyond the model's own. Difference is the largest of",
         "the output from the first candidate's: of maps of magnitude 1 to 10, or the share of",
-        "pixels or boxes that differ.",
+        "pixels or boxes that differ. bfloat16 is autocast's of the device named below; what",
+        "CUDA's does otherwise stands in [gpu.md](gpu.md).",
         "",
         f"{head['device']}, {head['threads']} threads, {head['instructions']}; processor flags: "
         f"{', '.join(head['flags']) or 'not known'}. Python {head['python']}, {versions}.",

@@ -1,4 +1,4 @@
-"""Configure mixed precision: autocast of evaluation, and loss scalers of training."""
+"""Configure precision: autocast of evaluation, TF32 on a GPU, loss scalers of training."""
 
 from contextlib import AbstractContextManager, nullcontext
 from inspect import isclass
@@ -17,6 +17,17 @@ def inference_autocast(model: nn.Module, dtype: torch.dtype) -> AbstractContextM
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(next(model.parameters()).device.type, dtype)
+
+
+def set_tf32(env_cfg: dict | None) -> None:
+    """Let a GPU multiply float32 in TF32, in linears and in convolutions, as `env_cfg.tf32` says.
+
+    TF32 keeps float32's range and 10 bits of its mantissa. Without the key PyTorch's own choice
+    stays, which is TF32 for convolutions alone. Nothing else computes in it, and no CPU does.
+    """
+    tf32 = (env_cfg or {}).get("tf32")
+    if tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(tf32)
 
 
 def without_bfloat16_scaler(optim_wrapper: dict) -> dict:

@@ -26,7 +26,8 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], drop_rate: float) 
     if kept.all():
         return x + branch(x) / (1 - drop_rate)
     indices = kept.nonzero().squeeze(1).to(x.device, non_blocking=True)
-    y = branch(x[indices]) / (1 - drop_rate)
+    # Not x[indices], whose gradient a GPU sorts the indices for.
+    y = branch(x.index_select(0, indices)) / (1 - drop_rate)
     # With no sample kept this adds an empty batch: every parameter still gets a gradient, zero.
     dtype = torch.promote_types(x.dtype, y.dtype)
     return x.to(dtype).index_add(0, indices, y.to(dtype))

@@ -386,6 +386,13 @@ class TestContract:
         for (name, a), b in zip(network.named_parameters(), again.parameters(), strict=True):
             assert torch.equal(a.grad, b.grad), name
 
+    def test_activation_checkpointing_keeps_no_generators_state(self, monkeypatch):
+        network, read = ConvNeXt(NARROW, with_cp=True), []
+        get_state = torch.get_rng_state
+        monkeypatch.setattr(torch, "get_rng_state", lambda: read.append(1) or get_state())
+        sum(m.square().sum() for m in network(torch.randn(1, 3, 64, 64))).backward()
+        assert network.stages[0][0].pwconv1.weight.grad.any() and not read
+
     @pytest.mark.parametrize(
         "arguments, code",
         [

@@ -79,7 +79,7 @@ UNTYPED_KEYS = {
     },
     "auto_scale_lr": {"enable", "base_batch_size"},
     "randomness": {"seed", "diff_rank_seed", "deterministic"},
-    "env_cfg": {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"},
+    "env_cfg": {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit", "tf32"},
     "mp_cfg": {"mp_start_method", "opencv_num_threads"},
     "dist_cfg": {"backend", "timeout", "init_backend"},
     "custom_imports": {"imports", "allow_failed_imports"},

@@ -23,7 +23,7 @@ from backbones.weights import check_path, trusted
 
 from .global_batch import batch_norm_note, set_global_batch
 from .loading import leave_training_out, load_config
-from .machine import fit_to_machine
+from .machine import fit_to_machine, use_fused_optimizer
 from .strategy import check_strategy
 from .tracking import track
 from .tta import use_tta
@@ -133,6 +133,7 @@ def _prepare_training(config: Config, options: Options) -> None:
     if options.compile:
         config.setdefault("compile", True)
     check_strategy(config)
+    use_fused_optimizer(config)
     track(config, options.track)
     start_from(config, options.init_from)
     if options.skip_bad_images:

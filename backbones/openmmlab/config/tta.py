@@ -35,5 +35,7 @@ def use_tta(config: Config, protocol: str) -> None:
         config.model.test_cfg = protocols[protocol].test_cfg
     if "keep_logits" in config.model:
         config.model.keep_logits = True  # the mean over augmentations is taken of them
+    # Views differ in size from image to image, and cuDNN would try its kernels for each anew.
+    config.setdefault("env_cfg", {})["cudnn_benchmark"] = False
     config.tta_model.module = config.model
     config.model = config.tta_model

@@ -33,7 +33,8 @@ class FloatRoIExtractor(SingleRoIExtractor):
     """Extract RoI features as mmdet's SingleRoIExtractor, with boxes and sampling in float32.
 
     mmdet casts the boxes to the features' dtype; bf16 represents only every fourth pixel near 1000.
-    On the CPU RoIAlign runs on all threads, and channels-last.
+    On the CPU RoIAlign runs on all threads, and channels-last; in a deterministic run so does a
+    GPU's.
     """
 
     def forward(
@@ -55,7 +56,9 @@ class FloatRoIExtractor(SingleRoIExtractor):
         rois = rois.to(exact)
         layer = roi_layers[0]
         averages = isinstance(layer, RoIAlign) and layer.pool_mode == "avg"
-        if not averages or not rois.is_cpu:
+        # A GPU's own kernel adds gradients in no fixed order.
+        ours = rois.is_cpu or torch.are_deterministic_algorithms_enabled()
+        if not averages or not ours:
             maps: Any = feats
             return super().forward(maps, rois, roi_scale_factor).to(dtype)
         levels = self.map_roi_levels(rois, len(feats))
@@ -140,6 +143,8 @@ class ClassMaskHead(FCNMaskHead):
     ) -> Tensor:
         """Paste masks (n, *size) into an image; bool, or uint8 where `threshold` is negative.
 
+        In the boxes' dtype, also under autocast, whose products would move outlines.
+
         Args:
             probabilities: (n, h, w).
             boxes: (n, 4) in pixels of that image.
@@ -160,7 +165,8 @@ class ClassMaskHead(FCNMaskHead):
                 bottom = min(int(boxes[first, 3].ceil()) + 1, height)
             rows = _interpolation(boxes[part, 1::2], top, bottom, probabilities.shape[1])
             columns = _interpolation(boxes[part, ::2], left, right, probabilities.shape[2])
-            pasted = rows @ probabilities[part].to(rows.dtype) @ columns.mT
+            with torch.autocast(boxes.device.type, enabled=False):
+                pasted = rows @ probabilities[part].to(rows.dtype) @ columns.mT
             masks[part, top:bottom, left:right] = (
                 pasted >= threshold if threshold >= 0 else pasted * 255
             )

@@ -4,13 +4,13 @@
 file, `check_all` opens as much as the run would, and both return all that they find.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 
 from backbones.errors import InputError
+from backbones.openmmlab.config.machine import is_first_rank
 from backbones.openmmlab.data.issues import Issue, by_severity
 
 from . import classes, files, recipe, remaining, resources, weights
@@ -65,7 +65,7 @@ def check_data(config: Config, splits: Sequence[str]) -> None:
     for issue in _issues(BEFORE_A_RUN, RunPlan.of(config, splits, OPENED_BEFORE_A_RUN)):
         if issue.severity == "error":
             raise issue.as_error()
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_rank(config):
             print_log(f"{issue.severity}: {issue}", "current")
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from backbones.ops.roi_align import roi_align
+
 from .precision import compute_dtype
 from .roi_bins import BilinearSamples, RoIBins
 from .torchvision_kernels import torchvision_kernels
@@ -79,8 +81,9 @@ def roi_align_backward(
     """Fill grad_input (N, C, H, W) with `roi_align_forward`'s gradient for grad_output.
 
     grad_output: (K, C, aligned_height, aligned_width); the other arguments are those of the forward
-    pass. fp16 and bf16 are summed in float32 and rounded once. On CUDA the order of the sums
-    varies: under `torch.use_deterministic_algorithms(True)` torchvision raises RuntimeError.
+    pass. fp16 and bf16 are summed in float32 and rounded once. On CUDA the order of torchvision's
+    sums varies; under `torch.use_deterministic_algorithms(True)` they are those of
+    `backbones.ops.roi_align`, in one order.
     """
     dtype = compute_dtype(grad_output)
     if pool_mode == 0:
@@ -91,6 +94,20 @@ def roi_align_backward(
             grad_output.to(dtype), bins, argmax_y.to(dtype), argmax_x.to(dtype), grad_input.shape
         )
         grad_input.copy_(gradient)
+        return
+    if grad_output.is_cuda and torch.are_deterministic_algorithms_enabled():
+        with torch.enable_grad():
+            x = torch.zeros_like(grad_input, dtype=dtype, requires_grad=True)
+            y = roi_align(
+                [x],
+                rois.to(dtype),
+                torch.zeros(len(rois), dtype=torch.long, device=rois.device),
+                [spatial_scale],
+                (aligned_height, aligned_width),
+                sampling_ratio=sampling_ratio,
+                aligned=aligned,
+            )
+        grad_input.copy_(torch.autograd.grad(y, x, grad_output.to(dtype))[0])
         return
     grad_input.copy_(
         torchvision_kernels()._roi_align_backward(

@@ -18,7 +18,7 @@ from backbones.openmmlab.config.loading import inference_dtype, load_config
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.data.metainfo import dataset_metainfo
 from backbones.openmmlab.mmengine_internals import safe_checkpoint_loading
-from backbones.openmmlab.precision import inference_autocast
+from backbones.openmmlab.precision import inference_autocast, set_tf32
 from backbones.openmmlab.registration import enter_scope
 from backbones.openmmlab.tasks import Sample, task_of
 from backbones.weights import load_strictly, read_checkpoint
@@ -70,6 +70,7 @@ class Predictor:
         palette = metainfo.get("palette")
         self.palette = None if palette is None else np.array(palette, dtype=np.uint8)
 
+        set_tf32(self.config.get("env_cfg"))
         with safe_checkpoint_loading():
             self.model = MODELS.build(self.config.model)
         load_strictly(self.model, read_checkpoint(checkpoint), checkpoint)

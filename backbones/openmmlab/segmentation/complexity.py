@@ -47,11 +47,11 @@ def run_parts(model: Any, image: Tensor, run: PartRunner) -> None:
             logits = [run("decode_head", head, maps, *logits)]
         return
     head = model.decode_head
-    factorized = getattr(head, "factorize", False)
+    factorized = hasattr(head, "factorizes") and head.factorizes(image)
     run("decode_head", head, maps, published=not factorized)
     if factorized:
-        head.factorize = False
+        asked, head.factorize = head.factorize, False
         try:
             run("decode_head", head, maps, executed=False)
         finally:
-            head.factorize = True
+            head.factorize = asked

@@ -61,7 +61,9 @@ class SlidingWindowSegmentor(EncoderDecoder):
 
     def takes_loss_by_blocks(self, head: nn.Module, inputs: Sequence[Tensor]) -> bool:
         """Return whether a head's loss on these maps is computed without logits at full size."""
-        return inputs[0].device.type == "cpu" and enlarges_by_blocks(head)
+        # mmseg's own loss has no deterministic form on a GPU.
+        by_blocks = not inputs[0].is_cuda or torch.are_deterministic_algorithms_enabled()
+        return by_blocks and inputs[0].device.type != "meta" and enlarges_by_blocks(head)
 
     def _decode_head_forward_train(
         self, inputs: tuple[Tensor, ...], data_samples: list[SegDataSample]

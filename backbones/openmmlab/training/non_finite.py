@@ -50,16 +50,16 @@ class NonFiniteHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: object = None) -> None:
         self._guard.begin_iteration()
-        for kept, buffer in zip(self._kept, self._buffers, strict=True):
-            kept.copy_(buffer)
+        if self._kept:  # PyTorch refuses an empty list
+            torch._foreach_copy_(self._kept, self._buffers)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         hub = runner.message_hub
         if not self._guard.bad:
             hub.update_info("skipped_in_a_row", 0)
             return
-        for kept, buffer in zip(self._kept, self._buffers, strict=True):
-            buffer.data.copy_(kept)
+        if self._kept:
+            torch._foreach_copy_([buffer.data for buffer in self._buffers], self._kept)
         skipped = hub.get_info("skipped_steps", 0) + 1
         in_a_row = hub.get_info("skipped_in_a_row", 0) + 1
         hub.update_info("skipped_steps", skipped)

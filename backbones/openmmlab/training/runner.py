@@ -29,7 +29,7 @@ from backbones.atomic_write import atomic_path, write_atomically
 from backbones.errors import InputError
 from backbones.openmmlab.config.strategy import check_strategy
 from backbones.openmmlab.mmengine_internals import safe_checkpoint_loading
-from backbones.openmmlab.precision import without_bfloat16_scaler
+from backbones.openmmlab.precision import set_tf32, without_bfloat16_scaler
 from backbones.weights import check_archive, load_strictly, read_checkpoint
 
 from .checkpointing import VerifiedCheckpointHook, check_local, last_whole_checkpoint
@@ -72,7 +72,7 @@ class Runner(MMEngineRunner):
         super().__init__(*args, **kwargs)
 
     def setup_env(self, env_cfg: dict) -> None:
-        """Start the process group; without a GPU with gloo: mmengine requires CUDA devices."""
+        """Set TF32 and start the process group, without a GPU with gloo: mmengine requires CUDA."""
         if self.distributed and not torch.cuda.is_available():
             if self._launcher != "pytorch":
                 raise InputError(
@@ -81,6 +81,7 @@ class Runner(MMEngineRunner):
                     where="--launcher",
                 )
             torch.distributed.init_process_group("gloo")
+        set_tf32(env_cfg)
         super().setup_env(env_cfg)
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
@@ -112,6 +113,8 @@ class Runner(MMEngineRunner):
                 print_log(f"resumed with the checkpoint's seed {resumed}, not {seed}", "current")
             seed = seed if resumed is None else resumed
             self._randomness_cfg = {**self._randomness_cfg, "seed": seed}
+        if kwargs.get("deterministic"):
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch insists on it
         super().set_randomness(seed, **kwargs)
 
     def _find_last(self) -> None:
