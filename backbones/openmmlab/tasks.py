@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from mmengine.structures import BaseDataElement
     from torch import Tensor, nn
 
+
+class ValuesNeeded(InputError):
+    """A part of a model reads values, where it was given tensors of sizes alone."""
+
+
 # The room that registers the task of each scope, and with it the library's classes.
 ROOMS = {
     "mmdet": "backbones.openmmlab.detection",

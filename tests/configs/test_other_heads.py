@@ -187,17 +187,23 @@ def test_backbone_and_weights(name):
         assert widths == [read_maps]
 
 
+def unscoped(node):
+    """A part of a config without the scopes that mmengine adds to another package's."""
+    if isinstance(node, dict):
+        return {key: unscoped(value) for key, value in node.items() if key != "_scope_"}
+    return [unscoped(value) for value in node] if isinstance(node, list | tuple) else node
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_schedule_is_the_cited_ones(name):
     recipe, config = RECIPES[name], read(name)
     cited = theirs(recipe.schedule)
-    assert config.param_scheduler == cited.param_scheduler
+    assert unscoped(config.param_scheduler) == unscoped(cited.param_scheduler)
     for key in ("max_epochs", "max_iters"):
         assert config.train_cfg.get(key) == cited.train_cfg.get(key)
     if recipe.optimizer:
-        ours, original = (dict(c.optim_wrapper.optimizer) for c in (config, cited))
-        assert ours == original
-        assert config.optim_wrapper.get("clip_grad") == cited.optim_wrapper.get("clip_grad")
+        for key in ("optimizer", "clip_grad"):
+            assert unscoped(config.optim_wrapper.get(key)) == unscoped(cited.optim_wrapper.get(key))
 
 
 def test_dino_has_detrexs_settings():
