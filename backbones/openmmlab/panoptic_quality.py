@@ -109,5 +109,5 @@ def install() -> None:
         sys.modules[name] = module
     package = sys.modules["panopticapi"]
     package.__path__ = []
-    package.utils = sys.modules["panopticapi.utils"]
-    package.evaluation = sys.modules["panopticapi.evaluation"]
+    for name in ("utils", "evaluation"):
+        setattr(package, name, sys.modules[f"panopticapi.{name}"])
