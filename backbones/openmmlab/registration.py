@@ -14,7 +14,7 @@ from types import ModuleType
 
 from mmengine.registry import DefaultScope
 
-from . import mmcv_ops
+from . import mmcv_ops, panoptic_quality
 
 # Where mmpretrain settles whether it imports its multimodal models.
 SWITCH = "mmpretrain.utils.dependency"
@@ -25,6 +25,7 @@ _NUMBERS = count()
 def register(library: str) -> None:
     """Register everything in `mmdet` or `mmseg`."""
     mmcv_ops.install()
+    panoptic_quality.install()
     switch_off_multimodal()
     with redirect_stdout(io.StringIO()):  # they print which optional packages are missing
         import_module(f"{library}.utils").register_all_modules(init_default_scope=False)

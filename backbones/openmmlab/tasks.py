@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from mmengine.config import Config
     from torch import Tensor, nn
 
+
+class ValuesNeeded(InputError):
+    """Raised where a part of a model reads values from tensors that have only sizes."""
+
+
 # The package that registers the task of each scope, and with it the library's classes.
 ROOMS = {
     "mmdet": "backbones.openmmlab.detection",

@@ -72,10 +72,23 @@ def change_place(config: Config, root: Path) -> None:
         if loader is None:
             continue
         dataset = loader.dataset
+        former = dataset.get("data_root") or ""
         dataset.data_root = str(root)
-        evaluator = config.get(f"{split}_evaluator")
-        if evaluator and "ann_file" in evaluator:
-            evaluator.ann_file = str(root / dataset.ann_file)
+        evaluators = config.get(f"{split}_evaluator") or []
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            for key in ("ann_file", "seg_prefix"):
+                if evaluator.get(key):
+                    evaluator[key] = str(_moved(evaluator[key], former, dataset, root))
+
+
+def _moved(file: str, former: str, dataset: dict, root: Path) -> Path:
+    """Return an evaluator's file where the data set is now; one from elsewhere is the data set's.
+
+    A panoptic data set is evaluated by the annotations of its instances too.
+    """
+    if former and Path(file).is_relative_to(former):
+        return root / Path(file).relative_to(former)
+    return root / dataset["ann_file"]
 
 
 def _is_config_layout(config: Config, root: Path, splits: Sequence[str]) -> bool:

@@ -14,9 +14,10 @@ from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstance
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from backbones.errors import InputError
-from backbones.openmmlab.tasks import PartRunner
+from backbones.openmmlab.tasks import PartRunner, ValuesNeeded
 
 # What the papers count a detector at: width and height, and the regions of each head.
 SIZE = (1280, 800)
@@ -38,7 +39,8 @@ def run_parts(model: Any, image: Tensor, run: PartRunner) -> None:
         run: called with each part.
 
     Raises:
-        InputError: the heads need values, not sizes alone.
+        InputError: what the heads compute depends on what is in the image.
+        ValuesNeeded: the heads need values, not sizes alone.
     """
     maps = run("backbone", model.backbone, image)
     if model.with_neck:
@@ -83,11 +85,12 @@ def run_dense_heads(model: Any, maps: tuple[Tensor, ...], image: Tensor, run: Pa
     """Run the heads of a single-stage detector on its feature maps; return their outputs.
 
     Raises:
-        InputError: the heads need values, not sizes alone.
+        InputError: what the heads compute depends on what is in the image.
+        ValuesNeeded: the heads need values, not sizes alone.
     """
     name = type(model).__name__
-    if isinstance(model, DeformableDETR):
-        raise InputError(
+    if isinstance(model, DeformableDETR) and (image.is_meta or isinstance(image, FakeTensor)):
+        raise ValuesNeeded(
             f"{name}: deformable attention reads the sizes of its maps from tensors, which have no "
             "values here",
             code="unsupported",

@@ -31,6 +31,16 @@ def _average_precision(kind: str, name: str, outline_of: str | None = None) -> t
     )
 
 
+def _panoptic_quality() -> tuple[Metric, ...]:
+    """Return what mmdet's CocoPanopticMetric gives: of all classes, of things and of stuff."""
+    kinds = {"": "", "_th": " things", "_st": " stuff"}
+    return tuple(
+        Metric(f"coco_panoptic/{key}{suffix}", f"{key}{kind}", 100.0, main=key == "PQ" and not kind)
+        for key in ("PQ", "SQ", "RQ")
+        for suffix, kind in kinds.items()
+    )
+
+
 DETECTION = register_task(
     Task(
         name="detection",
@@ -40,6 +50,7 @@ DETECTION = register_task(
             *_average_precision("bbox", "box"),
             *_average_precision("segm", "mask"),
             *_average_precision("boundary", "boundary", outline_of="coco/segm_mAP"),
+            *_panoptic_quality(),
         ),
         compiled_parts=("backbone", "neck", "rpn_head"),
         compiled_region_parts=("roi_head.bbox_head", "roi_head.mask_head"),

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.errors import InputError
-from backbones.openmmlab.tasks import module_at, task_of
+from backbones.openmmlab.tasks import ValuesNeeded, module_at, task_of
 
 # What parts that were never written to run on tensors without values raise.
 UNCOUNTABLE = (TypeError, ValueError, LookupError, AttributeError, AssertionError)
@@ -70,7 +70,10 @@ class PartCounter:
 
 
 def count(config: Config, size: tuple[int, int] | None = None) -> Complexity:
-    """Count the multiply-adds of a model on the meta device, without any weights.
+    """Count the multiply-adds of a config's model; no weights are read or downloaded.
+
+    Most models are counted on the meta device, since sizes alone decide what they compute. A model
+    whose attention reads the sizes of its maps from tensors runs on the CPU with zero weights.
 
     Args:
         config: a detector's, a segmentor's or an image classifier's config.
@@ -80,30 +83,34 @@ def count(config: Config, size: tuple[int, int] | None = None) -> Complexity:
         InputError: what the model computes depends on what is in the image, or it does not take an
             image of this size.
     """
+    size = size or task_of(config).default_size(config)
+    try:
+        return _count_on("meta", config, size)
+    except ValuesNeeded:
+        return _count_on("cpu", config, size)
+
+
+def _count_on(device: str, config: Config, size: tuple[int, int]) -> Complexity:
     task = task_of(config)
-    model = _built(config)
-    size = size or task.default_size(config)
+    model = _built(config).requires_grad_(False)
+    if device != "meta":
+        model = model.to_empty(device=device)
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data.zero_()
     counter = PartCounter()
     try:
-        with torch.device("meta"), DefaultScope.overwrite_default_scope(task.scope):
-            task.run_parts(model, torch.empty(1, 3, *reversed(size)), counter)
+        with torch.device(device), DefaultScope.overwrite_default_scope(task.scope):
+            task.run_parts(model, torch.zeros(1, 3, *reversed(size)), counter)
     except InputError:
         raise
-    except (NotImplementedError, *UNCOUNTABLE) as error:
-        name = type(model).__name__
-        raise InputError(
-            f"{name}: its multiply-adds cannot be counted without an image ({_reason(error)})",
-            code="unsupported",
-            where=name,
-        ) from error
+    except NotImplementedError as error:
+        raise _uncountable(model, error, ValuesNeeded) from error
+    except UNCOUNTABLE as error:
+        raise _uncountable(model, error) from error
     except RuntimeError as error:
         shape = f"{size[0]}x{size[1]}"
         if "meta" in str(error):  # something asked for values
-            raise InputError(
-                f"{type(model).__name__}: its multiply-adds cannot be counted without values",
-                code="unsupported",
-                where=type(model).__name__,
-            ) from error
+            raise _uncountable(model, error, ValuesNeeded) from error
         if "is not available" in str(error):  # an operator that only compiled mmcv has
             raise InputError(_reason(error), code="missing-package", where="mmcv") from error
         raise InputError(
@@ -124,6 +131,17 @@ def count(config: Config, size: tuple[int, int] | None = None) -> Complexity:
         {"total": sum(params.values()), **params},
         {"total": sum(counter.macs.values()), **counter.macs},
         {"total": sum(counter.executed.values()), **counter.executed},
+    )
+
+
+def _uncountable(
+    model: nn.Module, error: Exception, kind: type[InputError] = InputError
+) -> InputError:
+    name = type(model).__name__
+    return kind(
+        f"{name}: its multiply-adds cannot be counted without an image ({_reason(error)})",
+        code="unsupported",
+        where=name,
     )
 
 
