@@ -341,12 +341,13 @@ def test_two_processes_that_accumulate_equal_one(config, shapes, tmp_path):
         assert [path.stem[-2:] for path in saved] == ["_1", "_2", "_3", "_4"]
         runs.append([flat(torch.load(path, weights_only=False)["state_dict"]) for path in saved])
     one, two = runs
-    moved = (one[-1] - one[0]).norm()
-    assert moved > 1e-2
-    # Adam takes a gradient that is zero but for rounding for a sign, and later steps of a detector
-    # may choose other proposals where two scores are as good as equal.
-    for step in (0, -1):
-        assert float((two[step] - one[step]).norm() / moved) < 1e-2
+    moved = one[-1] - one[0]
+    assert moved.norm() > 1e-2
+    # Later steps of a detector may choose other proposals where two scores are as good as equal.
+    assert float((two[-1] - two[0] - moved).norm() / moved.norm()) < 1e-2
+    # The segmentor's first step takes the stem's biases from 0, where layer norm has a gradient of
+    # 1e5 on flat images, to 1e3: rounding is of that size then.
+    assert float((two[0] - one[0]).norm() / max(moved.norm(), 1e-2 * one[0].norm())) < 1e-2
 
 
 def flat(state: dict) -> torch.Tensor:
