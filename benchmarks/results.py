@@ -1,4 +1,4 @@
-"""Results of a case as a table, as Markdown and as a figure."""
+"""Show the results of a case as a table, as Markdown and as a figure."""
 
 import json
 import platform
@@ -47,7 +47,7 @@ def results_of(case: Case, candidates: list[Candidate], disturbed: float) -> dic
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
     if len(values) == 1:
-        return (values[0],) * 3
+        return values[0], values[0], values[0]
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, median, high
 

@@ -58,7 +58,7 @@ def main() -> None:
         action="append",
         choices=TRACKERS,
         default=[],
-        help="send the run's figures to this tracker too; may be given more than once",
+        help="log metrics to this tracker too; may be given more than once",
     )
     parser.add_argument(
         "--compile", action="store_true", help="compile the network with torch.compile"

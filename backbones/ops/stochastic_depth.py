@@ -1,4 +1,4 @@
-"""Stochastic depth (arXiv:1603.09382): a residual branch that a share of the samples skips."""
+"""Apply stochastic depth (arXiv:1603.09382): a share of the samples skips a residual branch."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,7 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], drop_rate: float) 
 
 
 def drop_samples(y: Tensor, drop_rate: float) -> Tensor:
-    """Set a branch's output (N, ...) to zero for the samples that skip it, and scale the others.
+    """Zero a branch's output (N, ...) for the samples that skip it, and scale the others.
 
     For a branch that must see every sample, as one with batch norms does.
     """

@@ -1,4 +1,4 @@
-"""A 3x3 convolution of feature maps that are upsampled to one size, at the maps' own sizes.
+"""Convolve maps upsampled to one size with a 3x3 kernel, at the maps' own sizes.
 
 UPerNet's head resizes its maps to the finest one, concatenates them and convolves. Convolution is
 a sum over input maps and over nine taps; a tap is a 1x1 product W_yx, which acts on channels only,
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .eager import eager
 from .interpolation import interpolation_matrix, interpolation_sources
 from .winograd_conv import conv3x3
 
@@ -31,7 +32,7 @@ CPU_TILE = (1024, 32)
 GPU_TILE = (2**15, 128)
 
 
-@torch.compiler.disable  # its tiles are written in place: a graph would take the longer way
+@eager  # its tiles are written in place: a graph would take the longer way
 def upsampled_conv2d(
     maps: Sequence[Tensor],
     weight: Tensor,
@@ -82,7 +83,7 @@ def upsampled_conv2d_reference(
     *,
     align_corners: bool = False,
 ) -> Tensor:
-    """What `upsampled_conv2d` computes: resize, concatenate, convolve."""
+    """Define `upsampled_conv2d`: resize, concatenate, convolve."""
     size = maps[0].shape[2:]
     resized = [_resize(x, size, align_corners) for x in maps]
     return F.conv2d(torch.cat(resized, dim=1), weight, bias, padding=1)
@@ -95,20 +96,20 @@ def _resize(x: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
 
 
 def _taps(low: int, high: int, align_corners: bool) -> Tensor:
-    """(high, 3, low): what each output position takes, by tap, from the positions of a line."""
+    """Return (high, 3, low): by tap, the weights of a line's positions for each output position."""
     upsample = interpolation_matrix(low, high, align_corners).T
     shifted = F.pad(upsample, (1, 1)).unfold(1, high, 1)  # (low, 3, high)
     return shifted.permute(2, 1, 0)
 
 
 def _reached(sources: list[int], start: int, stop: int) -> slice:
-    """Output positions with a tap between low positions of [start, stop); rounding may add one."""
+    """Return output positions with a tap between low positions [start, stop), widened by one."""
     reached = [i for i, low in enumerate(sources) if start - 2 <= low <= stop] or [0]
     return slice(max(reached[0] - 1, 0), min(reached[-1] + 2, len(sources)))
 
 
 def _needed(sources: list[int], low: int, start: int, stop: int) -> slice:
-    """Low positions that the taps of output positions [start, stop) lie between."""
+    """Return the low positions that the taps of output positions [start, stop) lie between."""
     first, last = sources[max(start - 1, 0)], sources[min(stop, len(sources) - 1)]
     return slice(max(first - 1, 0), min(last + 3, low))
 
@@ -133,7 +134,7 @@ def _make_bands(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[list, list]:
-    """Blocks of low rows with the output rows they reach, and of output columns with their window.
+    """Split a map into blocks of low rows with their output rows, and of columns with their window.
 
     Each is (output slice, low slice, coefficients). Those of rows are (rows, 3 * low rows), tap by
     tap; those of columns are (columns, 3 * low columns), position by position.
@@ -166,12 +167,12 @@ def _images_at_once(x: Tensor) -> int:
 
 
 def _by_tap_rows(weight: Tensor) -> Tensor:
-    """(O, C, 3, 3) as (3, 3 * O, C): for each row of taps the three products of its columns."""
+    """Return (O, C, 3, 3) as (3, 3 * O, C): for each row of taps its columns' three products."""
     return weight.permute(2, 3, 0, 1).flatten(1, 2).contiguous()
 
 
 def _rows(x: Tensor) -> Tensor:
-    """The view (N, H, W, C)."""
+    """Return the view (N, H, W, C)."""
     return x.permute(0, 2, 3, 1)
 
 
@@ -182,7 +183,7 @@ def _block(images: Tensor, rows: slice, columns: slice) -> Tensor:
 
 
 class _AddUpsampledConv(torch.autograd.Function):
-    """Adds the convolution of one upsampled map to `out`, in place.
+    """Add the convolution of one upsampled map to `out`, in place.
 
     Plain autograd would keep or rebuild the nine products of the whole map at once; here neither
     direction holds more than a tile's.

@@ -1,4 +1,4 @@
-"""Cross entropy of bilinearly enlarged logits, which never exist at full size.
+"""Compute the cross entropy of bilinearly enlarged logits, without the full-size logits.
 
 A segmentor's loss enlarges logits (N, K, h, w) to the size of the labels (N, H, W), 16 to 1024
 times as many numbers, and each of softmax, its gradient and the interpolation's gradient goes over
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .eager import eager
 from .interpolation import interpolation_matrix, interpolation_sources
 
 # Enlarged logits at once: 2 MiB in float32, what the cores' caches hold. Tuned on two cores of an
@@ -21,7 +22,7 @@ BLOCK = 2**19
 GPU_BLOCK = 2**26  # 256 MiB
 
 
-@torch.compiler.disable  # its blocks are written in place
+@eager  # its blocks are written in place
 def upsampled_cross_entropy(
     logits: Tensor,
     labels: Tensor,
@@ -30,7 +31,7 @@ def upsampled_cross_entropy(
     ignore_index: int = 255,
     align_corners: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Add up the cross entropy of all pixels, and count those whose label has the highest logit.
+    """Sum the cross entropy of all pixels, and count those whose label has the highest logit.
 
     Computed in float32, or in float64 for logits of float64, also under autocast.
 
@@ -62,7 +63,7 @@ def upsampled_cross_entropy_reference(
     ignore_index: int = 255,
     align_corners: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """What `upsampled_cross_entropy` computes: enlarge, compare."""
+    """Define `upsampled_cross_entropy`: enlarge, compare."""
     size = labels.shape[1:]
     enlarged = F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
     loss = F.cross_entropy(
@@ -72,7 +73,7 @@ def upsampled_cross_entropy_reference(
 
 
 def _row_blocks(low: int, high: int, rows: int, align_corners: bool, like: Tensor) -> list[tuple]:
-    """(output rows, low lines they lie between, coefficients (rows, lines)) of blocks of rows."""
+    """Return blocks of rows: (output rows, low lines between them, coefficients (rows, lines))."""
     matrix = interpolation_matrix(low, high, align_corners).to(like)
     sources = interpolation_sources(low, high, align_corners)
     blocks = []
@@ -157,5 +158,5 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
 
 
 def _rows(lines: Tensor) -> Tensor:
-    """The view (h, W * K) of one channels-last map (1, K, h, W)."""
+    """Return the view (h, W * K) of one channels-last map (1, K, h, W)."""
     return lines.permute(0, 2, 3, 1)[0].flatten(1)

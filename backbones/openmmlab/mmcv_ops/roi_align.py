@@ -1,4 +1,4 @@
-"""RoIAlign with the mean or the maximum of each bin's samples."""
+"""Compute RoIAlign with the mean or the maximum of each bin's samples."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Fill output (K, C, aligned_height, aligned_width) with each bin's mean or greatest sample.
+    """Fill output (K, C, aligned_height, aligned_width) with each bin's mean or maximum sample.
 
     input: (N, C, H, W) in any memory format; rois: (K, 5), image index, x1, y1, x2, y2, which times
     spatial_scale are pixels of input. sampling_ratio: bilinear samples per bin and axis; 0 for the

@@ -10,7 +10,7 @@ from backbones.ops.average_pool import average_pool
 
 
 class SegmentorGraph(nn.Module):
-    """Images to the label map (N, 1, H, W) int64, or to logits (N, classes, H, W), at their size.
+    """Compute label maps (N, 1, H, W) int64 or logits (N, classes, H, W) from images.
 
     The whole image goes through the network at once, whatever `test_cfg` says.
     """
@@ -53,7 +53,7 @@ class SegmentorGraph(nn.Module):
 
 
 class AveragePool(nn.Module):
-    """`nn.AdaptiveAvgPool2d` for maps of dynamic size, as two matrix products."""
+    """Compute `nn.AdaptiveAvgPool2d` of maps of dynamic size, as two matrix products."""
 
     def __init__(self, output_size: Any):
         super().__init__()

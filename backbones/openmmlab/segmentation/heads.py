@@ -21,7 +21,7 @@ from backbones.ops.winograd_conv import conv3x3
 
 @MODELS.register_module()
 class LinearHead(BaseDecodeHead):
-    """Dropout, normalisation and one 1x1 convolution on one map, to probe a frozen backbone.
+    """Probe a frozen backbone: dropout, normalisation and one 1x1 convolution on one map.
 
     DINOv3's linear segmentation (arXiv:2508.10104, facebookresearch/dinov3, eval/segmentation).
 
@@ -45,7 +45,7 @@ class LinearHead(BaseDecodeHead):
 
 @MODELS.register_module()
 class FactorizedUPerHead(UPerHead):
-    """UperNet's head (arXiv:1807.10221) with a third of the multiply-adds; the same function.
+    """Compute UperNet's head (arXiv:1807.10221), the same function, with a third of the operations.
 
     Its two large convolutions over upsampled maps, the fusion of all levels and the bottleneck of
     the pyramid pooling, are computed at the maps' own sizes (`backbones.ops.upsampled_conv`).

@@ -1,4 +1,4 @@
-"""The exponential moving average (EMA) of the weights."""
+"""Keep the exponential moving average (EMA) of the weights."""
 
 import torch
 from mmengine.hooks import EMAHook
@@ -52,12 +52,12 @@ class WeightAverageHook(EMAHook):
         self.averaging = self.resumed = False
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """When training is resumed, take the average from the checkpoint."""
+        """Take the average from the checkpoint when training is resumed."""
         if is_resuming(runner) and "ema_state_dict" in checkpoint:
             super().after_load_checkpoint(runner, checkpoint)
             self.resumed = True
         elif is_resuming(runner):
-            print_log("no EMA in the checkpoint: it starts at the weights", "current")
+            print_log("no EMA in the checkpoint: it starts from the weights", "current")
 
     def before_train(self, runner) -> None:
         # Weights are initialised and loaded after before_run, where mmengine takes its copy.
