@@ -1,4 +1,4 @@
-"""What the prediction of a GPU's memory counts, on tensors that are on a GPU in name alone."""
+"""Check what the prediction of a GPU's memory counts, with fake CUDA tensors."""
 
 import torch
 from mmengine.registry import DefaultScope
@@ -11,7 +11,7 @@ from backbones.openmmlab.doctor.complexity import build_on_meta
 
 
 class Shapes(TorchDispatchMode):
-    """Collect the shapes of all tensors that operators make."""
+    """Collect the shapes and dtypes of all tensors that operators return."""
 
     def __enter__(self):
         self.found = set()
@@ -27,7 +27,7 @@ class Shapes(TorchDispatchMode):
 def test_whole_masks_are_copied_for_the_mask_targets():
     config = narrow("mask_rcnn")
     settings = config.model.train_cfg.rcnn.sampler
-    regions = int(settings.num * settings.pos_fraction)  # of an image
+    regions = int(settings.num * settings.pos_fraction)  # of one image
     model = build_on_meta(config)
     with (
         FakeTensorMode(allow_non_fake_inputs=True),

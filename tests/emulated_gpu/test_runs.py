@@ -1,4 +1,4 @@
-"""The tools train, evaluate, resume and predict on the emulated GPU."""
+"""Train, evaluate, resume and predict with the tools on the emulated GPU."""
 
 import json
 import os
