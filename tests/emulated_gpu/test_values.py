@@ -1,4 +1,4 @@
-"""On the GPU's path the networks, heads and losses have the CPU's values and gradients."""
+"""Compare values and gradients of networks, heads and losses on the emulated GPU with a CPU's."""
 
 from copy import deepcopy
 
@@ -17,14 +17,14 @@ from backbones.ops.grn import global_response_norm
 
 
 def worst(found: list[Tensor], wanted: list[Tensor]) -> float:
-    """The largest error of a tensor, relative to its largest value."""
+    """Return the largest error of any tensor, relative to the tensor's largest value."""
     assert all(a.is_cuda for a in found) and any(b.any() for b in wanted)
     pairs = zip(found, wanted, strict=True)
     return max(((a.cpu() - b).abs().max() / b.abs().max().clamp(min=1e-6)).item() for a, b in pairs)
 
 
 def compared(module: nn.Module, inputs: list[Tensor], call=None) -> tuple[float, float]:
-    """Errors of outputs and gradients on the GPU, with the same draws."""
+    """Return the errors of outputs and gradients on the GPU, with the same random draws."""
     results = []
     for device in ("cpu", "cuda"):
         here = deepcopy(module).to(device)
@@ -60,7 +60,7 @@ def test_gradient_of_kept_samples_is_added_not_sorted(gpu):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_global_response_norm(gpu, dtype):
-    """As near to float64 as the plain formula, in three passes that scale and add at once."""
+    """Check that GRN is as exact as the plain formula and uses one pass to scale and add."""
     x, gamma, beta = torch.randn(3, 6, 5, 16), torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
     x[1, :, :, 4] = 0  # a channel without a norm
     grad = torch.randn_like(x).to(dtype)
@@ -111,7 +111,7 @@ def test_upernet_head(gpu, factorize):
 @pytest.mark.slow
 @pytest.mark.parametrize("factorize", [True, False])
 def test_segmentors_losses(gpu, factorize):
-    """Those of a CPU are computed by blocks of rows, a GPU's by mmseg."""
+    """Compare a CPU's losses, computed by blocks of rows, with a GPU's, computed by mmseg."""
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
     from support.running import SEGMENTATION

@@ -1,6 +1,7 @@
-"""What the host waits for, launches and rounds on the GPU's path, without values.
+"""Check where the host waits, how many kernels it launches and in which dtypes a GPU computes.
 
-On the no-op GPU alone: PyTorch itself raises where the host would wait.
+Most tests use the no-op GPU without the emulator, so their tensors have no meaningful values;
+PyTorch itself raises where the host would wait.
 """
 
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ def test_upernet_never_waits(factorize):
 
 
 def test_upernet_takes_a_batch_at_once():
-    """More images in a step take no more launches of the factorised convolution."""
+    """Check that more images take no more launches of the factorised convolution."""
     weight = torch.zeros(16, 12, 3, 3, device="cuda", requires_grad=True)
     counts = []
     for images in (2, 4):
