@@ -1,7 +1,7 @@
-"""Tests on an emulated CUDA device, each file of them in one process that has it.
+"""Run tests on an emulated CUDA device, each file in one process that has the device.
 
-Outside, a test passes as its namesake does in that process: the first one of a file starts it for
-all tests of the file that are to run. Nothing here tells how fast a GPU is.
+The first test of a file starts that process, which runs all selected tests of the file. Outside it,
+each test reports the outcome of the same test inside. Nothing here measures how fast a GPU is.
 """
 
 import subprocess
@@ -19,7 +19,7 @@ LIMIT = 900  # seconds for a file
 
 @pytest.fixture(scope="session")
 def outcomes(tmp_path_factory, request):
-    """Outcomes by file and name of the tests, filled in by file."""
+    """Return a function that runs a file and returns outcomes by the names of its tests."""
     found: dict[Path, dict[str, tuple[str, str]]] = {}
     folder = tmp_path_factory.mktemp("emulated_gpu")
     library = None if INSIDE or missing() else build(folder)
@@ -78,7 +78,7 @@ def pytest_pyfunc_call(pyfuncitem):
 
 @pytest.fixture
 def gpu():
-    """The emulator, within which CUDA kernels compute what the CPU's do."""
+    """Enter the emulator, in which a CPU's kernels compute what is on the GPU."""
     if not INSIDE:
         yield None
         return

@@ -1,6 +1,6 @@
-"""Training under `randomness.deterministic=True` on a GPU: nothing adds in no fixed order.
+"""Train under `randomness.deterministic=True` on the emulated GPU.
 
-The emulator asks each CUDA operator, which raises where it has no deterministic form.
+The emulator calls each CUDA operator, which raises if it has no deterministic implementation.
 """
 
 from copy import deepcopy
@@ -30,7 +30,7 @@ def test_the_emulator_refuses_as_cuda_does(gpu, deterministic):
 
 
 def assert_trains_as_on_the_cpu(model, call) -> None:
-    """A step's loss and a gradient of the backbone are those of the CPU."""
+    """Check that the loss and a gradient of the backbone equal the CPU's after one step."""
     found = []
     for device in ("cpu", "cuda"):
         here = deepcopy(model).train().to(device)

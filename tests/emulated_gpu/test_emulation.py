@@ -1,4 +1,4 @@
-"""The emulated GPU computes what the CPU does, and tells what the host waits for."""
+"""Check that the emulated GPU computes what a CPU does and reports where the host waits."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from support.emulated_gpu.preloading import counted
 
 
 def test_autocast_is_the_gpus(gpu):
-    """Unlike on a CPU, layer norm and interpolation leave bfloat16."""
+    """Check that layer norm and interpolation return float32 for bfloat16, unlike on a CPU."""
     x = torch.randn(1, 2, 4, 4, device="cuda", dtype=torch.bfloat16)
     with torch.autocast("cuda", torch.bfloat16):
         assert F.interpolate(x, scale_factor=2, mode="bilinear").dtype == torch.float32

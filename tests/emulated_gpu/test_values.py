@@ -1,4 +1,4 @@
-"""On the GPU's path the networks, heads and losses have the CPU's values and gradients."""
+"""Compare values and gradients of networks, heads and losses on the emulated GPU with a CPU's."""
 
 from copy import deepcopy
 
@@ -13,17 +13,18 @@ from torch import Tensor, nn
 
 import backbones
 from backbones.convnext import Block
+from backbones.ops.grn import global_response_norm
 
 
 def worst(found: list[Tensor], wanted: list[Tensor]) -> float:
-    """The largest error of a tensor, relative to its largest value."""
+    """Return the largest error of any tensor, relative to the tensor's largest value."""
     assert all(a.is_cuda for a in found) and any(b.any() for b in wanted)
     pairs = zip(found, wanted, strict=True)
     return max(((a.cpu() - b).abs().max() / b.abs().max().clamp(min=1e-6)).item() for a, b in pairs)
 
 
 def compared(module: nn.Module, inputs: list[Tensor], call=None) -> tuple[float, float]:
-    """Errors of outputs and gradients on the GPU, with the same draws."""
+    """Return the errors of outputs and gradients on the GPU, with the same random draws."""
     results = []
     for device in ("cpu", "cuda"):
         here = deepcopy(module).to(device)
@@ -57,6 +58,28 @@ def test_gradient_of_kept_samples_is_added_not_sorted(gpu):
     assert not [name for name in gpu.ops if "index_put" in name]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_global_response_norm(gpu, dtype):
+    """Check that GRN is as exact as the plain formula and uses one pass to scale and add."""
+    x, gamma, beta = torch.randn(3, 6, 5, 16), torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+    x[1, :, :, 4] = 0  # a channel without a norm
+    grad = torch.randn_like(x).to(dtype)
+    results = []
+    for device, kind in (("cpu", torch.float64), ("cpu", dtype), ("cuda", dtype)):
+        exact = kind if kind == torch.float64 else torch.float32
+        given = [x.to(dtype).to(kind), gamma.to(exact), beta.to(exact)]
+        given = [each.to(device).requires_grad_() for each in given]
+        gpu.reset()
+        y = global_response_norm(*given)
+        assert y.dtype == kind
+        results.append([y, *torch.autograd.grad(y, given, grad.to(device, kind))])
+    assert gpu.ops["aten.addcmul"] == 3
+    for wanted, plain, ours in zip(*results, strict=True):
+        assert ours.is_cuda and ours.dtype == plain.dtype
+        error = (ours.cpu().double() - wanted).norm()
+        assert error <= 2 * (plain.double() - wanted).norm() + 1e-6 * wanted.norm()
+
+
 @pytest.mark.parametrize("use_grn", [False, True], ids=["V1", "V2"])
 def test_backbone(gpu, use_grn):
     net = randomise(backbones.ConvNeXt("atto", use_grn=use_grn))
@@ -88,7 +111,7 @@ def test_upernet_head(gpu, factorize):
 @pytest.mark.slow
 @pytest.mark.parametrize("factorize", [True, False])
 def test_segmentors_losses(gpu, factorize):
-    """Those of a CPU are computed by blocks of rows, a GPU's by mmseg."""
+    """Compare a CPU's losses, computed by blocks of rows, with a GPU's, computed by mmseg."""
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
     from support.running import SEGMENTATION

@@ -1,6 +1,7 @@
-"""What the host waits for, launches and rounds on the GPU's path, without values.
+"""Check where the host waits, how many kernels it launches and in which dtypes a GPU computes.
 
-On the no-op GPU alone: PyTorch itself raises where the host would wait.
+Most tests use the no-op GPU without the emulator, so their tensors have no meaningful values;
+PyTorch itself raises where the host would wait.
 """
 
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ def test_upernet_never_waits(factorize):
 
 
 def test_upernet_takes_a_batch_at_once():
-    """More images in a step take no more launches of the factorised convolution."""
+    """Check that more images take no more launches of the factorised convolution."""
     weight = torch.zeros(16, 12, 3, 3, device="cuda", requires_grad=True)
     counts = []
     for images in (2, 4):
@@ -110,6 +111,45 @@ def test_optimizer_of_a_gpu():
     with waiting_refused():
         counts = counted(step)
     assert 0 < counts["launches"] < len(list(net.parameters())) / 4
+
+
+def test_pasting_never_waits():
+    from backbones.openmmlab.detection.roi_heads import ClassMaskHead
+
+    head = ClassMaskHead(num_classes=3)
+    probabilities = torch.zeros(7, 28, 28, device="cuda")
+    boxes = torch.zeros(7, 4, device="cuda")
+    with waiting_refused(), torch.no_grad():
+        masks = head.paste(probabilities, boxes, (60, 80), 0.5)
+    assert masks.is_cuda and masks.shape == (7, 60, 80)
+
+
+@pytest.mark.parametrize("keep_logits", [False, True])
+def test_sliding_windows_never_wait(keep_logits):
+    config = dict(type="SlidingWindowSegmentor", keep_logits=keep_logits)
+    config["test_cfg"] = Config(dict(mode="slide", crop_size=(64, 64), stride=(43, 43)))
+    config["backbone"] = dict(type="ConvNeXt", arch="atto")
+    head = dict(type="FactorizedUPerHead", in_channels=[40, 80, 160, 320], in_index=[0, 1, 2, 3])
+    head |= dict(channels=16, num_classes=5, norm_cfg=dict(type="BN"), align_corners=False)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        model = MODELS.build({**config, "decode_head": head}).cuda().eval()
+    images = torch.zeros(2, 3, 100, 120, device="cuda")
+    with torch.no_grad():
+        model.predict(images)
+        with waiting_refused():
+            found = model.predict(images)
+    assert all(each.pred_sem_seg.data.shape == (1, 100, 120) for each in found)
+
+
+def test_products_of_masks_stay_float32(gpu):
+    from backbones.openmmlab.detection.roi_heads import ClassMaskHead
+
+    with torch.autocast("cuda", torch.bfloat16), torch.no_grad():
+        probabilities = torch.rand(7, 28, 28, device="cuda")
+        boxes = torch.tensor([[10.0, 12, 50, 60]], device="cuda").expand(7, -1)
+        assert ClassMaskHead(num_classes=3).paste(probabilities, boxes, (60, 80), 0.5).any()
+    assert gpu.dtypes["aten.bmm", "float32"] == 2
+    assert not [name for name, dtype in gpu.dtypes if dtype == "bfloat16"]
 
 
 def test_plain_head_is_the_gpus():

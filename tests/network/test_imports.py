@@ -1,4 +1,4 @@
-"""Who imports whom in backbones/: no circle of files, and none of rooms."""
+"""Check that the imports in backbones/ form no cycle of files and none of packages."""
 
 import ast
 import subprocess
@@ -9,12 +9,12 @@ import pytest
 from support.running import REPOSITORY
 
 PACKAGE = REPOSITORY / "backbones"
-# Rooms that are packages inside backbones/; a loose file is a room of its own.
+# Its packages count separately, and each module directly in it counts as a package.
 OPENMMLAB = ("backbones", "openmmlab")
 
 
 def modules() -> dict[str, ast.Module]:
-    """Every module of the package by its dotted name, `__init__` left out of it, parsed."""
+    """Return every module of backbones by its dotted name, without `__init__`, parsed."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(REPOSITORY).with_suffix("").parts
@@ -24,7 +24,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 def imported(name: str, tree: ast.Module, known: Iterable[str], packages: set[str]) -> set[str]:
-    """The modules of the package that a module imports, inside functions and conditions too.
+    """Return the modules of backbones that a module imports, also in functions and conditions.
 
     `from package import name` counts for the module `package.name` if there is one, else for the
     package itself, whose `__init__` defines the name.
@@ -54,8 +54,8 @@ def imported(name: str, tree: ast.Module, known: Iterable[str], packages: set[st
     return {module for module in found if module in known and module != name}
 
 
-def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
-    """Strongly connected components of more than one node, each sorted (Tarjan's algorithm)."""
+def cycles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Return the strongly connected components of several nodes, sorted (Tarjan's algorithm)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -89,35 +89,35 @@ def file_arrows() -> dict[str, set[str]]:
     return {name: imported(name, tree, trees, packages) for name, tree in trees.items()}
 
 
-def room_of(module: str) -> str:
-    """backbones/openmmlab/X and backbones/X are rooms; so is each loose file in either."""
+def package_of(module: str) -> str:
+    """Return the package backbones.openmmlab.X or backbones.X; a single module counts as one."""
     parts = tuple(module.split("."))
     depth = 3 if parts[:2] == OPENMMLAB else 2
     return ".".join(parts[:depth])
 
 
-def room_arrows(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
-    rooms: dict[str, set[str]] = {}
+def package_arrows(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
+    packages: dict[str, set[str]] = {}
     for module, others in arrows.items():
-        # What gathers the rooms under one name is none of them.
+        # These two contain the others and import them.
         if module in ("backbones", "backbones.openmmlab"):
             continue
-        rooms.setdefault(room_of(module), set()).update(
-            room_of(other) for other in others if room_of(other) != room_of(module)
+        packages.setdefault(package_of(module), set()).update(
+            package_of(other) for other in others if package_of(other) != package_of(module)
         )
-    return rooms
+    return packages
 
 
-def test_no_circle_of_files():
-    assert circles(file_arrows()) == []
+def test_no_cycle_of_files():
+    assert cycles(file_arrows()) == []
 
 
-def test_no_circle_of_rooms():
-    assert circles(room_arrows(file_arrows())) == []
+def test_no_cycle_of_packages():
+    assert cycles(package_arrows(file_arrows())) == []
 
 
 def test_the_walk_sees_what_it_should(tmp_path):
-    """Lazy, relative, conditional and dynamic imports, and a circle through each."""
+    """Check lazy, relative, conditional and dynamic imports, and the search for cycles."""
     arrows = file_arrows()
     assert "backbones.backbone" in arrows["backbones.convnext"]
     assert "backbones.weights" in arrows["backbones.convnext"]
@@ -134,8 +134,8 @@ import_module("p.d")
 """
     assert imported("p.x", ast.parse(source), known, {"p"}) == {"p.a", "p.b", "p.c", "p.d"}
     assert imported("p", ast.parse("from .a import b"), known, {"p"}) == {"p.a"}
-    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
-    assert circles({"a": {"b"}, "b": set()}) == []
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert cycles({"a": {"b"}, "b": set()}) == []
 
 
 def run(code: str, *blocked: str) -> subprocess.CompletedProcess:

@@ -44,6 +44,10 @@ def step_loss(model: Any, batch: Tensor, config: Config) -> Tensor:
                 regions = model.roi_head.shared_head(regions)
             out = head(regions)
             if name == "mask_head":
+                if batch.is_cuda:
+                    # mmdet copies an image's whole masks to the GPU, one per region, and crops them
+                    # there in float32.
+                    torch.empty(drawn // len(batch), *batch.shape[2:], device=batch.device)
                 chosen = out[:, 0].float()
                 losses.append(binary_cross_entropy_with_logits(chosen, torch.zeros_like(chosen)))
             else:

@@ -144,19 +144,20 @@ class SlidingWindowSegmentor(EncoderDecoder):
         logits = inputs.new_zeros(images, self.out_channels, height, width)
         windows = [(row, column) for row in rows for column in columns]
         self._add_windows(logits, inputs, windows, batch_img_metas)
-        return logits.div_(count.to(logits))
+        return logits.div_(count.to(logits, non_blocking=True))
 
     def _slide_labels(self, inputs: Tensor, metas: list[dict]) -> Tensor:
         """Return the labels (N, 1, H, W) of `slide_inference` with logits of one row of windows."""
         images, _, height, width = inputs.shape
         rows, columns, count = self._windows_over(height, width)
+        count = count.to(inputs, non_blocking=True)
         windows = [(slice(0, rows[0].stop), column) for column in columns]
         band = inputs.new_zeros(images, self.out_channels, rows[0].stop, width)
         labels = []
         for row, end in zip(rows, [*(row.start for row in rows[1:]), height], strict=True):
             self._add_windows(band, inputs[:, :, row], windows, metas)
             done = end - row.start  # rows that no window below covers
-            finished = band[:, :, :done].div_(count[row.start : end].to(band))
+            finished = band[:, :, :done].div_(count[row.start : end])
             found = self._label(finished, _size(finished), None)
             labels.append(torch.stack([_labels(one) for one in found]))
             for classes in _class_blocks(band, band.shape[2:].numel()):

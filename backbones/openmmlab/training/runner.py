@@ -21,7 +21,6 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as MMEngineRunner
-from mmengine.utils.dl_utils import collect_env
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -35,6 +34,7 @@ from backbones.weights import check_archive, load_strictly, read_checkpoint
 from .checkpointing import VerifiedCheckpointHook, check_local, last_whole_checkpoint
 from .compilation import compile_parts
 from .data_workers import ignore_group_signals, raising_worker_deaths
+from .environment import fix_cublas_workspace, start_process_group_on_cpus, write_environment
 from .fine_tuning import fine_tune
 from .interruption import InterruptHook
 from .loops import AutocastTestLoop, AutocastValLoop, autocasting_loop, our_loop
@@ -74,13 +74,7 @@ class Runner(MMEngineRunner):
     def setup_env(self, env_cfg: dict) -> None:
         """Set TF32 and start the process group, without a GPU with gloo: mmengine requires CUDA."""
         if self.distributed and not torch.cuda.is_available():
-            if self._launcher != "pytorch":
-                raise InputError(
-                    f"--launcher {self._launcher}: needs GPUs; on CPUs use torchrun",
-                    code="unsupported",
-                    where="--launcher",
-                )
-            torch.distributed.init_process_group("gloo")
+            start_process_group_on_cpus(self._launcher)
         set_tf32(env_cfg)
         super().setup_env(env_cfg)
 
@@ -114,7 +108,7 @@ class Runner(MMEngineRunner):
             seed = seed if resumed is None else resumed
             self._randomness_cfg = {**self._randomness_cfg, "seed": seed}
         if kwargs.get("deterministic"):
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch insists on it
+            fix_cublas_workspace()
         super().set_randomness(seed, **kwargs)
 
     def _find_last(self) -> None:
@@ -387,15 +381,9 @@ class Runner(MMEngineRunner):
 
     def _log_env(self, env_cfg: dict) -> None:
         """Log two lines about the environment; the full report goes to a file beside the log."""
-        env = collect_env()
-        if is_main_process():
-            report = "\n".join(f"{key}: {value}" for key, value in env.items())
-            write_atomically(Path(self._log_dir) / "environment.txt", report + "\n")
-        device = env.get("GPU 0") or f"CPU, {torch.get_num_threads()} threads"
-        self.logger.info(
-            f"torch {torch.__version__}, mmengine {env['MMEngine']}, {device}, "
-            f"{self.world_size} rank{'s' * (self.world_size > 1)}, seed {self.seed}"
-        )
+        summary = write_environment(Path(self._log_dir) / "environment.txt")
+        ranks = f"{self.world_size} rank{'s' * (self.world_size > 1)}"
+        self.logger.info(f"{summary}, {ranks}, seed {self.seed}")
         self.logger.info(f"resolved config: {self.config_path}")
 
     def get_hooks_info(self) -> str:

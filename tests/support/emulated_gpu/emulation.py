@@ -1,10 +1,10 @@
 """Emulate a CUDA device on the host, for machines without a GPU.
 
 The tensors are real CUDA tensors of the no-op GPU (`preloading`), whose memory is the host's.
-Dispatcher, autograd, autocast and GradScaler are torch's own; where a CUDA kernel would be launched
-its CPU twin runs on the same memory instead. It shows devices, dtypes and what the host waits for;
-it cannot show the kernels' own bugs, their order of summation, nor time. SyncBN's kernels and
-collectives have no effect. Random draws on the device come from the CPU's default generator.
+Dispatcher, autograd, autocast and GradScaler are torch's own. Where a CUDA kernel would be
+launched, the CPU's kernel runs on the same memory instead. This shows devices, dtypes and where the
+host waits; it cannot show bugs in CUDA kernels, their order of summation, or time. SyncBN's kernels
+and collectives have no effect. Random draws on the device come from the CPU's default generator.
 """
 
 import ctypes
@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 aten = torch.ops.aten
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
-# No kernel: the no-op device does them right.
+# These launch no kernel; the no-op GPU does them correctly.
 ALLOCATION = {aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty}
 ALLOCATION |= {aten.new_empty_strided, aten.set_, aten.resize_, aten.record_stream}
 ALLOCATION |= {aten.lift_fresh, aten.is_pinned, aten._pin_memory}
-# SyncBN's kernels, which have no CPU twin; these stay without effect.
+# SyncBN's kernels have no counterpart on a CPU and no effect here.
 WITHOUT_TWIN = {aten.batch_norm_stats, aten.batch_norm_elemt, aten.batch_norm_backward_reduce}
 WITHOUT_TWIN |= {aten.batch_norm_backward_elemt, aten.batch_norm_gather_stats_with_counts}
 COMMUNICATION = {"c10d", "_c10d_functional", "fsdp"}
@@ -36,12 +36,12 @@ MOVING = {aten._to_copy, aten.copy_}
 WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.bincount}
 WAITING |= {aten.unique_dim, aten.unique_consecutive, aten._unique2, aten.repeat_interleave}
 
-# torch's own lines are left out of a place, but for one of those that a training step is made of.
+# A place leaves out torch's own lines, except one in the parts that make up a training step.
 TORCH_LINES = ("torch/optim/", "torch/amp/", "torch/nn/utils/")
 
 
 class EmulatedCuda(TorchDispatchMode):
-    """Compute whatever is on "cuda" by the CPU's kernels, while it is entered.
+    """Compute whatever is on "cuda" with a CPU's kernels, while it is entered.
 
     Args:
         roots: folders of the code under test, for the places of `syncs`; default: the current one.
@@ -49,8 +49,8 @@ class EmulatedCuda(TorchDispatchMode):
     Attributes:
         syncs: how often the host waited for the device, by (kind, place).
         copies: non-blocking copies, by (kind, place).
-        ops: calls that launch kernels, by name of the operator.
-        dtypes: the same by (name, dtype of the first CUDA tensor).
+        ops: number of calls that launch kernels, by the operator's name.
+        dtypes: the same, by (name, dtype of the first CUDA tensor).
     """
 
     def __init__(self, roots: Iterable[str | Path] = (".",)) -> None:
@@ -65,8 +65,8 @@ class EmulatedCuda(TorchDispatchMode):
 
     def __enter__(self):
         if not (torch.cuda.is_available() and torch.cuda.get_device_name() == "no-op GPU"):
-            raise RuntimeError("EmulatedCuda works on the no-op GPU alone; see `preloading`")
-        # cuDNN's operators (cudnn_batch_norm) have no CPU twin
+            raise RuntimeError("EmulatedCuda needs the no-op GPU; see `preloading`")
+        # cuDNN's operators (cudnn_batch_norm) have no counterpart on a CPU.
         self._cudnn.append(torch.backends.cudnn.enabled)
         torch.backends.cudnn.enabled = False
         return super().__enter__()
@@ -77,13 +77,14 @@ class EmulatedCuda(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        # Under inference_mode composite operators come here whole, `to`, which may copy, as a view.
+        # Under inference_mode composite operators are not decomposed, and `to`, which may copy,
+        # counts as a view.
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE.name):
             with self:
                 return func._op_dk(COMPOSITE, *args, **kwargs)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if any(is_traceable_wrapper_subclass(x) for x in tensors):
-            return NotImplemented  # a DTensor calls again for what it holds
+            return NotImplemented  # a DTensor calls again with its local tensor
         on_gpu = [x for x in tensors if x.is_cuda]
         if not on_gpu and not _is_cuda(kwargs.get("device")):
             return func(*args, **kwargs)
@@ -101,7 +102,8 @@ class EmulatedCuda(TorchDispatchMode):
         _check_devices(name, packet, tensors, on_gpu)
         if packet in WITHOUT_TWIN:
             return func(*args, **kwargs)
-        sized = packet in WAITING or packet in INDEXING  # by values, which a spare call lacks
+        # The size of these results depends on values, which a spare call lacks.
+        sized = packet in WAITING or packet in INDEXING
         if torch.are_deterministic_algorithms_enabled() and not sized:
             _refuse_as_cuda_does(func, args, kwargs)
         return _run_on_host(func, args, kwargs, tensors)
@@ -133,7 +135,7 @@ class EmulatedCuda(TorchDispatchMode):
             self.syncs["nms", self._place()] += 1
 
     def _place(self, depth: int = 3) -> str:
-        """Return the two innermost lines that tell, and the first in the roots if it is neither."""
+        """Return the two innermost relevant lines, and one in the roots if neither is there."""
         frame, lines, own = sys._getframe(depth), [], None
         while frame is not None and not (own and len(lines) > 1):
             file, number = frame.f_code.co_filename, frame.f_lineno
@@ -159,7 +161,7 @@ def _is_cuda(device) -> bool:
 
 
 def _check_devices(name: str, packet, tensors: list[Tensor], on_gpu: list[Tensor]) -> None:
-    """Refuse what CUDA kernels do: scalars, indices and step counts alone may be on the CPU."""
+    """Raise as CUDA kernels do: only scalars, indices and step counts may be on the CPU."""
     if packet in MOVING | INDEXING or "_foreach_" in name or "_fused_" in name:
         return
     if len(on_gpu) < len(tensors) and any(x.dim() and not x.is_cuda for x in tensors):
@@ -168,7 +170,7 @@ def _check_devices(name: str, packet, tensors: list[Tensor], on_gpu: list[Tensor
 
 
 def _refuse_as_cuda_does(func, args, kwargs) -> None:
-    """Raise what the CUDA operator does where it adds in no fixed order."""
+    """Raise what the CUDA operator raises if it has no deterministic implementation."""
     spare = tree_map(
         lambda x: torch.empty_like(x) if isinstance(x, Tensor) and x.is_cuda else x, (args, kwargs)
     )

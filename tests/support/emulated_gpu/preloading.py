@@ -1,7 +1,7 @@
 """Build the no-op GPU and start processes on it.
 
-The library stands before CUDA's own in symbol lookup, for which it has to be preloaded: what runs
-on it runs in a process of its own. `counted` tells what a call asked of it.
+The library is preloaded, so that symbol lookup finds it before CUDA's own; it therefore needs a
+process of its own. `counted` returns what a call asked of the GPU.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ COUNTERS = ("launches", "syncs", "d2h", "h2d", "d2d", "mallocs", "memsets")
 
 
 def missing() -> str | None:
-    """Return what the no-op GPU needs and this machine lacks."""
+    """Return what the no-op GPU needs and this machine lacks, or None."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         return "needs Linux on x86-64"
     if not (torch.version.cuda or "").startswith("13."):
@@ -55,9 +55,9 @@ def environment(library: Path) -> dict[str, str]:
 
 
 def counted(call: Callable[[], Any]) -> dict[str, int]:
-    """Return how many launches, synchronisations and copies a call makes, in such a process.
+    """Return how many launches, synchronisations and copies a call makes.
 
-    The first call of a kind makes more: handles, workspaces, constants that are kept.
+    The first call of a kind makes more, for handles, workspaces and constants that are kept.
     """
     runtime = ctypes.CDLL(None)  # preloaded, so its names are global
     numbers = (ctypes.c_ulonglong * len(COUNTERS))()
@@ -68,7 +68,7 @@ def counted(call: Callable[[], Any]) -> dict[str, int]:
 
 
 def _headers() -> Iterator[Path]:
-    # The runtime's package leaves out crt/, whose one header needed here Triton's package has.
+    # The runtime's package lacks crt/; Triton's has the one header of it that is needed here.
     for name, inside in (("nvidia.cu13", "include"), ("triton", "backends/nvidia/include")):
         try:
             found = importlib.util.find_spec(name)
