@@ -27,8 +27,17 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
-    packages=find_packages(include=["backbones", "backbones.*"]),
+    packages=[
+        *find_packages(include=["backbones", "backbones.*"]),
+        "backbones.configs",
+        "backbones.tools",
+    ],
+    # The folders lie beside the package in the repository and inside it in a wheel.
+    package_dir={"backbones.configs": "configs", "backbones.tools": "tools"},
+    py_modules=["convnext_cli"],
+    entry_points={"console_scripts": ["convnext = convnext_cli:main"]},
     package_data={
+        "backbones.configs": ["**/*.py", "index.json"],
         "backbones": ["py.typed"],
         "backbones.openmmlab.export": ["model_card.md.jinja"],
         "backbones.openmmlab.report": ["page.css", "templates/*.html"],

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Serve a web page that predicts the images dropped on it.
 
-python tools/demo.py CONFIG CHECKPOINT
+convnext demo CONFIG CHECKPOINT
 """
 
 import argparse
@@ -14,14 +14,14 @@ from pathlib import Path
 
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.config.command_line import Overrides
+from backbones.openmmlab.config.command_line import CONFIG_HELP, Overrides
 from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.weights import trusted
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=Path, help=CONFIG_HELP)
     parser.add_argument("checkpoint")
     parser.add_argument(
         "--host",

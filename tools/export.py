@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Export a trained model to ONNX or torch.export and compare the file with it on real images.
 
-python tools/export.py CONFIG CHECKPOINT --to onnx
-python tools/export.py CONFIG CHECKPOINT --to onnx --fp16 --images 50
-python tools/export.py CONFIG CHECKPOINT --to torch --part backbone --out backbone.pt2
+convnext export CONFIG CHECKPOINT --to onnx
+convnext export CONFIG CHECKPOINT --to onnx --fp16 --images 50
+convnext export CONFIG CHECKPOINT --to torch --part backbone --out backbone.pt2
 The file takes images (N, 3, H, W) as OpenCV reads them, in float32; docs/export.md describes its
 outputs and their names.
 """

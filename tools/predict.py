@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Predict images and videos with a trained model; draw the results and write them as data.
 
-python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ 'scans/**/*.tif' clip.mp4
-python tools/predict.py CONFIG CHECKPOINT aerial.tif --tile 1024
+convnext predict CONFIG CHECKPOINT photo.jpg folder/ 'scans/**/*.tif' clip.mp4
+convnext predict CONFIG CHECKPOINT aerial.tif --tile 1024
 """
 
 import argparse
@@ -16,7 +16,7 @@ from PIL import Image
 
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.config.command_line import Overrides
+from backbones.openmmlab.config.command_line import CONFIG_HELP, Overrides
 from backbones.openmmlab.prediction.batches import Batches
 from backbones.openmmlab.prediction.inputs import find_files, output_names
 from backbones.openmmlab.prediction.predictions import PredictionFiles
@@ -28,7 +28,7 @@ from backbones.weights import trusted
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=Path, help=CONFIG_HELP)
     parser.add_argument("checkpoint")
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="images, videos, folders of them, or patterns"

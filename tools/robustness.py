@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Measure how a detector or segmentor stands up to corrupted images, and show it in its report.
 
-python tools/robustness.py configs/detection/cascade_convnext_t.py CHECKPOINT
-python tools/robustness.py CONFIG CHECKPOINT --severities 1 3 5 --images 500
-python tools/robustness.py CONFIG CHECKPOINT --corruptions fog snow motion_blur --boundary
+convnext robustness cascade_convnext_t CHECKPOINT
+convnext robustness CONFIG CHECKPOINT --severities 1 3 5 --images 500
+convnext robustness CONFIG CHECKPOINT --corruptions fog snow motion_blur --boundary
 
 The 15 corruptions of arXiv:1903.12261 at 5 severities are 76 evaluations. Run again with the same
 arguments, it continues where it was stopped.

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Evaluate a checkpoint: COCO box and mask AP, ADE20K mIoU, or ImageNet top-1 and top-5.
 
-python tools/test.py configs/detection/cascade_convnext_t.py CHECKPOINT
-python tools/test.py configs/detection/cascade_convnext_t.py CHECKPOINT --tta flip
-python tools/test.py configs/segmentation/upernet_convnext_t.py CHECKPOINT --tta paper
+convnext test cascade_convnext_t CHECKPOINT
+convnext test cascade_convnext_t CHECKPOINT --tta flip
+convnext test upernet_convnext_t CHECKPOINT --tta paper
 """
 
 import json

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """List published ConvNeXt weights with their licences and scores, or show all about one.
 
-python tools/zoo.py --task segmentation --commercial-ok
-python tools/zoo.py convnextv2_base_1k_224_fcmae
-python tools/zoo.py --published FOLDER
+convnext zoo --task segmentation --commercial-ok
+convnext zoo convnextv2_base_1k_224_fcmae
+convnext zoo --published FOLDER
 Scores are published ones, reached by the method beside them; scores of different methods cannot be
 compared. The `source` is what a config's `checkpoint` takes.
 """

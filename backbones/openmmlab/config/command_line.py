@@ -5,7 +5,9 @@ from pathlib import Path
 
 from .overrides import Overrides
 
-__all__ = ["Overrides", "add_config", "add_data", "parser_for", "run_parser"]
+__all__ = ["CONFIG_HELP", "Overrides", "add_config", "add_data", "parser_for", "run_parser"]
+
+CONFIG_HELP = "name of a config (convnext configs lists them) or a config file"
 
 
 def parser_for(documentation: str | None) -> argparse.ArgumentParser:
@@ -18,7 +20,7 @@ def parser_for(documentation: str | None) -> argparse.ArgumentParser:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name a config, change it and give it data."""
-    parser.add_argument("config", type=Path, help="config file, ours or mmdet's or mmseg's")
+    parser.add_argument("config", type=Path, help=CONFIG_HELP)
     parser.add_argument(
         "--cfg-options",
         nargs="+",

@@ -1,0 +1,99 @@
+"""The suite's own configs by name, and what is known of them without building a model."""
+
+import ast
+import json
+import os
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from backbones.errors import InputError
+from backbones.shipped import CONFIGS
+from backbones.weights import licence_of
+
+# Parameters and starting weights of each config; `tools/configs.py --write-index` counts them.
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What `convnext configs` says of a config.
+
+    Attributes:
+        name: the file's name without its suffix.
+        task: its folder: detection, segmentation or classification.
+        claim: the first line of its docstring, which ends in the published scores if there are any.
+        parameters: of the whole model.
+        weights: what the backbone starts from; None for training from scratch.
+        licence: of these weights; None where it is unknown or there are none.
+    """
+
+    name: str
+    task: str
+    claim: str
+    parameters: int
+    weights: str | None
+    licence: str | None
+
+    @property
+    def score(self) -> str:
+        """The published scores; empty without any."""
+        found = re.search(r"Published: (.+)\.$", self.claim)
+        return found[1] if found else ""
+
+
+def config_files() -> dict[str, Path]:
+    """Return the suite's configs by name."""
+    return {path.stem: path for path in sorted(CONFIGS.glob("[!_]*/*.py"))}
+
+
+def find_config(given: str | os.PathLike) -> Path:
+    """Return the file of a config.
+
+    Args:
+        given: a path; a name of the suite's such as `cascade_convnext_t`; or a path that begins
+            with the suite's `configs/` and is not here, since that folder is inside the package
+            where the suite is installed.
+
+    Raises:
+        InputError: there is no such file or name; its text has the nearest ones.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    files = config_files()
+    if path.parent == Path():
+        if found := files.get(path.stem if path.suffix == ".py" else path.name):
+            return found
+    elif path.parts[0] == CONFIGS.name and (shipped := CONFIGS.parent / path).is_file():
+        return shipped
+    beside = path.parent if path.parent.is_dir() else Path()
+    near = [str(beside / name) for name in _close(path.name, [p.name for p in beside.glob("*.py")])]
+    hint = f"; did you mean {' or '.join([*near, *_close(path.stem, [*files])][:3])}?"
+    hint = hint if len(hint) > len("; did you mean ?") else ""
+    if path.parent == Path() and path.suffix != ".py":
+        raise InputError(
+            f"{path}: no config of this name{hint or ' (convnext configs lists them)'}",
+            code="unknown-name",
+            where=path,
+        )
+    raise InputError(f"{path}: no such config file{hint}", code="not-found", where=path)
+
+
+def listed_configs() -> list[Listed]:
+    """Return what is known of every config of the suite, in the order of their folders."""
+    index = json.loads((CONFIGS / INDEX).read_text())
+    found = []
+    for path in config_files().values():
+        known = index[path.stem]
+        claim = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        weights = known["weights"]
+        licence = licence_of(weights) if weights else None
+        task = path.parent.name
+        found.append(Listed(path.stem, task, claim, known["parameters"], weights, licence))
+    return sorted(found, key=lambda listed: (listed.task, listed.name))
+
+
+def _close(name: str, names: list[str]) -> list[str]:
+    return get_close_matches(name, names, n=3)
