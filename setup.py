@@ -43,15 +43,15 @@ setup(
         "backbones.openmmlab.report": ["page.css", "templates/*.html"],
     },
     install_requires=[
-        # The exact stack that the tests ran on: releases of OpenMMLab break one another.
-        "torch==2.11.0",  # and jinja2 with it
-        "torchvision==0.26.0",
-        "onedl-mmengine==0.10.12",
-        "onedl-mmcv==2.3.6",
-        "onedl-mmdetection==3.5.1",
-        "onedl-mmsegmentation==1.4.2",
-        "faster-coco-eval==1.8.0",
-        "timm==1.0.31",
+        # What the tests run on is in constraints.txt; releases of OpenMMLab break one another.
+        "torch>=2.11",  # and jinja2 with it
+        "torchvision>=0.26",
+        "onedl-mmengine>=0.10.12,<0.11",
+        "onedl-mmcv>=2.3.6,<2.4",
+        "onedl-mmdetection>=3.5.1,<3.6",
+        "onedl-mmsegmentation>=1.4.2,<1.5",
+        "faster-coco-eval>=1.8,<2",
+        "timm>=1.0.31,<1.1",
         "jinja2>=3.1",
         "numpy>=1.26",
         "pillow>=10.1",
