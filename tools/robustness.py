@@ -16,7 +16,7 @@ from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
 
 from backbones.errors import reported_in_one_line
-from backbones.openmmlab.config.command_line import run_parser
+from backbones.openmmlab.config.command_line import add_checkpoint, run_parser
 from backbones.openmmlab.config.prepare import Options, prepare
 from backbones.openmmlab.doctor.checks import check_data
 from backbones.openmmlab.evaluation import corruption, robustness
@@ -30,7 +30,7 @@ from backbones.weights import trusted
 
 def main() -> None:
     parser = run_parser(__doc__)
-    parser.add_argument("checkpoint", help="weights of the whole model")
+    add_checkpoint(parser)
     parser.add_argument(
         "--severities", type=int, nargs="+", choices=corruption.SEVERITIES, metavar="1..5",
         default=corruption.SEVERITIES, help="severities to measure (default: all five)",
@@ -51,7 +51,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     library = corruption.load_library()
-    config = prepare(Options.of(args), "evaluate")
+    options = Options.of(args)
+    config = prepare(options, "evaluate")
     check_data(config, ("test",))
     if args.boundary:
         measure_boundaries(config)
@@ -70,7 +71,7 @@ def main() -> None:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     weights = robustness.weights_digest(model)
     subject = dict(
-        checkpoint=args.checkpoint, weights=weights, settings=settings, images=images,
+        checkpoint=options.checkpoint, weights=weights, settings=settings, images=images,
         seed=str(args.seed), library=library,
     )  # fmt: skip
     results = robustness.Robustness(config.work_dir, subject)

@@ -4,6 +4,7 @@
 convnext zoo --task segmentation --commercial-ok
 convnext zoo convnextv2_base_1k_224_fcmae
 convnext zoo --published FOLDER
+convnext zoo --trained
 Scores are published ones, reached by the method beside them; scores of different methods cannot be
 compared. The `source` is what a config's `checkpoint` takes.
 """
@@ -13,8 +14,16 @@ import json
 from collections.abc import Sequence
 
 from backbones.errors import reported_in_one_line
-from backbones.weights import ZOO, find, published_in
-from backbones.weights.listing import TASKS, everything, print_one, print_table, select
+from backbones.weights import TRAINED, ZOO, find, find_trained, published_in
+from backbones.weights.listing import (
+    TASKS,
+    described,
+    everything,
+    print_one,
+    print_table,
+    print_trained,
+    select,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="list the weights that tools/publish.py wrote to this folder",
     )
     parser.add_argument(
+        "--trained",
+        action="store_true",
+        help="list the published detectors and segmentors, which convnext predict, test and demo "
+        "take by the name of their config",
+    )
+    parser.add_argument(
         "--task",
         choices=TASKS,
         help="only weights with a published score in this task, the best first",
@@ -51,6 +66,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print all that is known as JSON")
     args = parser.parse_args(argv)
+    if args.trained or (args.name and find_trained(args.name)):
+        models = [find_trained(args.name)] if args.name else TRAINED
+        if args.json:
+            print(json.dumps([described(model) for model in models], indent=1))
+        else:
+            print_trained(models)
+        return
     chosen = published_in(args.published) if args.published else ZOO
     total = len(chosen)
     chosen = [find(args.name)] if args.name else chosen

@@ -5,7 +5,16 @@ from pathlib import Path
 
 from .overrides import Overrides
 
-__all__ = ["CONFIG_HELP", "Overrides", "add_config", "add_data", "parser_for", "run_parser"]
+__all__ = [
+    "CONFIG_HELP",
+    "Overrides",
+    "add_checkpoint",
+    "add_config",
+    "add_data",
+    "add_predictor",
+    "parser_for",
+    "run_parser",
+]
 
 CONFIG_HELP = "name of a config (convnext configs lists them) or a config file"
 
@@ -40,6 +49,37 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add the checkpoint of a model, which a config with a published model can do without."""
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        help="weights of the whole model: a file, URL, hf-hub: name or the name of a published "
+        "model (default: the one published for this config; convnext zoo --trained lists them)",
+    )
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """Add how checkpoints are loaded."""
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="allow a checkpoint to run the code that is in it",
+    )
+    parser.add_argument(
+        "--offline", action="store_true", help="download nothing; use what is cached"
+    )
+
+
+def add_predictor(parser: argparse.ArgumentParser) -> None:
+    """Add how a tool loads a model to predict with."""
+    parser.add_argument("--device", help="device of the model (default: a GPU if there is one)")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="change the config"
+    )
+    add_loading(parser)
+
+
 def run_parser(documentation: str | None) -> argparse.ArgumentParser:
     """Return a parser for a tool that runs a config.
 
@@ -60,11 +100,7 @@ def run_parser(documentation: str | None) -> argparse.ArgumentParser:
         default="none",
         help="what started the ranks of this run (default: none, one rank)",
     )
-    parser.add_argument(
-        "--trust-checkpoint",
-        action="store_true",
-        help="allow a checkpoint to run the code that is in it",
-    )
+    add_loading(parser)
     # Older launchers pass it; newer ones set the variable that mmengine reads.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser

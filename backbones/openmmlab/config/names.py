@@ -10,7 +10,7 @@ from pathlib import Path
 
 from backbones.errors import InputError
 from backbones.shipped import CONFIGS
-from backbones.weights import licence_of
+from backbones.weights import TrainedModel, find_trained, licence_of
 
 # Parameters and starting weights of each config; `tools/configs.py --write-index` counts them.
 INDEX = "index.json"
@@ -52,9 +52,10 @@ def find_config(given: str | os.PathLike) -> Path:
     """Return the file of a config.
 
     Args:
-        given: a path; a name of the suite's such as `cascade_convnext_t`; or a path that begins
-            with the suite's `configs/` and is not here, since that folder is inside the package
-            where the suite is installed.
+        given: a path; a name of the suite's such as `cascade_convnext_t`; the name of a published
+            model such as `cascade_convnext_t.openmmlab`; or a path that begins with the suite's
+            `configs/` and is not here, since that folder is inside the package where the suite is
+            installed.
 
     Raises:
         InputError: there is no such file or name; its text has the nearest ones.
@@ -63,6 +64,8 @@ def find_config(given: str | os.PathLike) -> Path:
     if path.is_file():
         return path
     files = config_files()
+    if trained := find_trained(str(given)):
+        return files[trained.config]
     if path.parent == Path():
         if found := files.get(path.stem if path.suffix == ".py" else path.name):
             return found
@@ -79,6 +82,27 @@ def find_config(given: str | os.PathLike) -> Path:
             where=path,
         )
     raise InputError(f"{path}: no such config file{hint}", code="not-found", where=path)
+
+
+def published_model(given: str | os.PathLike) -> TrainedModel:
+    """Return the trained model that was published for a config.
+
+    Args:
+        given: as of `find_config`; a name with its publisher chooses one of several.
+
+    Raises:
+        InputError: there is no such config, or nobody has published a model for it.
+    """
+    path = find_config(given)
+    ours = path.resolve() == config_files().get(path.stem, Path()).resolve()
+    if trained := find_trained(str(given)) or (find_trained(path.stem) if ours else None):
+        return trained
+    raise InputError(
+        f"{given}: no trained model is published for this config; give a checkpoint (convnext zoo "
+        "--trained lists the published ones)",
+        code="not-found",
+        where=given,
+    )
 
 
 def listed_configs() -> list[Listed]:

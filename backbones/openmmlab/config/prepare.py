@@ -18,11 +18,12 @@ from mmengine.logging import print_log
 from backbones.errors import InputError
 from backbones.openmmlab.data.own_data import use_data
 from backbones.openmmlab.tasks import task_of
-from backbones.weights import check_path, trusted
+from backbones.weights import check_path, trusted, work_offline
 
 from .global_batch import batch_norm_note, set_global_batch
 from .loading import leave_training_out, load_config
 from .machine import fit_to_machine
+from .names import find_config, published_model
 from .strategy import check_strategy
 from .tracking import track
 from .tta import use_tta
@@ -49,6 +50,7 @@ class Options:
         launcher: what started the ranks.
         local_rank: of this rank, from launchers that set no variable.
         checkpoint: of the model to evaluate.
+        offline: whether nothing may be downloaded.
         trust_checkpoint: whether a checkpoint may run code.
         tta: protocol of test-time augmentation.
         resume: whether to continue from the work dir's last checkpoint.
@@ -69,6 +71,7 @@ class Options:
     local_rank: int = 0
     checkpoint: str | None = None
     trust_checkpoint: bool = False
+    offline: bool = False
     tta: str | None = None
     resume: bool = False
     init_from: str | None = None
@@ -81,8 +84,13 @@ class Options:
 
     @classmethod
     def of(cls, arguments: Namespace) -> "Options":
-        """Return those of a tool's parsed arguments that are options of a run."""
-        given = vars(arguments)
+        """Return those of a tool's parsed arguments that are options of a run.
+
+        A tool that takes a checkpoint and was given none takes the one published for the config.
+        """
+        given = dict(vars(arguments))
+        if given.get("checkpoint", "") is None:
+            given["checkpoint"] = published_model(given["config"]).name
         names = [field.name for field in fields(cls) if field.name in given]
         return cls(**{name: given[name] for name in names})
 
@@ -101,11 +109,13 @@ def prepare(options: Options, purpose: Purpose) -> Config:
         InputError: a key, value, file or combination of options is wrong.
     """
     os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
+    if options.offline:
+        work_offline()
     config = load_config(options.config, options.cfg_options)
     for given in (options.checkpoint, options.init_from):
         if given:
             check_path(given)
-    config.work_dir = str(options.work_dir or Path("work_dirs") / options.config.stem)
+    config.work_dir = str(options.work_dir or Path("work_dirs") / find_config(options.config).stem)
     config.launcher = options.launcher
     if options.data:
         with trusted() if options.trust_checkpoint else nullcontext():
