@@ -5,7 +5,6 @@ convnext demo cascade_convnext_t
 convnext demo CONFIG CHECKPOINT
 """
 
-import argparse
 import re
 import threading
 from collections.abc import Sequence
@@ -15,14 +14,19 @@ from pathlib import Path
 
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.config.command_line import CONFIG_HELP, add_checkpoint, add_predictor
+from backbones.openmmlab.config.command_line import (
+    CONFIG_HELP,
+    add_checkpoint,
+    add_predictor,
+    parser_for,
+)
 from backbones.openmmlab.config.names import published_model
 from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.weights import trusted, work_offline
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_for(__doc__)
     parser.add_argument("config", type=Path, help=CONFIG_HELP)
     add_checkpoint(parser)
     parser.add_argument(

@@ -18,12 +18,11 @@ from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.config.command_line import CONFIG_HELP, add_predictor, parser_for
 from backbones.openmmlab.config.names import published_model
-from backbones.openmmlab.prediction.batches import Batches
-from backbones.openmmlab.prediction.inputs import find_files, output_names, split_checkpoint
+from backbones.openmmlab.prediction.batches import predict_files
+from backbones.openmmlab.prediction.inputs import find_files, split_checkpoint
 from backbones.openmmlab.prediction.predictions import PredictionFiles
 from backbones.openmmlab.prediction.predictor import Predictor
-from backbones.openmmlab.prediction.progress import FileProgress
-from backbones.openmmlab.prediction.tiles import TiledPredictor, check_tile
+from backbones.openmmlab.prediction.tiles import TiledPredictor, check_tiling
 from backbones.weights import trusted, work_offline
 
 
@@ -35,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="images, videos, folders of them, or patterns; before them the weights of the whole "
-        "model (default: those published for this config)",
+        help="images, videos, folders of them, or patterns; optionally the weights of the whole "
+        "model before them (default: those published for this config)",
     )
-    written = "folder for results (default: predictions)"
+    written = "output folder (default: predictions)"
     add("--out", type=Path, default=Path("predictions"), help=written)
     add("--score", type=float, default=0.5, help="minimum score of a drawn instance (default: 0.5)")
     add("--batch-size", type=int, default=1, help="images, frames or tiles per batch (default: 1)")
@@ -53,10 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(
             f"--batch-size {args.batch_size}: must be at least 1", where="--batch-size"
         )
-    if args.tile is None and args.overlap is not None:
-        raise InputError(f"--overlap {args.overlap}: requires --tile", where="--overlap")
-    if args.tile is not None:
-        check_tile(args.tile, args.tile // 4 if args.overlap is None else args.overlap)
+    check_tiling(args.tile, args.overlap)
     Image.MAX_IMAGE_PIXELS = None  # large images are expected here
     cv2.setLogLevel(0)  # files that cannot be read are listed at the end
     if args.offline:
@@ -71,14 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.tile is not None:
         tiled = TiledPredictor(predictor, args.tile, args.overlap, args.batch_size)
     files = PredictionFiles(args.out, predictor, args.score)
-
-    with FileProgress(len(paths)) as progress:
-        batches = Batches(predictor, tiled, args.batch_size, files, progress)
-        for path, name in zip(paths, output_names(paths), strict=True):
-            batches.add(path, name)
-        batches.flush()
-    files.finish()
-    refused = batches.refused
+    refused = predict_files(predictor, tiled, args.batch_size, files, paths)
     done = len(paths) - len(refused)
     if done:
         where = [args.out / kind for kind in ("pictures", "videos") if (args.out / kind).is_dir()]

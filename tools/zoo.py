@@ -27,7 +27,7 @@ from backbones.weights.listing import (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    description, _, examples = __doc__.partition("\n")
+    description, _, examples = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         description=description,
         epilog=examples,
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "name",
         nargs="?",
-        help="show all about the weights of this name, source or folder of tools/publish.py",
+        help="show the details of the weights with this name, source or folder",
     )
     parser.add_argument(
         "--published",
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         choices=sorted({weights.arch for weights in ZOO}),
         help="only weights of this size",
     )
-    parser.add_argument("--json", action="store_true", help="print all that is known as JSON")
+    parser.add_argument("--json", action="store_true", help="print all fields as JSON")
     args = parser.parse_args(argv)
     if args.trained or (args.name and find_trained(args.name)):
         models = [find_trained(args.name)] if args.name else TRAINED

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a local path, a URL, a repository of the hub or a timm tag."""
+"""Resolve a checkpoint's source: a local path, a URL, a repository of the hub or a timm tag."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ from backbones.transfer import RemoteFile, fetch
 from .trained import TRAINED, find_trained
 
 # How transformers, timm and open_clip call the weights in a folder or a repository of the hub. An
-# index says which tensor is in which of several files beside it.
+# index states which tensor is in which of several files beside it.
 INDEX = ".index.json"
 HUB_FILES = (
     "model.safetensors",
@@ -69,7 +69,7 @@ def is_weights(source: str) -> bool:
 
 
 def check_path(source: str | os.PathLike) -> None:
-    """Refuse, before anything is built, a path that leads to no file; URLs and hub names pass.
+    """Reject, before anything is built, a path that leads to no file; URLs and hub names pass.
 
     Raises:
         InputError: there is no such file, or it is a folder without weights.
@@ -80,14 +80,14 @@ def check_path(source: str | os.PathLike) -> None:
 
 
 def locate(source: str) -> tuple[Path, bool]:
-    """Return the local file of a checkpoint, and whether it was downloaded from a URL just now."""
+    """Return the local file of a checkpoint, and whether it was just downloaded from a URL."""
     scheme, _, rest = source.partition(":")
     if scheme in ("http", "https"):
         return _download(source)
     if scheme == "timm":
         if not re.fullmatch(r"[\w-]+\.[\w.-]+", rest):
             raise InputError(
-                f"{source}: name the training too, as timm does: timm:convnext_tiny.fb_in1k",
+                f"{source}: give the pretraining tag too, as in timm:convnext_tiny.fb_in1k",
                 code="bad-value",
                 where=source,
             )
@@ -98,7 +98,7 @@ def locate(source: str) -> tuple[Path, bool]:
 
 
 def locate_beside(source: str, index: Path, name: str) -> Path:
-    """Return the local file of a name in an index, downloaded from where the index came from."""
+    """Return the local file of a name in an index, downloaded from the index's own source."""
     scheme, _, rest = source.partition(":")
     if scheme in ("http", "https"):
         return _download(urljoin(source, name))[0]
@@ -111,7 +111,7 @@ def locate_beside(source: str, index: Path, name: str) -> Path:
 
 
 def _in_folder(path: Path) -> Path:
-    """Return the file of weights in a folder as transformers saves one; another path as it is."""
+    """Return the weights file in a folder saved by transformers; another path unchanged."""
     return next((path / name for name in HUB_FILES if (path / name).is_file()), path)
 
 
@@ -132,8 +132,8 @@ def _download(url: str) -> tuple[Path, bool]:
     missing = not path.is_file()
     if missing and is_offline():
         raise InputError(
-            f"{url}: not in the cache, and nothing is downloaded offline; fetch it where there is "
-            f"a network and put it at {path}",
+            f"{url}: not in the cache, and downloads are switched off; download it elsewhere and "
+            f"put it at {path}",
             code="download-failed",
             where=url,
         )
@@ -198,7 +198,7 @@ def _download_from_hub(source: str, name: str) -> Path:
     name, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(/.+)?", name):
         raise InputError(
-            f"{source}: a hub name is hf-hub:owner/name, with @revision if need be",
+            f"{source}: a hub name is hf-hub:owner/name, optionally with @revision",
             code="bad-value",
             where=source,
         )
@@ -238,7 +238,7 @@ def _download_from_hub(source: str, name: str) -> Path:
 
 
 def check_is_file(path: Path, source: str) -> None:
-    """Refuse a path that is no file.
+    """Raise an error unless the path is a file.
 
     Raises:
         InputError: there is none, or a folder.

@@ -155,7 +155,7 @@ def assert_trains_and_predicts(model, batch, one_image, operators: set[str]) -> 
         torch.testing.assert_close(gradient, expected_gradients[name], rtol=0, atol=1e-3 * scale)
     assert sum(bool(gradient.any()) for gradient in gradients.values()) > len(gradients) / 2
 
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     optimizer.step()
     after, _ = losses_and_gradients(model, batch())
     assert np.isfinite(list(after.values())).all() and after != losses

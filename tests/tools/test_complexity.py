@@ -186,15 +186,30 @@ def test_detectors_without_regions(path, published_params, published_gflops, rel
     ("path", "where"),
     [
         ("condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py", "CondInst"),
-        ("deformable_detr/deformable-detr_r50_16xb2-50e_coco.py", "DeformableDETR"),
         ("grid_rcnn/grid-rcnn_r50_fpn_gn-head_1x_coco.py", "roi_head.grid_head"),
     ],
-    ids=["condinst", "deformable", "grid"],
+    ids=["condinst", "grid"],
 )
 def test_what_an_image_decides_is_not_counted(path, where):
     with pytest.raises(InputError) as caught:
         count(stock(path), (256, 256))
     assert (caught.value.code, caught.value.where) == ("unsupported", where)
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("deformable_detr/deformable-detr_r50_16xb2-50e_coco.py", "transformer"),
+        ("mask2former/mask2former_r50_8xb2-lsj-50e_coco.py", "panoptic_head"),
+    ],
+    ids=["deformable", "mask2former"],
+)
+def test_deformable_attention_is_counted_with_values(path, part):
+    """It reads sizes from tensors: the same image counts the same, a larger one more."""
+    small, large = (count(stock(path), (64 * n, 64)) for n in (1, 3))
+    assert small.macs["backbone"] * 3 == large.macs["backbone"]
+    assert 0 < small.macs[part] < large.macs[part] < 3 * small.macs[part]
+    assert count(stock(path), (64, 64)).macs == small.macs
 
 
 def test_tool_prints_json_and_nothing_else(tmp_path):

@@ -1,4 +1,4 @@
-"""The arguments that every tool which runs a config has in common."""
+"""Define the arguments that all tools which run a config share."""
 
 import argparse
 from pathlib import Path
@@ -35,7 +35,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action=Overrides,
         metavar="KEY=VALUE",
-        help="change keys of the config",
+        help="set config keys",
     )
 
 
@@ -45,12 +45,12 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="ROOT",
-        help="folder of the data set that the config names, or of your own",
+        help="folder of the config's data set, or of your own data",
     )
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Add the checkpoint of a model, which a config with a published model can do without."""
+    """Add the checkpoint of a model, optional for a config with a published model."""
     parser.add_argument(
         "checkpoint",
         nargs="?",
@@ -60,22 +60,22 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """Add how checkpoints are loaded."""
+    """Add the arguments of loading a checkpoint."""
     parser.add_argument(
         "--trust-checkpoint",
         action="store_true",
-        help="allow a checkpoint to run the code that is in it",
+        help="allow a checkpoint to run code while it loads",
     )
     parser.add_argument(
-        "--offline", action="store_true", help="download nothing; use what is cached"
+        "--offline", action="store_true", help="download nothing; use cached files only"
     )
 
 
 def add_predictor(parser: argparse.ArgumentParser) -> None:
-    """Add how a tool loads a model to predict with."""
+    """Add the arguments of a tool that predicts."""
     parser.add_argument("--device", help="device of the model (default: a GPU if there is one)")
     parser.add_argument(
-        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="change the config"
+        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="set config keys"
     )
     add_loading(parser)
 
@@ -98,7 +98,7 @@ def run_parser(documentation: str | None) -> argparse.ArgumentParser:
         "--launcher",
         choices=["none", "pytorch", "slurm", "mpi"],
         default="none",
-        help="what started the ranks of this run (default: none, one rank)",
+        help="launcher of the ranks (default: none, a single rank)",
     )
     add_loading(parser)
     # Older launchers pass it; newer ones set the variable that mmengine reads.

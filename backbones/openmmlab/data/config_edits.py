@@ -1,4 +1,4 @@
-"""Parts of a config that follow the data: steps of pipelines and the heads' class counts."""
+"""Edit the parts of a config that depend on the data: pipeline steps and class counts of heads."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,11 +7,21 @@ from backbones.openmmlab.walk import class_counts, nodes
 
 
 def typed_dicts(node: Any, kind: str) -> Iterator[dict]:
-    """Yield every dict whose type ends in this name, however deep."""
+    """Yield every dict whose type ends in this name, at any depth."""
     return (found for _, found in nodes(node) if str(found.get("type")).endswith(kind))
 
 
 def set_class_count(node: Any, count: int) -> None:
-    """Set num_classes of every head but the RPN, which knows objects only."""
+    """Set the class count of every head except the RPN, which only tells objects from background.
+
+    In a head of things and stuff all classes become things. Class weights that are equal for all
+    classes and differ only for the background, the last, get the new length.
+    """
     for _, head in class_counts(node):
         head["num_classes"] = count
+    for _, head in nodes(node):
+        if "num_things_classes" in head and "num_stuff_classes" in head:
+            head.update(num_things_classes=count, num_stuff_classes=0)
+        weights = head.get("class_weight")
+        if isinstance(weights, list) and len(weights) > 1 and len(set(weights[:-1])) == 1:
+            head["class_weight"] = [weights[0]] * count + [weights[-1]]

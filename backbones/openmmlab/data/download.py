@@ -1,4 +1,4 @@
-"""COCO 2017 and ADE20K: downloads that resume, are checked, and are unpacked whole."""
+"""Download COCO 2017 and ADE20K: resume, verify, and unpack atomically."""
 
 import fcntl
 import shutil
@@ -17,7 +17,7 @@ from backbones.transfer import CONSOLE, QUIET, RemoteFile, fetch, require_space
 
 @dataclass(frozen=True)
 class Archive(RemoteFile):
-    """A published zip file.
+    """Describe a published zip file.
 
     Attributes:
         folder: where it goes below the root; the last part is the one top-level folder of the zip
@@ -81,7 +81,7 @@ def prepare_archives(root: Path, archives: tuple[Archive, ...]) -> None:
 
 
 def unpack(path: Path, target: Path) -> None:
-    """Unpack the top-level folder of target's name; it appears at `target` when it is complete.
+    """Unpack the top-level folder of target's name; `target` appears when it is complete.
 
     Raises:
         InputError: the disk has too little space, the file is damaged or has no such folder, or one
@@ -114,7 +114,7 @@ def _broken(path: Path, problem: str) -> InputError:
 
 @contextmanager
 def emptied(folder: Path) -> Iterator[None]:
-    """Make an empty folder to work in, without what a killed run left; remove it afterwards."""
+    """Create an empty scratch folder, without leftovers of a killed run; remove it afterwards."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
@@ -125,7 +125,7 @@ def emptied(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Make the root and lock it: two runs would write the same .part files.
+    """Create the root and lock it, since two runs would write the same .part files.
 
     Raises:
         InputError: the folder above does not exist, or another run holds the lock.

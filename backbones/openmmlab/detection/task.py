@@ -4,7 +4,14 @@ import re
 
 from mmdet.models.detectors import BaseDetector
 
-from backbones.openmmlab.tasks import Export, Metric, PublicDataset, Task, register_task
+from backbones.openmmlab.tasks import (
+    Export,
+    Metric,
+    PublicDataset,
+    ReportLayout,
+    Task,
+    register_task,
+)
 
 from .complexity import default_size, run_parts
 from .export_comparison import DetectorComparison
@@ -24,6 +31,16 @@ def _average_precision(kind: str, name: str, outline_of: str | None = None) -> t
     )
 
 
+def _panoptic_quality() -> tuple[Metric, ...]:
+    """Return what mmdet's CocoPanopticMetric gives: of all classes, of things and of stuff."""
+    kinds = {"": "", "_th": " things", "_st": " stuff"}
+    return tuple(
+        Metric(f"coco_panoptic/{key}{suffix}", f"{key}{kind}", 100.0, main=key == "PQ" and not kind)
+        for key in ("PQ", "SQ", "RQ")
+        for suffix, kind in kinds.items()
+    )
+
+
 DETECTION = register_task(
     Task(
         name="detection",
@@ -33,11 +50,25 @@ DETECTION = register_task(
             *_average_precision("bbox", "box"),
             *_average_precision("segm", "mask"),
             *_average_precision("boundary", "boundary", outline_of="coco/segm_mAP"),
+            *_panoptic_quality(),
         ),
         compiled_parts=("backbone", "neck", "rpn_head"),
         compiled_region_parts=("roi_head.bbox_head", "roi_head.mask_head"),
         class_layers=re.compile(r"(?:^|\.)(?:fc_cls|fc_reg|conv_logits)$"),
         figures=detection_figures,
+        report_layout=ReportLayout(
+            class_scores=("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
+            class_count="objects",
+            confusion_unit="objects",
+            confusion_note="Only detections with a score of 0.3 or more are counted. Each is "
+            "matched to the object that it overlaps with an IoU of 0.5 or more, first within its "
+            "class, then across classes. An object predicted as nothing is a false negative; a "
+            "prediction where the truth is nothing is a false positive.",
+            background=True,
+            image_score="F1",
+            image_note="F1 is computed from the detections with a score of 0.3 or more at an IoU "
+            "of 0.5.",
+        ),
         parts=dict(
             backbone=("backbone",),
             neck=("neck",),

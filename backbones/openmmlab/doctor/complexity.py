@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.errors import InputError
-from backbones.openmmlab.tasks import module_at, task_of
+from backbones.openmmlab.tasks import ValuesNeeded, module_at, task_of
 
 # What parts that were never written to run on tensors without values raise.
 UNCOUNTABLE = (TypeError, ValueError, LookupError, AttributeError, AssertionError)
@@ -30,7 +30,7 @@ UNCOUNTABLE = (TypeError, ValueError, LookupError, AttributeError, AssertionErro
 
 @dataclass(frozen=True)
 class Complexity:
-    """Parameters and multiply-adds of a model by part, with the sum under `total`.
+    """Hold parameters and multiply-adds of a model by part, with the sum under `total`.
 
     Attributes:
         size: (width, height) of the image counted for.
@@ -47,7 +47,7 @@ class Complexity:
 
 
 class PartCounter:
-    """Runs parts of a model (`tasks.PartRunner`) and adds up their multiply-adds by name."""
+    """Run parts of a model (`tasks.PartRunner`) and add up their multiply-adds by name."""
 
     def __init__(self):
         self.macs: dict[str, int] = {}
@@ -70,40 +70,47 @@ class PartCounter:
 
 
 def count(config: Config, size: tuple[int, int] | None = None) -> Complexity:
-    """Count a config's model on the meta device: no weights are read, drawn or downloaded.
+    """Count the multiply-adds of a config's model; no weights are read or downloaded.
+
+    Most models are counted on the meta device, since sizes alone decide what they compute. A model
+    whose attention reads the sizes of its maps from tensors runs on the CPU with zero weights.
 
     Args:
-        config: of a detector, a segmentor or an image classifier.
+        config: a detector's, a segmentor's or an image classifier's config.
         size: (width, height) of the image; None for the papers' choice.
 
     Raises:
         InputError: what the model computes depends on what is in the image, or it does not take an
             image of this size.
     """
+    size = size or task_of(config).default_size(config)
+    try:
+        return _count_on("meta", config, size)
+    except ValuesNeeded:
+        return _count_on("cpu", config, size)
+
+
+def _count_on(device: str, config: Config, size: tuple[int, int]) -> Complexity:
     task = task_of(config)
-    model = _built(config)
-    size = size or task.default_size(config)
+    model = _built(config).requires_grad_(False)
+    if device != "meta":
+        model = model.to_empty(device=device)
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data.zero_()
     counter = PartCounter()
     try:
-        with torch.device("meta"), DefaultScope.overwrite_default_scope(task.scope):
-            task.run_parts(model, torch.empty(1, 3, *reversed(size)), counter)
+        with torch.device(device), DefaultScope.overwrite_default_scope(task.scope):
+            task.run_parts(model, torch.zeros(1, 3, *reversed(size)), counter)
     except InputError:
         raise
-    except (NotImplementedError, *UNCOUNTABLE) as error:
-        name = type(model).__name__
-        raise InputError(
-            f"{name}: its multiply-adds cannot be counted without an image ({_reason(error)})",
-            code="unsupported",
-            where=name,
-        ) from error
+    except NotImplementedError as error:
+        raise _uncountable(model, error, ValuesNeeded) from error
+    except UNCOUNTABLE as error:
+        raise _uncountable(model, error) from error
     except RuntimeError as error:
         shape = f"{size[0]}x{size[1]}"
         if "meta" in str(error):  # something asked for values
-            raise InputError(
-                f"{type(model).__name__}: its multiply-adds cannot be counted without values",
-                code="unsupported",
-                where=type(model).__name__,
-            ) from error
+            raise _uncountable(model, error, ValuesNeeded) from error
         if "is not available" in str(error):  # an operator that only compiled mmcv has
             raise InputError(_reason(error), code="missing-package", where="mmcv") from error
         raise InputError(
@@ -127,15 +134,26 @@ def count(config: Config, size: tuple[int, int] | None = None) -> Complexity:
     )
 
 
+def _uncountable(
+    model: nn.Module, error: Exception, kind: type[InputError] = InputError
+) -> InputError:
+    name = type(model).__name__
+    return kind(
+        f"{name}: its multiply-adds cannot be counted without an image ({_reason(error)})",
+        code="unsupported",
+        where=name,
+    )
+
+
 def build_on_meta(config: Config) -> Any:
-    """Build a config's model in evaluation mode, with shapes but no values."""
+    """Build a config's model in evaluation mode, with shapes but without values."""
     scope = config.get("default_scope") or "mmengine"
     with DefaultScope.overwrite_default_scope(scope), torch.device("meta"), _SchedulesOnCPU():
         return MODELS.build(deepcopy(config.model)).eval()
 
 
 class _SchedulesOnCPU(TorchFunctionMode):
-    """Keep `torch.linspace` on the CPU: Swin and others read their drop path rates from one."""
+    """Keep `torch.linspace` on the CPU: Swin and others read their drop path rates from it."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -169,7 +187,7 @@ def _reason(error: Exception) -> str:
 def multiply_adds(
     function: Callable[..., Any], *inputs: Any, **named_inputs: Any
 ) -> tuple[Any, int]:
-    """Run a module, and return its output and the multiply-adds that it took, on any device."""
+    """Run a module; return its output and its multiply-adds, on any device."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         output = function(*inputs, **named_inputs)

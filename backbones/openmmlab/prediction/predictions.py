@@ -1,4 +1,4 @@
-"""Predictions as files: images, label maps, videos, and data that other programs read."""
+"""Write predictions as images, label maps, videos, and data that other programs read."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
@@ -69,7 +69,7 @@ class PredictionFiles:
 
     @contextmanager
     def video(self, name: str, video: Video) -> "Iterator[VideoFiles]":
-        """Open the files of a video, which appear when all frames are written, or not at all.
+        """Open the files of a video, which appear only when all frames are written.
 
         Args:
             name: stem of the files to write.
@@ -116,7 +116,7 @@ class VideoFiles:
 
     def add(self, frame: np.ndarray, found: Prediction) -> None:
         """Write the next frame (H, W, 3) uint8 BGR and its prediction."""
-        data = dict(frame=self.frames, seconds=round(self.frames / self.rate, 6))
+        data: dict[str, Any] = dict(frame=self.frames, seconds=round(self.frames / self.rate, 6))
         if isinstance(found, Instances):
             data["annotations"] = found.coco(*frame.shape[:2])
         elif isinstance(found, np.ndarray):
@@ -134,7 +134,7 @@ class VideoFiles:
 
 
 def summary(found: Prediction, score: float) -> str:
-    """Describe a prediction in a few words."""
+    """Describe a prediction briefly."""
     if isinstance(found, Instances):
         number = int((found.scores >= score).sum())
         return f"{number} object{'' if number == 1 else 's'}"
