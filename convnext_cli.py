@@ -1,7 +1,7 @@
-"""The console command `convnext`: its verbs are the programs in tools/.
+"""Run the programs in tools/ as the console command `convnext VERB`.
 
-It imports nothing but the standard library, not even `backbones`, whose import takes seconds: help
-and misspelt verbs answer at once.
+This module imports only the standard library, not even `backbones`, whose import takes seconds, so
+that help and misspelt verbs are answered at once.
 """
 
 import ast
@@ -21,7 +21,7 @@ NO_OPENCV = (
 
 
 def main() -> None:
-    """Run the verb that the command line names, as `python tools/VERB.py` does."""
+    """Run the tool of the verb on the command line, as `python tools/VERB.py` does."""
     verbs = {path.stem.replace("_", "-"): path for path in sorted(TOOLS.glob("*.py"))}
     verb, *arguments = sys.argv[1:] or ["--help"]
     if verb in ("-h", "--help", "help"):
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def run(verb: str, tool: Path, arguments: list[str]) -> None:
-    """Run a tool in this process, under the name that it was called by."""
+    """Run a tool in this process; its usage line names the command."""
     sys.argv = [f"convnext {verb}", *arguments]
     try:
         runpy.run_path(str(tool), run_name="__main__")
@@ -51,7 +51,7 @@ def run(verb: str, tool: Path, arguments: list[str]) -> None:
 
 
 def overview(verbs: dict[str, Path]) -> str:
-    """Return the help text: each verb with the first line of its tool's docstring."""
+    """Return the help text: every verb with the first line of its tool's docstring."""
     width = max(map(len, verbs))
     lines = [f"  {verb:{width}}  {summary(path)}" for verb, path in verbs.items()]
     return "\n".join(
@@ -59,8 +59,8 @@ def overview(verbs: dict[str, Path]) -> str:
             "usage: convnext VERB ...\n",
             "Train, evaluate and use ConvNeXt detectors, segmentors and classifiers.\n",
             *lines,
-            "\nconvnext VERB --help describes a verb. A config is given by its name, as convnext",
-            "configs lists it, or by its path.",
+            "\nconvnext VERB --help describes a verb. CONFIG is the path of a config, or a name",
+            "that convnext configs lists.",
         ]
     )
 
@@ -72,7 +72,7 @@ def summary(tool: Path) -> str:
 
 
 def version() -> str:
-    """Return the version of the package, without importing it."""
+    """Return the version of the package without importing it."""
     text = (HERE / "backbones" / "__init__.py").read_text(encoding="utf-8")
     return re.findall(r'__version__ = "(.+)"', text)[0]
 

@@ -32,7 +32,7 @@ setup(
         "backbones.configs",
         "backbones.tools",
     ],
-    # The folders lie beside the package in the repository and inside it in a wheel.
+    # Configs and tools are beside the package in the repository and inside it in a wheel.
     package_dir={"backbones.configs": "configs", "backbones.tools": "tools"},
     py_modules=["convnext_cli"],
     entry_points={"console_scripts": ["convnext = convnext_cli:main"]},
@@ -43,8 +43,9 @@ setup(
         "backbones.openmmlab.report": ["page.css", "templates/*.html"],
     },
     install_requires=[
-        # What the tests run on is in constraints.txt; releases of OpenMMLab break one another.
-        "torch>=2.11",  # and jinja2 with it
+        # The versions that the tests run on are in constraints.txt; OpenMMLab's releases are often
+        # incompatible. With PyPI's torchvision, torch 2.13.0 cannot be imported.
+        "torch>=2.11,!=2.13.0",  # and jinja2 with it
         "torchvision>=0.26",
         "onedl-mmengine>=0.10.12,<0.11",
         "onedl-mmcv>=2.3.6,<2.4",

@@ -1,4 +1,4 @@
-"""Where the configs and tools are: beside the package in a checkout, inside it in a wheel."""
+"""Locate configs and tools: beside the package in a checkout, inside it in a wheel."""
 
 from pathlib import Path
 

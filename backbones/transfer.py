@@ -1,4 +1,4 @@
-"""Downloads that resume where they were cut off, are checked, and appear whole or not at all."""
+"""Download files: resume, verify, and move into place atomically."""
 
 import hashlib
 import shutil
@@ -23,7 +23,7 @@ QUIET = not CONSOLE.is_terminal  # no progress bars in a log file
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A published file.
+    """Describe a published file.
 
     Attributes:
         url: where it is.
@@ -51,7 +51,7 @@ def fetch(remote: RemoteFile, folder: Path, patience: float = 1.0, copies: int =
         remote: what to download.
         folder: where to put it; its parent exists.
         patience: seconds before the second try.
-        copies: how often the file's size has to fit on the disk.
+        copies: number of files of this size that must fit on the disk.
 
     Raises:
         InputError: there is no connection, the server answers with an error, the disk has too
@@ -85,7 +85,7 @@ def fetch(remote: RemoteFile, folder: Path, patience: float = 1.0, copies: int =
             failures += 1
     if flaw := find_flaw(part, remote):
         part.unlink()
-        raise _failed(remote, folder, f"{remote.url}: the file received {flaw}; it was removed")
+        raise _failed(remote, folder, f"{remote.url}: the file received {flaw}; it was deleted")
     part.rename(final)
     return final
 
@@ -156,7 +156,7 @@ def require_space(folder: Path, needed: int) -> None:
     if needed > (free := shutil.disk_usage(folder).free):
         need = f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
         raise InputError(
-            f"{folder}: not enough space, {need}; make room or choose another folder",
+            f"{folder}: not enough space, {need}; free some or choose another folder",
             code="no-space",
             where=folder,
         )

@@ -30,11 +30,11 @@ def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument("words", nargs="*", metavar="WORD", help="only names with all these words")
     parser.add_argument("--task", choices=TASKS, help="only configs of this task")
-    parser.add_argument("--json", action="store_true", help="print all that is known as JSON")
+    parser.add_argument("--json", action="store_true", help="print all fields as JSON")
     parser.add_argument(
         "--write-index",
         action="store_true",
-        help=f"count all parameters anew and write configs/{INDEX}, after a change of configs",
+        help=f"rewrite configs/{INDEX} after configs have changed: count all parameters again",
     )
     args = parser.parse_args()
     if args.write_index:
@@ -47,7 +47,7 @@ def main() -> None:
     ]
     if not chosen:
         raise InputError(
-            f"{' '.join(args.words)}: in no name of a config",
+            f"{' '.join(args.words)}: no config has these words in its name",
             code="unknown-name",
             where=" ".join(args.words),
         )
@@ -66,11 +66,12 @@ def described(name: str) -> dict:
 
 
 def print_table(chosen: list[Listed]) -> None:
-    """Print a line for each config, by task."""
+    """Print one line per config, by task."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column, justify in (("config", "left"), ("published", "left"), ("parameters", "right")):
-        table.add_column(column, justify=justify, no_wrap=True)
-    table.add_column("weights' licence", no_wrap=True)
+    for column in ("config", "published", "parameters", "weights' licence"):
+        table.add_column(
+            column, justify="right" if column == "parameters" else "left", no_wrap=True
+        )
     for listed in chosen:
         licence = listed.licence or ("unknown" if listed.weights else "none: from scratch")
         table.add_row(listed.name, listed.score, f"{listed.parameters / 1e6:.1f} M", licence)

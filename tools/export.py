@@ -10,6 +10,7 @@ outputs and their names.
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 
 from backbones.errors import reported_in_one_line
 from backbones.packages import require
@@ -58,7 +59,7 @@ def main() -> None:
     with trusted() if args.trust_checkpoint else nullcontext():
         agreement, report = export(
             config,
-            options.checkpoint,
+            cast(str, options.checkpoint),
             out,
             args.target,
             part=args.part,

@@ -52,8 +52,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     library = corruption.load_library()
-    options = Options.of(args)
-    config = prepare(options, "evaluate")
+    config = prepare(Options.of(args), "evaluate")
     check_data(config, ("test",))
     if args.boundary:
         measure_boundaries(config)
@@ -71,7 +70,7 @@ def main() -> None:
         runner.load_or_resume()
     weights = robustness.weights_digest(unwrapped(runner.model))
     subject = dict(
-        checkpoint=options.checkpoint, weights=weights, settings=settings, images=images,
+        checkpoint=config.load_from, weights=weights, settings=settings, images=images,
         seed=str(args.seed), library=library,
     )  # fmt: skip
     results = robustness.Robustness(config.work_dir, subject)

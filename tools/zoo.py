@@ -13,7 +13,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from backbones.errors import reported_in_one_line
+from backbones.errors import InputError, reported_in_one_line
 from backbones.weights import TRAINED, ZOO, find, find_trained, published_in
 from backbones.weights.listing import (
     TASKS,
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--trained",
         action="store_true",
         help="list the published detectors and segmentors, which convnext predict, test and demo "
-        "take by the name of their config",
+        "load by the name of their config",
     )
     parser.add_argument(
         "--task",
@@ -66,8 +66,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print all fields as JSON")
     args = parser.parse_args(argv)
-    if args.trained or (args.name and find_trained(args.name)):
-        models = [find_trained(args.name)] if args.name else TRAINED
+    trained = find_trained(args.name) if args.name else None
+    if args.trained and args.name and not trained:
+        raise InputError(
+            f"{args.name}: no trained model of this name; --trained alone lists them",
+            code="unknown-name",
+            where=args.name,
+        )
+    if args.trained or trained:
+        models = [trained] if trained else TRAINED
         if args.json:
             print(json.dumps([described(model) for model in models], indent=1))
         else:

@@ -80,11 +80,11 @@ def print_table(chosen: Sequence[Weights], total: int) -> None:
             weights.licence,
         )
     _console().print(table)
-    _console().print(f"{len(chosen)} of {total}; tools/zoo.py NAME shows the details of one")
+    _console().print(f"{len(chosen)} of {total}; convnext zoo NAME shows the details of one")
 
 
 def described(model: TrainedModel) -> dict:
-    """Return what is known of a trained model in JSON's types."""
+    """Return the fields of a trained model in JSON types."""
     names = ("name", "config", "publisher", "licence", "scores", "source", "sha256")
     return {name: getattr(model, name) for name in names}
 
@@ -96,7 +96,7 @@ def print_trained(models: Sequence[TrainedModel]) -> None:
     for model in models:
         table.add_row(model.name, model.score_text, model.licence, model.source)
     _console().print(table)
-    _console().print("The name of a config alone stands for the first of its models here.")
+    _console().print("A config's name alone stands for the first of its models.")
 
 
 def _console() -> Console:

@@ -79,7 +79,7 @@ def read_checkpoint(
 
 @cache
 def _announce(name: str) -> None:
-    """Say once in a process whose trained model a name stands for, and its licence."""
+    """Log once per process which trained model a name stands for, and its licence."""
     if model := find_trained(name):
         print_log(model.line(), logger="current")
 

@@ -29,18 +29,18 @@ HUB_FILES = (
     f"model.safetensors{INDEX}",
     f"pytorch_model.bin{INDEX}",
 )
-# What stands before the first colon of a source that is no path.
+# What precedes the first colon of a source that is not a path.
 REMOTE = ("http", "https", "timm", "hf-hub")
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-PATIENCE = 1.0  # seconds before a broken download goes on
+PATIENCE = 1.0  # seconds before a broken download is resumed
 # Read by huggingface_hub too; `work_offline` sets it.
 OFFLINE = "HF_HUB_OFFLINE"
-# Address of a copy of the publishers' servers: HOST/PATH of a file is at MIRROR/HOST/PATH.
+# URL of a mirror of the publishers' servers, where a file's HOST/PATH is at MIRROR/HOST/PATH.
 MIRROR = "CONVNEXT_MIRROR"
 
 
 def work_offline() -> None:
-    """Download nothing in this process and those that it starts; what is cached is used."""
+    """Switch off downloads in this process and its children; cached files remain usable."""
     os.environ[OFFLINE] = "1"
 
 
@@ -50,9 +50,9 @@ def is_offline() -> bool:
 
 
 def resolve(source: str | os.PathLike) -> str:
-    """Return the address of a published trained model that is given by name; else the source.
+    """Return the URL of a published trained model given by name; other sources unchanged.
 
-    A file or folder of that name comes first.
+    A file or folder with that name takes precedence.
     """
     source = os.fspath(source)
     if source.partition(":")[0] in REMOTE or Path(source).expanduser().exists():
@@ -62,7 +62,7 @@ def resolve(source: str | os.PathLike) -> str:
 
 
 def is_weights(source: str) -> bool:
-    """Return whether a source is one of weights by its name, or a folder that holds some."""
+    """Return whether a source's name is one of weights, or its folder holds weights."""
     path = Path(resolve(source)).expanduser()
     remote = resolve(source).partition(":")[0] in REMOTE
     return remote or path.suffix in SUFFIXES or _in_folder(path) != path
@@ -153,7 +153,7 @@ def _download(url: str) -> tuple[Path, bool]:
 
 
 def _fetch(url: str, path: Path) -> None:
-    """Download a URL to a path; what a broken download left beside it is continued."""
+    """Download a URL to a path, resuming what a broken download left beside it."""
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,14 +172,14 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _mirrored(url: str) -> str:
-    """Return where a file is asked for: at its address, or at the mirror of the environment."""
+    """Return the URL to download from: the file's own, or the mirror's if one is set."""
     mirror = os.environ.get(MIRROR)
     return f"{mirror.rstrip('/')}/{url.partition('://')[2]}" if mirror else url
 
 
 @contextmanager
 def _locked(part: Path) -> Iterator[None]:
-    """Hold a file for this process alone; another that downloads it waits."""
+    """Lock a file, so that another process that downloads it waits."""
     with part.open("ab") as file:
         try:
             import fcntl  # not on Windows, and some network file systems have no locks

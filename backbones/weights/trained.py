@@ -1,6 +1,6 @@
-"""Trained detectors and segmentors that others have published, by the configs they belong to.
+"""List the published trained detectors and segmentors by the configs that they belong to.
 
-Figures and addresses are those of the publishers' tables: the READMEs of object_detection and
+Scores and URLs are those of the publishers' tables: the READMEs of object_detection and
 semantic_segmentation in facebookresearch/ConvNeXt, and the metafiles of mmdet and mmseg. The
 official files have no published checksum; OpenMMLab's names end in the first digits of their
 SHA-256.
@@ -13,7 +13,7 @@ from .names import hash_in_name, stem_of
 OFFICIAL = "https://dl.fbaipublicfiles.com/convnext"
 MMDET = "https://download.openmmlab.com/mmdetection/v2.0/convnext"
 MMSEG = "https://mmassets.onedl.ai/mmsegmentation/v0.5/convnext"
-# The first publisher of a config is taken where its name alone is given.
+# A config's name alone stands for the model of its first publisher.
 PUBLISHERS = {
     "official": ("facebookresearch/ConvNeXt", "MIT"),
     "openmmlab": ("OpenMMLab", "Apache-2.0"),
@@ -22,14 +22,14 @@ PUBLISHERS = {
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """One published file of a whole trained model.
+    """Describe a published file of a whole trained model.
 
     Attributes:
-        config: name of the suite's config that it belongs to.
+        config: name of the suite's config that the model belongs to.
         publisher: a key of `PUBLISHERS`.
-        scores: published figures in per cent: box and mask AP on COCO's val2017, or mIoU on
-            ADE20K's validation images at a single scale and at several with flips.
-        source: its address.
+        scores: published scores in per cent: box and mask AP on COCO's val2017, or mIoU on
+            ADE20K's validation images, single-scale and multi-scale with flips.
+        source: URL of the file.
     """
 
     config: str
@@ -39,7 +39,7 @@ class TrainedModel:
 
     @property
     def name(self) -> str:
-        """The config and the publisher, which tells several models of one config apart."""
+        """Return the config and the publisher, since one config may have several models."""
         return f"{self.config}.{self.publisher}"
 
     @property
@@ -48,7 +48,7 @@ class TrainedModel:
 
     @property
     def sha256(self) -> str | None:
-        """The first digits of the file's SHA-256, where its name has them."""
+        """Return the first digits of the file's SHA-256 if its name states them."""
         return hash_in_name(self.source)
 
     @property
@@ -56,7 +56,7 @@ class TrainedModel:
         return ", ".join(f"{value:g} {metric}" for metric, value in self.scores.items())
 
     def line(self) -> str:
-        """Say in one line what it is, its licence, and what else there is for its config."""
+        """Return a line with publisher, licence, scores and the config's other models."""
         others = [m.name for m in TRAINED if m.config == self.config and m is not self]
         more = f"; also published: {', '.join(others)}" if others else ""
         by, licence = PUBLISHERS[self.publisher]
@@ -64,12 +64,12 @@ class TrainedModel:
 
 
 def find_trained(name: str) -> TrainedModel | None:
-    """Return the trained model of a name, a config's name or an address, or None."""
+    """Return the trained model with a name, a config's name or a URL, or None."""
     return _BY_NAME.get(name)
 
 
 def trained_file(source: str) -> TrainedModel | None:
-    """Return the trained model that an address or a copy that kept its file's name holds."""
+    """Return the trained model of a URL, or of a local copy with the same file name, or None."""
     return _BY_FILE.get(stem_of(source))
 
 

@@ -52,7 +52,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping[str, Any] | None = N
     and heads follow it.
 
     Args:
-        path: config file, or the name of one of the suite's.
+        path: config file, or the name of a config of the suite.
         overrides: dotted key to value; a key must exist or be an argument of the class it is for.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The suite's own configs by name, and what is known of them without building a model."""
+"""Find the suite's configs by name, and describe them without building a model."""
 
 import ast
 import json
@@ -12,21 +12,21 @@ from backbones.errors import InputError
 from backbones.shipped import CONFIGS
 from backbones.weights import TrainedModel, find_trained, licence_of
 
-# Parameters and starting weights of each config; `tools/configs.py --write-index` counts them.
+# Parameters and initial weights of each config, written by `tools/configs.py --write-index`.
 INDEX = "index.json"
 
 
 @dataclass(frozen=True)
 class Listed:
-    """What `convnext configs` says of a config.
+    """Describe a config as `convnext configs` lists it.
 
     Attributes:
         name: the file's name without its suffix.
         task: its folder: detection, segmentation or classification.
-        claim: the first line of its docstring, which ends in the published scores if there are any.
-        parameters: of the whole model.
-        weights: what the backbone starts from; None for training from scratch.
-        licence: of these weights; None where it is unknown or there are none.
+        claim: first line of the config's docstring, which ends in the published scores, if any.
+        parameters: number of parameters of the whole model.
+        weights: source of the backbone's initial weights; None for training from scratch.
+        licence: licence of these weights; None if it is unknown or there are none.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Listed:
 
     @property
     def score(self) -> str:
-        """The published scores; empty without any."""
+        """Return the published scores, or an empty string."""
         found = re.search(r"Published: (.+)\.$", self.claim)
         return found[1] if found else ""
 
@@ -52,13 +52,12 @@ def find_config(given: str | os.PathLike) -> Path:
     """Return the file of a config.
 
     Args:
-        given: a path; a name of the suite's such as `cascade_convnext_t`; the name of a published
-            model such as `cascade_convnext_t.openmmlab`; or a path that begins with the suite's
-            `configs/` and is not here, since that folder is inside the package where the suite is
-            installed.
+        given: a path; the name of a config of the suite, such as `cascade_convnext_t`; the name of
+            a published model, such as `cascade_convnext_t.openmmlab`; or a path below `configs/`,
+            a folder that an installed suite has inside its package.
 
     Raises:
-        InputError: there is no such file or name; its text has the nearest ones.
+        InputError: there is no such file or name; the message suggests the nearest ones.
     """
     path = Path(given)
     if path.is_file():
@@ -88,10 +87,10 @@ def published_model(given: str | os.PathLike) -> TrainedModel:
     """Return the trained model that was published for a config.
 
     Args:
-        given: as of `find_config`; a name with its publisher chooses one of several.
+        given: as for `find_config`; a name with its publisher chooses one of several models.
 
     Raises:
-        InputError: there is no such config, or nobody has published a model for it.
+        InputError: there is no such config, or no model is published for it.
     """
     path = find_config(given)
     ours = path.resolve() == config_files().get(path.stem, Path()).resolve()
@@ -99,14 +98,14 @@ def published_model(given: str | os.PathLike) -> TrainedModel:
         return trained
     raise InputError(
         f"{given}: no trained model is published for this config; give a checkpoint (convnext zoo "
-        "--trained lists the published ones)",
+        "--trained lists the published models)",
         code="not-found",
         where=given,
     )
 
 
 def listed_configs() -> list[Listed]:
-    """Return what is known of every config of the suite, in the order of their folders."""
+    """Return the description of every config of the suite, by task and name."""
     index = json.loads((CONFIGS / INDEX).read_text())
     found = []
     for path in config_files().values():

@@ -11,10 +11,10 @@ VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wm
 
 
 def split_checkpoint(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """Take the checkpoint off a command line that names images after it, or images alone.
+    """Split a command line, `[CHECKPOINT] PATH ...`, into its checkpoint and its paths.
 
     Raises:
-        InputError: there is a checkpoint and nothing to predict.
+        InputError: a checkpoint is given, but nothing to predict.
     """
     first, *rest = arguments
     is_image = Path(first).suffix.lower() in {*IMAGES, *VIDEOS} or has_magic(first)

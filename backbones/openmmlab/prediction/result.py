@@ -1,4 +1,4 @@
-"""What a model found in one image: drawn, as COCO's rows, and for other libraries."""
+"""Hold the prediction of one image: draw it, and convert it for COCO and other libraries."""
 
 import os
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from mmengine.structures import BaseDataElement
 from PIL import Image
 
 from backbones.atomic_write import atomic_path
 from backbones.errors import InputError
 from backbones.openmmlab.data.decoding import read_image
+from backbones.openmmlab.tasks import Sample
 from backbones.packages import require
 
 from .drawing import class_colours, draw_instances, draw_label_map, draw_scores
@@ -24,21 +24,21 @@ BEST = 5  # number of classes in a classifier's results
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
 
-def results(sample: BaseDataElement, classes: Sequence[str]) -> Prediction:
+def results(sample: Sample, classes: Sequence[str]) -> Prediction:
     """Return the instances, the labels (H, W), or the best classes as (label, name, score)."""
     if "scores" not in sample:
         return prediction(sample, len(classes))
     scores, labels = sample.scores.float().cpu().topk(min(BEST, len(classes)))
-    names = [classes[label] for label in labels]
-    return list(zip(labels.tolist(), names, scores.tolist(), strict=True))
+    best = zip(labels.tolist(), scores.tolist(), strict=True)
+    return [(label, classes[int(label)], score) for label, score in best]
 
 
 class Drawing:
     """Draw the predictions of a model.
 
     Args:
-        classes: its class names.
-        palette: (classes, 3) uint8 RGB; None for colours of our own.
+        classes: class names in the order of the labels.
+        palette: (classes, 3) uint8 RGB; None for default colours.
     """
 
     def __init__(self, classes: Sequence[str], palette: np.ndarray | None):
@@ -65,12 +65,13 @@ class Drawing:
 
 
 class Result:
-    """The prediction of one image.
+    """Hold the prediction of one image.
 
-    It has the attributes of mmengine's sample too: `pred_instances`, `pred_sem_seg`, `scores`.
+    The attributes of mmengine's sample are available too: `pred_instances`, `pred_sem_seg`,
+    `scores`.
 
     Attributes:
-        sample: what the model returned.
+        sample: the sample that the model returned.
         classes: class names in the order of the labels.
         palette: (classes, 3) uint8 RGB of the data set, or None.
     """
@@ -78,7 +79,7 @@ class Result:
     def __init__(
         self,
         image: str | os.PathLike | np.ndarray,
-        sample: BaseDataElement,
+        sample: Sample,
         classes: Sequence[str],
         palette: np.ndarray | None,
     ):
@@ -95,12 +96,12 @@ class Result:
 
     @cached_property
     def found(self) -> Prediction:
-        """The instances, the labels (H, W), or the best classes as (label, name, score)."""
+        """Return the instances, the labels (H, W), or the best classes; see `results`."""
         return results(self.sample, self.classes)
 
     @property
     def image(self) -> np.ndarray:
-        """The image (H, W, 3), uint8 in BGR order, as the model saw it."""
+        """Return the image (H, W, 3), uint8 in BGR order, as the model saw it."""
         given = self._given
         return given if isinstance(given, np.ndarray) else read_image(Path(given))
 
@@ -113,7 +114,7 @@ class Result:
         return Drawing(self.classes, self.palette)(self.image, self.found, score)
 
     def save(self, path: str | os.PathLike, score: float = 0.5) -> Path:
-        """Write the drawn prediction to a file, which appears whole or not at all.
+        """Draw the prediction and write the image to a file atomically.
 
         Args:
             path: ends in .jpg, .png or .webp; its folder exists.
@@ -138,11 +139,11 @@ class Result:
     def to_coco(self, image_id: int = 1) -> list[dict]:
         """Return a detector's instances as COCO's annotations with scores.
 
-        `category_id` is the label + 1, boxes are x, y, width, height in pixels, masks COCO's run
-        lengths.
+        `category_id` is the label + 1, boxes are x, y, width, height in pixels, and masks are
+        COCO's run lengths.
 
         Raises:
-            InputError: the model is no detector.
+            InputError: the model is not a detector.
         """
         height, width = self.image.shape[:2]
         rows = self._instances("to_coco").coco(height, width)
@@ -152,7 +153,7 @@ class Result:
         """Return a detector's instances as `supervision.Detections`, with class names.
 
         Raises:
-            InputError: the model is no detector, or supervision is not installed.
+            InputError: the model is not a detector, or supervision is not installed.
         """
         found = self._instances("to_supervision")
         require("to_supervision", "supervision")
@@ -178,15 +179,15 @@ class Result:
     def _instances(self, method: str) -> Instances:
         if not isinstance(self.found, Instances):
             raise InputError(
-                f"{method}: is for detectors; a segmentor's labels and a classifier's scores are "
-                "in .found",
+                f"{method}: requires a detector; .found holds a segmentor's labels or a "
+                "classifier's scores",
                 code="unsupported",
                 where=method,
             )
         return self.found
 
 
-def prediction(sample: BaseDataElement, classes: int) -> Instances | np.ndarray:
+def prediction(sample: Sample, classes: int) -> Instances | np.ndarray:
     """Return the instances or labels of a sample, as `TiledPredictor` returns them."""
     if "pred_instances" in sample:
         return Instances.of(sample.pred_instances)
