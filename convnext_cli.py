@@ -6,10 +6,10 @@ that help and misspelt verbs are answered at once.
 
 import ast
 import re
-import runpy
 import sys
 from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 
 HERE = Path(__file__).parent
 # In a wheel the tools are inside the package, in a checkout beside it.
@@ -40,8 +40,13 @@ def main() -> None:
 def run(verb: str, tool: Path, arguments: list[str]) -> None:
     """Run a tool in this process; its usage line names the command."""
     sys.argv = [f"convnext {verb}", *arguments]
+    # Not runpy.run_path, which would replace argv[0] with the tool's path. Processes that the tool
+    # spawns find it as their main module.
+    module = ModuleType("__main__")
+    module.__file__ = str(tool)
+    sys.modules["__main__"] = module
     try:
-        runpy.run_path(str(tool), run_name="__main__")
+        exec(compile(tool.read_bytes(), str(tool), "exec"), vars(module))
     except ImportError as error:
         # Servers often lack what opencv-python, which mmcv asks for, links to.
         if not re.match(r"lib(GL|gthread|X|SM|xcb)\S*:", str(error)):
