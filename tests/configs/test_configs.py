@@ -303,7 +303,7 @@ def all_listed() -> list[Listed]:
 
 
 def listed(name: str) -> Listed:
-    """What `convnext configs` says of a config."""
+    """Return what `convnext configs` lists for a config."""
     (found,) = (each for each in all_listed() if each.name == Path(name).name)
     return found
 

@@ -1,7 +1,7 @@
 """Published models by name, end to end, from a local server with files in the publishers' layouts.
 
-The files are as theirs are, `meta` and names included, of networks a hundredth of the size:
-`--cfg-options` makes the named config that small.
+The files have the publishers' `meta` and names, but networks a hundredth of the size:
+`--cfg-options` makes the named config equally small.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def options(name: str) -> list[str]:
 
 
 def published(name: str, layout: str) -> bytes:
-    """A file as the publisher's: `meta` as mmcv 1 writes it, the backbone's names as theirs."""
+    """Return a file in a publisher's layout: `meta` as mmcv 1 writes it, their backbone's names."""
     config = load_config(name, SMALL[name])
     scope = config.default_scope
     torch.manual_seed(1)
@@ -129,7 +129,7 @@ def test_a_segmentor_by_name(server, photo, tmp_path):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_openmmlabs_layout_is_the_same_model(name, server, photo, tmp_path):
-    """By address: the digits in the published names promise the published files alone."""
+    """Load theirs by URL: the digits in a published name are the checksum of the real file."""
     server.files["/theirs.pth"] = published(name, "openmmlab")
     path = tmp_path / "ours.pth"
     path.write_bytes(published(name, "official"))

@@ -1,4 +1,4 @@
-"""Files over HTTP on this machine, in pieces if asked for, and cut off where a test wants it."""
+"""Serve files over HTTP on this machine, with byte ranges, and cut answers off for tests."""
 
 import re
 import threading
@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serve `files` by path; `cuts` are how many bytes the next answers send before they end."""
+    """Serve `files` by path; each of the next answers ends after one of `cuts` bytes."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)

@@ -53,7 +53,7 @@ def test_misspelt_verb():
 
 
 def test_a_verb_is_its_tool_from_any_folder(tmp_path):
-    """By name, elsewhere: what the tool says of the path, under the name it was called by."""
+    """Compare with the tool given the path; the usage line names the command."""
     ours = convnext("complexity", "upernet_convnext_atto_demo", "--json", cwd=tmp_path)
     assert ours.status == 0, ours.err
     path = REPOSITORY / "configs" / "segmentation" / "upernet_convnext_atto_demo.py"
@@ -62,7 +62,7 @@ def test_a_verb_is_its_tool_from_any_folder(tmp_path):
     assert wrong.status == 2 and wrong.err.startswith("usage: convnext zoo ")
 
 
-def test_a_missing_library_of_opencv_is_said(tmp_path):
+def test_a_missing_library_of_opencv_is_one_line(tmp_path):
     (tmp_path / "cv2.py").write_text(
         "raise ImportError('libGL.so.1: cannot open shared object file: No such file or directory')"
     )

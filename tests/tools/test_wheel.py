@@ -22,7 +22,7 @@ FEW = (
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory) -> Path:
-    """`convnext` of an environment that holds the wheel; what it depends on is this one's."""
+    """Install the wheel into an environment of its own, which takes dependencies from this one."""
     folder = tmp_path_factory.mktemp("wheel")
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(listing, cwd=REPOSITORY, capture_output=True, text=True, check=True)

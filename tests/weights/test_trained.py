@@ -35,7 +35,7 @@ def server(tmp_path, monkeypatch):
 
 
 def path_of(source: str) -> str:
-    """Where the mirror has a file."""
+    """Return the path of a file on the mirror."""
     return "/" + source.partition("://")[2]
 
 

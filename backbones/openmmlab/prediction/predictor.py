@@ -57,7 +57,7 @@ class Predictor:
         if checkpoint is None:
             given = config.filename if isinstance(config, Config) else config
             if given is None:
-                raise InputError("a config that is no file needs a checkpoint", where="checkpoint")
+                raise InputError("a config without a file needs a checkpoint", where="checkpoint")
             checkpoint = published_model(given).name
         self.config = config if isinstance(config, Config) else load_config(config)
         self.config.setdefault("launcher", "none")
