@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 from support.file_server import FileServer, serving
 from support.oracles import randomise
-from support.running import assert_error, run_here
+from support.running import assert_error, run_here, run_tool
 
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
@@ -62,7 +62,7 @@ def published(name: str, layout: str) -> bytes:
         ours = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         theirs = from_official(ours, TARGETS["mmpretrain"])
         tensors = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
-        tensors |= {prefix + k: v for k, v in theirs.items()}
+        tensors |= {prefix + k.removeprefix(prefix): v for k, v in theirs.items()}
         assert "backbone.stages.0.0.depthwise_conv.weight" in tensors
     meta = dict(
         env_info="sys.platform: linux",
@@ -106,7 +106,8 @@ def test_a_segmentor_by_name(server, photo, tmp_path):
     name = "upernet_convnext_t"
     put(server, name, published(name, "official"))
     out = tmp_path / "out"
-    outcome = run_here("predict.py", name, photo, "--out", out, *options(name))
+    # In a process of its own, which says once whose model it is.
+    outcome = run_tool("predict.py", name, photo, "--out", out, *options(name), cwd=tmp_path)
     assert outcome.status == 0, outcome.err
     assert "upernet_convnext_t.official" in outcome.out + outcome.err
     assert "MIT" in outcome.out + outcome.err
