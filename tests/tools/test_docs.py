@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import setuptools  # noqa: F401 - replaces distutils, which it refuses once that is imported
 import torch
 from mmengine.registry import MODELS, DefaultScope
 from support.oracles import randomise
