@@ -1,9 +1,10 @@
-# Every target sets up .venv first, where it is missing or older than setup.py.
+# Every target sets up .venv first, where it is missing or older than setup.py or constraints.txt.
 #   make demo                     train, evaluate and draw a small detector on a demo set
 #   make demo TASK=segmentation   the same for a segmentor
 #   make demo TASK=classification   the same for a classifier, whose weights start a detector
 #   make test                     the quick tests, some minutes on two cores
 #   make test-all                 these and the slow ones, about an hour
+#   make test-torch-latest        the quick tests on the newest torch, in .venv-torch-latest
 #   make bench                    speed beside other libraries', over an hour; docs/performance.*
 #   make lint                     formatting, style and types
 #   make campaign                 kill 100 runs at random moments, resume, compare bit for bit
@@ -11,8 +12,11 @@
 PYTHON ?= python3
 TASK ?= detection
 BIN := .venv/bin
+LATEST := .venv-torch-latest
+LATEST_TORCH := torch==2.14.1 torchvision==0.29.1
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all bench lint campaign setup
+.PHONY: demo test test-all test-torch-latest bench lint campaign setup
 
 demo: setup
 	$(BIN)/python tools/walkthrough.py $(TASK)
@@ -22,6 +26,9 @@ test: setup
 
 test-all: test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
+
+test-torch-latest: $(LATEST)/installed
+	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 bench: setup
 	$(BIN)/python -m benchmarks.speed --out docs/performance
@@ -37,12 +44,23 @@ campaign: setup
 
 setup: .venv/installed
 
-.venv/installed: setup.py
+.venv/installed: setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else \
 	f"error: Python {v[0]}.{v[1]} is not supported; use 3.10 to 3.13, e.g. make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
-	# mmcv asks for opencv-python, which needs libGL; the headless build holds the same modules.
-	$(BIN)/python -m pip uninstall --quiet --yes opencv-python opencv-python-headless
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check opencv-python-headless==4.12.0.88
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[test]"
+	$(call headless,$(BIN)/python)
 	touch .venv/installed
+
+$(LATEST)/installed: setup.py constraints.txt
+	$(PYTHON) -m venv $(LATEST)
+	grep -v '^torch' constraints.txt > $(LATEST)/constraints.txt
+	$(LATEST)/bin/python $(PIP_INSTALL) -c $(LATEST)/constraints.txt -e ".[test]" $(LATEST_TORCH)
+	$(call headless,$(LATEST)/bin/python)
+	touch $(LATEST)/installed
+
+# mmcv asks for opencv-python, which needs libGL; the headless build holds the same modules.
+define headless
+	$(1) -m pip uninstall --quiet --yes opencv-python opencv-python-headless
+	$(1) $(PIP_INSTALL) -c constraints.txt opencv-python-headless
+endef

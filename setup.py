@@ -27,22 +27,32 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
-    packages=find_packages(include=["backbones", "backbones.*"]),
+    packages=[
+        *find_packages(include=["backbones", "backbones.*"]),
+        "backbones.configs",
+        "backbones.tools",
+    ],
+    # Configs and tools are beside the package in the repository and inside it in a wheel.
+    package_dir={"backbones.configs": "configs", "backbones.tools": "tools"},
+    py_modules=["convnext_cli"],
+    entry_points={"console_scripts": ["convnext = convnext_cli:main"]},
     package_data={
+        "backbones.configs": ["**/*.py", "index.json"],
         "backbones": ["py.typed"],
         "backbones.openmmlab.export": ["model_card.md.jinja"],
         "backbones.openmmlab.report": ["page.css", "templates/*.html"],
     },
     install_requires=[
-        # The exact stack that the tests ran on: releases of OpenMMLab break one another.
-        "torch==2.11.0",  # and jinja2 with it
-        "torchvision==0.26.0",
-        "onedl-mmengine==0.10.12",
-        "onedl-mmcv==2.3.6",
-        "onedl-mmdetection==3.5.1",
-        "onedl-mmsegmentation==1.4.2",
-        "faster-coco-eval==1.8.0",
-        "timm==1.0.31",
+        # The versions that the tests run on are in constraints.txt; OpenMMLab's releases are often
+        # incompatible. With PyPI's torchvision, torch 2.13.0 cannot be imported.
+        "torch>=2.11,!=2.13.0",  # and jinja2 with it
+        "torchvision>=0.26",
+        "onedl-mmengine>=0.10.12,<0.11",
+        "onedl-mmcv>=2.3.6,<2.4",
+        "onedl-mmdetection>=3.5.1,<3.6",
+        "onedl-mmsegmentation>=1.4.2,<1.5",
+        "faster-coco-eval>=1.8,<2",
+        "timm>=1.0.31,<1.1",
         "jinja2>=3.1",
         "numpy>=1.26",
         "pillow>=10.1",

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Count a config's parameters and multiply-adds by part, as the papers do; no weights are needed.
 
-python tools/complexity.py configs/detection/cascade_convnext_t.py
-python tools/complexity.py configs/segmentation/upernet_convnext_t.py --size 1024 1024 --json
+convnext complexity cascade_convnext_t
+convnext complexity upernet_convnext_t --size 1024 1024 --json
 """
 
 import json

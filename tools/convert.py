@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Rewrite ConvNeXt weights in the layout of another library, bit for bit.
 
-python tools/convert.py convnext_tiny_1k_224.pth convnext_tiny_timm.safetensors --to timm
-python tools/convert.py hf-hub:facebook/convnextv2-tiny-1k-224 v2_tiny.pth --to official
+convnext convert convnext_tiny_1k_224.pth convnext_tiny_timm.safetensors --to timm
+convnext convert hf-hub:facebook/convnextv2-tiny-1k-224 v2_tiny.pth --to official
 """
 
 import argparse

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Serve a web page that predicts the images dropped on it.
 
-python tools/demo.py CONFIG CHECKPOINT
+convnext demo cascade_convnext_t
+convnext demo CONFIG CHECKPOINT
 """
 
 import re
@@ -13,15 +14,21 @@ from pathlib import Path
 
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.config.command_line import Overrides, parser_for
+from backbones.openmmlab.config.command_line import (
+    CONFIG_HELP,
+    add_checkpoint,
+    add_predictor,
+    parser_for,
+)
+from backbones.openmmlab.config.names import published_model
 from backbones.openmmlab.prediction.predictor import Predictor
-from backbones.weights import trusted
+from backbones.weights import trusted, work_offline
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_for(__doc__)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("checkpoint")
+    parser.add_argument("config", type=Path, help=CONFIG_HELP)
+    add_checkpoint(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -40,15 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=0.5,
         help="initial minimum score of a drawn instance (default: 0.5)",
     )
-    parser.add_argument("--device", help="device of the model (default: a GPU if there is one)")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="set config keys"
-    )
-    parser.add_argument(
-        "--trust-checkpoint",
-        action="store_true",
-        help="allow a checkpoint to run code while it loads",
-    )
+    add_predictor(parser)
     args = parser.parse_args(argv)
 
     if find_spec("gradio") is None:
@@ -64,13 +63,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if not 0 <= args.score <= 1:
         raise InputError(f"--score {args.score}: must be from 0 to 1", where="--score")
+    if args.offline:
+        work_offline()
+    checkpoint = args.checkpoint or published_model(args.config).name
     config = load_config(args.config, args.cfg_options)
     with trusted() if args.trust_checkpoint else nullcontext():
-        predictor = Predictor(config, args.checkpoint, device=args.device)
+        predictor = Predictor(config, checkpoint, device=args.device)
 
     from backbones.openmmlab.prediction.demo_page import demo_page, serve
 
-    title = f"{args.config.stem}, {Path(args.checkpoint).name}"
+    title = f"{args.config.stem}, {Path(checkpoint).name}"
     page = demo_page(predictor, title, args.score)
     address = serve(page, args.host, args.port, args.max_upload)
     print(f"{address} (Ctrl-C stops the server)", flush=True)

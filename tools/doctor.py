@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Check a config, its data and this machine before training, and list what is wrong.
 
-python tools/doctor.py configs/detection/cascade_convnext_t.py
-python tools/doctor.py configs/segmentation/upernet_convnext_t.py --data ROOT --json
+convnext doctor cascade_convnext_t
+convnext doctor upernet_convnext_t --data ROOT --json
 Exit status: 0 if there are only notes, 1 with an error or a warning, 2 if the config cannot be
 read. Nothing is written or downloaded. See docs/doctor.md.
 """

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Prepare the data that the configs name: the drawn demo set, COCO 2017 or ADE20K.
 
-    tools/prepare_data.py demo      data/demo, drawn in seconds, in COCO's and in ADE20K's layout,
+    convnext prepare-data demo      data/demo, drawn in seconds, in COCO's and in ADE20K's layout,
                                     and data/demo/classes, a folder for each shape
-    tools/prepare_data.py coco      data/coco/{annotations,train2017,val2017}, 20.4 GB to download
-    tools/prepare_data.py ade20k    data/ade/ADEChallengeData2016/{images,annotations}, about 1 GB
+    convnext prepare-data coco      data/coco/{annotations,train2017,val2017}, 20.4 GB to download
+    convnext prepare-data ade20k    data/ade/ADEChallengeData2016/{images,annotations}, about 1 GB
 
 Data that exists is left alone, and an interrupted download resumes. A folder gets its final name
 when it is complete. Exit status: 0 done, 2 an error that the message explains, 130 Ctrl-C.

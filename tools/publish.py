@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Publish a trained model as a folder of weights, config, model card and zoo entry.
 
-python tools/publish.py CONFIG work_dirs/run/epoch_36.pth --out published/cascade_convnext_t
+convnext publish CONFIG work_dirs/run/epoch_36.pth --out published/cascade_convnext_t
 """
 
 import argparse

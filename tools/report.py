@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Compare runs on one page: scores, curves over each other, where their configs differ.
 
-python tools/report.py work_dirs/a work_dirs/b --out comparison.html
-python tools/report.py work_dirs/a             # writes its report.html again
+convnext report work_dirs/a work_dirs/b --out comparison.html
+convnext report work_dirs/a             # writes its report.html again
 """
 
 import argparse

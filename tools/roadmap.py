@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """Show what each step of the paper's roadmap from ResNet to ConvNeXt costs and scores; train them.
 
-python tools/roadmap.py                            the ResNet-50 regime (Table 10)
-python tools/roadmap.py --regime resnet200         the ResNet-200 regime (Table 11)
-python tools/roadmap.py --plot figure2.png
-python tools/roadmap.py --train data/imagenet --processes 8
-python tools/roadmap.py --train data/demo --config configs/classification/roadmap_demo.py
-python tools/roadmap.py --train data/imagenet --steps kernel_5 kernel_7 kernel_9
+convnext roadmap                            the ResNet-50 regime (Table 10)
+convnext roadmap --regime resnet200         the ResNet-200 regime (Table 11)
+convnext roadmap --plot figure2.png
+convnext roadmap --train data/imagenet --processes 8
+convnext roadmap --train data/demo --config roadmap_demo
+convnext roadmap --train data/imagenet --steps kernel_5 kernel_7 kernel_9
 Training goes through the steps one after the other, with one recipe, data set and seed; run again,
 it resumes where it stopped. `resnet` has torchvision's recipe and is trained by the default configs
 only.

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Measure a detector's or segmentor's robustness to corrupted images, and add it to its report.
 
-python tools/robustness.py configs/detection/cascade_convnext_t.py CHECKPOINT
-python tools/robustness.py CONFIG CHECKPOINT --severities 1 3 5 --images 500
-python tools/robustness.py CONFIG CHECKPOINT --corruptions fog snow motion_blur --boundary
+convnext robustness cascade_convnext_t CHECKPOINT
+convnext robustness CONFIG CHECKPOINT --severities 1 3 5 --images 500
+convnext robustness CONFIG CHECKPOINT --corruptions fog snow motion_blur --boundary
 
 The 15 corruptions of arXiv:1903.12261 at 5 severities are 76 evaluations. Run again with the same
 arguments, it continues where it was stopped.
@@ -17,7 +17,7 @@ from mmengine.dist import is_main_process
 from mmengine.runner import TestLoop
 
 from backbones.errors import reported_in_one_line
-from backbones.openmmlab.config.command_line import run_parser
+from backbones.openmmlab.config.command_line import add_checkpoint, run_parser
 from backbones.openmmlab.config.prepare import Options, prepare
 from backbones.openmmlab.doctor.checks import check_data
 from backbones.openmmlab.evaluation import corruption, robustness
@@ -31,7 +31,7 @@ from backbones.weights import trusted
 
 def main() -> None:
     parser = run_parser(__doc__)
-    parser.add_argument("checkpoint", help="weights of the whole model")
+    add_checkpoint(parser)
     parser.add_argument(
         "--severities", type=int, nargs="+", choices=corruption.SEVERITIES, metavar="1..5",
         default=corruption.SEVERITIES, help="severities to measure (default: all five)",
@@ -70,7 +70,7 @@ def main() -> None:
         runner.load_or_resume()
     weights = robustness.weights_digest(unwrapped(runner.model))
     subject = dict(
-        checkpoint=args.checkpoint, weights=weights, settings=settings, images=images,
+        checkpoint=config.load_from, weights=weights, settings=settings, images=images,
         seed=str(args.seed), library=library,
     )  # fmt: skip
     results = robustness.Robustness(config.work_dir, subject)

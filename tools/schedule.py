@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Show a config's learning rates, weight decay and EMA decay over a run; nothing is trained.
 
-python tools/schedule.py configs/detection/cascade_convnext_t.py --plot schedule.png
-python tools/schedule.py configs/classification/convnext_t_in1k.py --epoch-length 312
+convnext schedule cascade_convnext_t --plot schedule.png
+convnext schedule convnext_t_in1k --epoch-length 312
 """
 
 from pathlib import Path

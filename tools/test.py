@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Evaluate a checkpoint: COCO box and mask AP, ADE20K mIoU, or ImageNet top-1 and top-5.
 
-python tools/test.py configs/detection/cascade_convnext_t.py CHECKPOINT
-python tools/test.py configs/detection/cascade_convnext_t.py CHECKPOINT --tta flip
-python tools/test.py configs/segmentation/upernet_convnext_t.py CHECKPOINT --tta paper
+convnext test cascade_convnext_t --data data/coco         the published model of this config
+convnext test cascade_convnext_t CHECKPOINT
+convnext test cascade_convnext_t CHECKPOINT --tta flip
+convnext test upernet_convnext_t CHECKPOINT --tta paper
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from backbones.atomic_write import write_atomically
 from backbones.errors import reported_in_one_line
-from backbones.openmmlab.config.command_line import run_parser
+from backbones.openmmlab.config.command_line import add_checkpoint, run_parser
 from backbones.openmmlab.config.prepare import Options, prepare
 from backbones.openmmlab.doctor.checks import check_data
 from backbones.openmmlab.segmentation.boundary import measure_boundaries
@@ -23,7 +24,7 @@ from backbones.weights import trusted
 
 def main() -> None:
     parser = run_parser(__doc__)
-    parser.add_argument("checkpoint", help="weights of the whole model: file, URL or hf-hub: name")
+    add_checkpoint(parser)
     parser.add_argument(
         "--tta",
         metavar="PROTOCOL",

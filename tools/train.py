@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Train a detector, a segmentor or a classifier, on one rank or many.
 
-python tools/train.py configs/detection/cascade_convnext_t.py
-python tools/train.py CONFIG --data my_data --init-from cascade_coco.pth
-torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
-torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch --strategy fsdp
+convnext train cascade_convnext_t
+convnext train CONFIG --data my_data --init-from cascade_coco.pth
+torchrun --no-python --nproc-per-node 8 convnext train CONFIG --launcher pytorch
+torchrun --no-python --nproc-per-node 8 convnext train CONFIG --launcher pytorch --strategy fsdp
 Fewer ranks take the recipe's optimizer steps too: gradients are accumulated to its batch size.
 """
 

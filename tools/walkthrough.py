@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Make the demo set, train on it, evaluate, draw: every tool once, in a few CPU minutes.
 
-python tools/walkthrough.py detection
-python tools/walkthrough.py segmentation
-python tools/walkthrough.py classification
+convnext walkthrough detection
+convnext walkthrough segmentation
+convnext walkthrough classification
 """
 
 import argparse

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """List published ConvNeXt weights with their licences and scores, or show all about one.
 
-python tools/zoo.py --task segmentation --commercial-ok
-python tools/zoo.py convnextv2_base_1k_224_fcmae
-python tools/zoo.py --published FOLDER
+convnext zoo --task segmentation --commercial-ok
+convnext zoo convnextv2_base_1k_224_fcmae
+convnext zoo --published FOLDER
+convnext zoo --trained
 Scores are published ones, reached by the method beside them; scores of different methods cannot be
 compared. The `source` is what a config's `checkpoint` takes.
 """
@@ -12,9 +13,17 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from backbones.errors import reported_in_one_line
-from backbones.weights import ZOO, find, published_in
-from backbones.weights.listing import TASKS, everything, print_one, print_table, select
+from backbones.errors import InputError, reported_in_one_line
+from backbones.weights import TRAINED, ZOO, find, find_trained, published_in
+from backbones.weights.listing import (
+    TASKS,
+    described,
+    everything,
+    print_one,
+    print_table,
+    print_trained,
+    select,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="list the weights that tools/publish.py wrote to this folder",
     )
     parser.add_argument(
+        "--trained",
+        action="store_true",
+        help="list the published detectors and segmentors, which convnext predict, test and demo "
+        "load by the name of their config",
+    )
+    parser.add_argument(
         "--task",
         choices=TASKS,
         help="only weights with a published score in this task, the best first",
@@ -51,6 +66,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print all fields as JSON")
     args = parser.parse_args(argv)
+    trained = find_trained(args.name) if args.name else None
+    if args.trained and args.name and not trained:
+        raise InputError(
+            f"{args.name}: no trained model of this name; --trained alone lists them",
+            code="unknown-name",
+            where=args.name,
+        )
+    if args.trained or trained:
+        models = [trained] if trained else TRAINED
+        if args.json:
+            print(json.dumps([described(model) for model in models], indent=1))
+        else:
+            print_trained(models)
+        return
     chosen = published_in(args.published) if args.published else ZOO
     total = len(chosen)
     chosen = [find(args.name)] if args.name else chosen

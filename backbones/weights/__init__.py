@@ -6,16 +6,19 @@ from .dialects import DIALECTS, TARGETS, Dialect
 from .fitting import adapt_stem, load_pretrained, load_strictly, mismatches
 from .reading import check_archive, read_checkpoint, trusted, write_checkpoint
 from .recognition import architecture, recognise, state_dict
-from .sources import check_path
+from .sources import check_path, is_weights, work_offline
+from .trained import TRAINED, TrainedModel, find_trained
 from .zoo import ZOO, Score, Weights, find, licence_of, published_in
 
 __all__ = [
     "DIALECTS",
     "TARGETS",
+    "TRAINED",
     "ZOO",
     "Coverage",
     "Dialect",
     "Score",
+    "TrainedModel",
     "Weights",
     "adapt_stem",
     "architecture",
@@ -23,7 +26,9 @@ __all__ = [
     "check_path",
     "convert",
     "find",
+    "find_trained",
     "from_official",
+    "is_weights",
     "licence_of",
     "load_pretrained",
     "load_strictly",
@@ -34,5 +39,6 @@ __all__ = [
     "state_dict",
     "to_official",
     "trusted",
+    "work_offline",
     "write_checkpoint",
 ]

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
+from .trained import TrainedModel
 from .zoo import Score, Weights
 
 # Field with the score of a task; weights without one are left out.
@@ -79,7 +80,23 @@ def print_table(chosen: Sequence[Weights], total: int) -> None:
             weights.licence,
         )
     _console().print(table)
-    _console().print(f"{len(chosen)} of {total}; tools/zoo.py NAME shows the details of one")
+    _console().print(f"{len(chosen)} of {total}; convnext zoo NAME shows the details of one")
+
+
+def described(model: TrainedModel) -> dict:
+    """Return the fields of a trained model in JSON types."""
+    names = ("name", "config", "publisher", "licence", "scores", "source", "sha256")
+    return {name: getattr(model, name) for name in names}
+
+
+def print_trained(models: Sequence[TrainedModel]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("name", "published", "licence", "source"):
+        table.add_column(column, no_wrap=column != "source", overflow="fold")
+    for model in models:
+        table.add_row(model.name, model.score_text, model.licence, model.source)
+    _console().print(table)
+    _console().print("A config's name alone stands for the first of its models.")
 
 
 def _console() -> Console:

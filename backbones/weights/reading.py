@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path, PosixPath
 from pickle import UnpicklingError
 from threading import Lock
@@ -28,7 +29,9 @@ from torch import Tensor
 from backbones.atomic_write import atomic_path
 from backbones.errors import InputError
 
-from .sources import INDEX, check_is_file, locate, locate_beside
+from .names import hash_in_name
+from .sources import INDEX, check_is_file, locate, locate_beside, resolve
+from .trained import find_trained
 
 _trusting: ContextVar[bool] = ContextVar("trusting", default=False)
 # What PyTorch may load is set for the whole process: another thread's end would take it back.
@@ -41,9 +44,10 @@ def read_checkpoint(
     """Read a checkpoint on the CPU without running code from it.
 
     Args:
-        source: local file, http(s) URL, `hf-hub:owner/name[/file][@revision]` or `timm:tag`;
-            PyTorch's format or safetensors, or an index of several such files or a folder with
-            either as transformers saves them. Downloads are kept in torch's or the hub's cache.
+        source: local file, http(s) URL, `hf-hub:owner/name[/file][@revision]`, `timm:tag` or the
+            name of a published trained model (`backbones.weights.TRAINED`); PyTorch's format or
+            safetensors, or an index of several such files or a folder with either as transformers
+            saves them. Downloads are kept in torch's or the hub's cache.
         sha256: the file's checksum, or the first 8 or more of its digits. The name of a download
             that ends in `-<8 digits>.pth`, as PyTorch's and OpenMMLab's do, promises one too; of a
             local file such a name is only worth a warning, and decimal digits alone are a counter
@@ -54,7 +58,8 @@ def read_checkpoint(
         InputError: it is missing, cut off, not a checkpoint, not the one with that checksum, or a
             pickle that needs more than tensors and numbers.
     """
-    source = os.fspath(source)
+    if (name := os.fspath(source)) != (source := resolve(source)):
+        _announce(name)
     path, downloaded = locate(source)
     try:
         _check_file(path, source)
@@ -70,6 +75,13 @@ def read_checkpoint(
                 f"{error}; delete {path} to download it again", code=error.code, where=error.where
             ) from None
         raise
+
+
+@cache
+def _announce(name: str) -> None:
+    """Log once per process which trained model a name stands for, and its licence."""
+    if model := find_trained(name):
+        print_log(model.line(), logger="current")
 
 
 def write_checkpoint(
@@ -155,9 +167,7 @@ def _check_sum(path: Path, source: str, sha256: str | None) -> None:
             code="bad-value",
             where="sha256",
         )
-    named = re.search(r"-([\da-f]{8,64})\.(?:pth|pt|bin|safetensors)$", path.name)
-    # Decimal digits alone are a counter or a date at least as often: iter-00010000.pth.
-    digits = named[1] if named and not named[1].isdecimal() else None
+    digits = hash_in_name(path.name)
     if not (sha256 or digits):
         return
     digest = hashlib.sha256()

@@ -3,14 +3,20 @@
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from errno import ENOSPC
 from pathlib import Path
-from urllib.error import URLError
 from urllib.parse import urljoin, urlparse
 
 import torch
 from mmengine.dist import barrier
 
 from backbones.errors import InputError
+from backbones.transfer import RemoteFile, fetch
+
+from .trained import TRAINED, find_trained
 
 # How transformers, timm and open_clip call the weights in a folder or a repository of the hub. An
 # index states which tensor is in which of several files beside it.
@@ -23,8 +29,43 @@ HUB_FILES = (
     f"model.safetensors{INDEX}",
     f"pytorch_model.bin{INDEX}",
 )
-# What stands before the first colon of a source that is no path.
+# What precedes the first colon of a source that is not a path.
 REMOTE = ("http", "https", "timm", "hf-hub")
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+PATIENCE = 1.0  # seconds before a broken download is resumed
+# Read by huggingface_hub too; `work_offline` sets it.
+OFFLINE = "HF_HUB_OFFLINE"
+# URL of a mirror of the publishers' servers, where a file's HOST/PATH is at MIRROR/HOST/PATH.
+MIRROR = "CONVNEXT_MIRROR"
+
+
+def work_offline() -> None:
+    """Switch off downloads in this process and its children; cached files remain usable."""
+    os.environ[OFFLINE] = "1"
+
+
+def is_offline() -> bool:
+    """Return whether downloads are switched off, by `work_offline` or by the environment."""
+    return os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def resolve(source: str | os.PathLike) -> str:
+    """Return the URL of a published trained model given by name; other sources unchanged.
+
+    A file or folder with that name takes precedence.
+    """
+    source = os.fspath(source)
+    if source.partition(":")[0] in REMOTE or Path(source).expanduser().exists():
+        return source
+    trained = find_trained(source)
+    return trained.source if trained else source
+
+
+def is_weights(source: str) -> bool:
+    """Return whether a source's name is one of weights, or its folder holds weights."""
+    path = Path(resolve(source)).expanduser()
+    remote = resolve(source).partition(":")[0] in REMOTE
+    return remote or path.suffix in SUFFIXES or _in_folder(path) != path
 
 
 def check_path(source: str | os.PathLike) -> None:
@@ -33,7 +74,7 @@ def check_path(source: str | os.PathLike) -> None:
     Raises:
         InputError: there is no such file, or it is a folder without weights.
     """
-    source = os.fspath(source)
+    source = resolve(source)
     if source.partition(":")[0] not in REMOTE:
         check_is_file(_in_folder(Path(source).expanduser()), source)
 
@@ -87,23 +128,66 @@ def _download(url: str) -> tuple[Path, bool]:
     if parts.query:
         below.insert(-1, hashlib.sha256(parts.query.encode()).hexdigest()[:8])
     path = Path(torch.hub.get_dir(), "checkpoints", parts.netloc.replace(":", "_"), *below)
-    failure = None
+    failure: InputError | None = None
     missing = not path.is_file()
-    if _first_on_this_machine() and missing:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path))
-        except (URLError, OSError, ValueError) as error:
-            failure = getattr(error, "reason", error)
-    barrier()
-    if not path.is_file():
+    if missing and is_offline():
         raise InputError(
-            f"{url}: download failed ({failure or 'see the first rank'}); "
-            f"download it elsewhere and put it at {path}",
+            f"{url}: not in the cache, and downloads are switched off; download it elsewhere and "
+            f"put it at {path}",
             code="download-failed",
             where=url,
         )
+    if _first_on_this_machine() and missing:
+        try:
+            _fetch(url, path)
+        except InputError as error:  # the other ranks wait below
+            failure = error
+    barrier()
+    if failure:
+        raise failure
+    if not path.is_file():
+        raise InputError(
+            f"{url}: download failed, see the first rank", code="download-failed", where=url
+        )
     return path, missing
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Download a URL to a path, resuming what a broken download left beside it."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(part):
+            if not path.is_file():  # another process was faster
+                fetch(RemoteFile(_mirrored(url)), path.parent, PATIENCE)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error})",
+            code="no-space" if error.errno == ENOSPC else "write-failed",
+            where=path,
+        ) from error
+    finally:
+        if part.is_file() and not part.stat().st_size:
+            part.unlink()
+
+
+def _mirrored(url: str) -> str:
+    """Return the URL to download from: the file's own, or the mirror's if one is set."""
+    mirror = os.environ.get(MIRROR)
+    return f"{mirror.rstrip('/')}/{url.partition('://')[2]}" if mirror else url
+
+
+@contextmanager
+def _locked(part: Path) -> Iterator[None]:
+    """Lock a file, so that another process that downloads it waits."""
+    with part.open("ab") as file:
+        try:
+            import fcntl  # not on Windows, and some network file systems have no locks
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            pass
+        yield
 
 
 def _download_from_hub(source: str, name: str) -> Path:
@@ -129,7 +213,7 @@ def _download_from_hub(source: str, name: str) -> Path:
                         f"{owner}/{repository}",
                         candidate,
                         revision=revision or None,
-                        local_files_only=not first,
+                        local_files_only=not first or is_offline(),
                     )
                     break
                 except LocalEntryNotFoundError as error:  # no connection, or not what is cached
@@ -162,5 +246,7 @@ def check_is_file(path: Path, source: str) -> None:
     problem = "is a folder; give the checkpoint file in it" if path.is_dir() else ""
     if not problem and not path.is_file():
         problem = "no such checkpoint file"
+        if close := get_close_matches(source, {model.config for model in TRAINED}, n=2):
+            problem += f"; did you mean the trained model {' or '.join(close)}?"
     if problem:
         raise InputError(f"{source}: {problem}", code="not-found", where=source)

@@ -14,6 +14,9 @@ from typing import NamedTuple
 
 from backbones.errors import InputError
 
+from .names import stem_of
+from .trained import find_trained, trained_file
+
 # May the weights be used commercially? DINOv3's licence grants it under its own conditions.
 LICENCES = {
     "MIT": True,
@@ -94,7 +97,7 @@ def find(name: str) -> Weights:
 
 def licence_of(source: str) -> str | None:
     """Return the licence of a source or of a copy that kept its name; None if unknown."""
-    weights = _lookup(source)
+    weights = _lookup(source) or find_trained(source) or trained_file(source)
     return weights.licence if weights and weights.licence != UNSTATED else None
 
 
@@ -125,7 +128,7 @@ def _read_published(file: Path) -> Weights:
 
 def _lookup(source: str) -> Weights | None:
     source = source.replace("hf-hub:timm/", "timm:")
-    if weights := _BY_KEY.get(source) or _BY_KEY.get(_stem(source)):
+    if weights := _BY_KEY.get(source) or _BY_KEY.get(stem_of(source)):
         return weights
     if not source or re.match(r"(https?|hf-hub|timm):", source):
         return None
@@ -135,12 +138,6 @@ def _lookup(source: str) -> Weights | None:
         return None
     weights = _read_published(file)
     return weights if path.is_dir() or Path(weights.source).name == path.name else None
-
-
-def _stem(source: str) -> str:
-    """Return a path's or URL's file name without suffix and hash; anything else unchanged."""
-    file = source.removeprefix("timm:").rsplit("/", 1)[-1]
-    return re.sub(r"([-_][0-9a-f]{8})?\.(pth|pt|bin|safetensors)$", "", file)
 
 
 def _official_v1() -> list[Weights]:

@@ -28,6 +28,7 @@ from support.running import REPOSITORY
 
 from backbones import ARCHITECTURES
 from backbones.openmmlab.config import load_config, use_tta, validate
+from backbones.openmmlab.config.names import Listed, listed_configs
 from backbones.openmmlab.doctor.complexity import Complexity, build_on_meta, count
 from backbones.weights import find
 
@@ -296,6 +297,17 @@ def counted(name: str) -> Complexity:
     return count(read(name))
 
 
+@cache
+def all_listed() -> list[Listed]:
+    return listed_configs()
+
+
+def listed(name: str) -> Listed:
+    """Return what `convnext configs` lists for a config."""
+    (found,) = (each for each in all_listed() if each.name == Path(name).name)
+    return found
+
+
 def size_of(name: str, use_grn: bool) -> Size:
     method = name.partition("/")[2].partition("_convnext")[0].partition("_dinov3")[0]
     method = method.removesuffix("_clip")
@@ -314,6 +326,7 @@ def test_builds(name):
     config = read(name)
     model = build_on_meta(config)
     assert list(model.backbone.dims) == list(ARCHITECTURES[config.model.backbone.arch]["dims"])
+    assert sum(p.numel() for p in model.parameters()) == listed(name).parameters
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -371,6 +384,13 @@ def claimed_parts(name: str) -> list[str]:
 def test_parameters_and_multiply_adds_are_the_published_ones(name):
     config = read(name)
     assert_size(counted(name), size_of(name, config.model.backbone.get("use_grn", False)))
+    assert counted(name).params["total"] == listed(name).parameters
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_listed_weights_are_those_of_the_config(name):
+    start = read(name).model.backbone.get("init_cfg") or {}
+    assert listed(name).weights == start.get("checkpoint")
 
 
 @pytest.mark.parametrize("name", V1)

@@ -89,7 +89,7 @@ RECIPES = {
         *T,
         "mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512",
     ),
-    "segmentation/mask2former_convnext_t": Recipe(
+    "segmentation/mask2former_convnext_t_ade20k": Recipe(
         ("Mask2Former", "ConvNeXt-T", "ADE20K at 512", "160k steps"),
         *T,
         "mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512",

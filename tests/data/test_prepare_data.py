@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 from support.running import Outcome, assert_error, command, run_here, run_tool
 
 from backbones.errors import InputError
-from backbones.openmmlab.data.download import Archive, fetch, locked, prepare_archives, unpack
+from backbones.openmmlab.data.download import Archive, locked, prepare_archives, unpack
 from backbones.openmmlab.data.shapes import (
     DEMO_GROUNDS,
     DEMO_SHAPES,
@@ -32,6 +32,7 @@ from backbones.openmmlab.data.shapes import (
     shape_outline,
     write_demo,
 )
+from backbones.transfer import fetch
 
 SPLITS = (("train", "training", 60), ("val", "validation", 12))
 
@@ -379,7 +380,7 @@ def test_a_full_disk_is_noticed_before_the_download(server, archive, tmp_path):
     server.claimed = 10**18
     huge = replace(archive, size=10**18)
     with pytest.raises(InputError, match="2000000000.0 GB") as caught:
-        fetch(huge, tmp_path)
+        fetch(huge, tmp_path, copies=2)
     assert caught.value.code == "no-space"
     assert not any(tmp_path.iterdir())
 

@@ -464,9 +464,7 @@ def test_versions(monkeypatch):
     monkeypatch.setattr(stack, "version", version)
     issues = list(stack.check_stack())
     severities = {(f.severity, f.where): str(f) for f in issues}
-    assert (
-        "2.4.0" in severities["warning", "torch"] and "==2.11.0" in severities["warning", "torch"]
-    )
+    assert "2.4.0" in severities["warning", "torch"] and ">=2.11" in severities["warning", "torch"]
     assert "pip uninstall mmcv" in severities["warning", "mmcv"]
     assert "safetensors>=0.4.3" in severities["error", "safetensors"]
     assert not [f for f in issues if f.where == "onedl-mmcv"]

@@ -23,13 +23,14 @@ from support.running import REPOSITORY
 from backbones import ConvNeXt
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config, use_tta
+from backbones.openmmlab.config.names import find_config
 from backbones.openmmlab.training.layer_decay import LayerDecayConstructor
 from backbones.weights import TARGETS, from_official, load_pretrained
 
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 # A command of ours, after what Slurm may have in front of it.
-STARTS = re.compile(r"^(?:srun (?:--\S+ )*)?((?:python|torchrun|make|pip) )")
+STARTS = re.compile(r"^(?:srun (?:--\S+ )*)?((?:python|torchrun|make|pip|convnext) )")
 # What stands for the reader's own: words in capitals, and files that only a run makes.
 CONFIG = "configs/detection/cascade_convnext_t.py"
 STANDS_FOR = {"CONFIG": CONFIG, "STEP": "depthwise"}
@@ -113,7 +114,7 @@ def accept_tool(name: str, argv: list[str]) -> None:
             recipes = [*REPOSITORY.glob(f"configs/*/{path.name}")]
             assert recipes or path.name == "config.py", f"no config leaves {path}"
             path = recipes[0] if recipes else Path(CONFIG)
-        assert (REPOSITORY / path).is_file(), f"no such config: {path}"
+        path = find_config(path)
         overrides, protocol = getattr(args, "cfg_options", None), getattr(args, "tta", None)
         if overrides or protocol:
             if isinstance(overrides, list):
@@ -173,6 +174,8 @@ def test_commands_are_accepted(argv, monkeypatch):
         accept_make(rest)
     elif first == "pip":
         accept_pip(rest)
+    elif first == "convnext":
+        accept_tool(f"tools/{rest[0].replace('-', '_')}.py", rest[1:])
     elif rest[0].startswith("tools/"):
         accept_tool(rest[0], rest[1:])
     else:

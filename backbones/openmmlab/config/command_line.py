@@ -5,7 +5,18 @@ from pathlib import Path
 
 from .overrides import Overrides
 
-__all__ = ["Overrides", "add_config", "add_data", "parser_for", "run_parser"]
+__all__ = [
+    "CONFIG_HELP",
+    "Overrides",
+    "add_checkpoint",
+    "add_config",
+    "add_data",
+    "add_predictor",
+    "parser_for",
+    "run_parser",
+]
+
+CONFIG_HELP = "name of a config (convnext configs lists them) or a config file"
 
 
 def parser_for(documentation: str | None) -> argparse.ArgumentParser:
@@ -18,7 +29,7 @@ def parser_for(documentation: str | None) -> argparse.ArgumentParser:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name a config, change it and give it data."""
-    parser.add_argument("config", type=Path, help="config file of this suite, mmdet or mmseg")
+    parser.add_argument("config", type=Path, help=CONFIG_HELP)
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -36,6 +47,37 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         metavar="ROOT",
         help="folder of the config's data set, or of your own data",
     )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add the checkpoint of a model, optional for a config with a published model."""
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        help="weights of the whole model: a file, URL, hf-hub: name or the name of a published "
+        "model (default: the one published for this config; convnext zoo --trained lists them)",
+    )
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of loading a checkpoint."""
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="allow a checkpoint to run code while it loads",
+    )
+    parser.add_argument(
+        "--offline", action="store_true", help="download nothing; use cached files only"
+    )
+
+
+def add_predictor(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a tool that predicts."""
+    parser.add_argument("--device", help="device of the model (default: a GPU if there is one)")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="set config keys"
+    )
+    add_loading(parser)
 
 
 def run_parser(documentation: str | None) -> argparse.ArgumentParser:
@@ -58,11 +100,7 @@ def run_parser(documentation: str | None) -> argparse.ArgumentParser:
         default="none",
         help="launcher of the ranks (default: none, a single rank)",
     )
-    parser.add_argument(
-        "--trust-checkpoint",
-        action="store_true",
-        help="allow a checkpoint to run code while it loads",
-    )
+    add_loading(parser)
     # Older launchers pass it; newer ones set the variable that mmengine reads.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser

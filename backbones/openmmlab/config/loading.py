@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from copy import deepcopy
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from mmengine.utils import import_modules_from_strings, is_installed
 from backbones.errors import InputError
 from backbones.openmmlab.tasks import task_of_scope
 
+from .names import find_config
 from .overrides import apply_overrides
 from .validation import scope_of, suggest, validate
 from .widths import follow_backbone, may_change_widths
@@ -52,17 +52,13 @@ def load_config(path: str | os.PathLike, overrides: Mapping[str, Any] | None = N
     and heads follow it.
 
     Args:
-        path: config file.
+        path: config file, or the name of a config of the suite.
         overrides: dotted key to value; a key must exist or be an argument of the class it is for.
 
     Raises:
         InputError: the file is missing or broken, or a key or class name means nothing.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(
-            f"{path}: no such config file{_suggest_file(path)}", code="not-found", where=path
-        )
+    path = find_config(path)
     _find_libraries()
     try:
         # Importing mmpretrain, as a config may ask, works only after its task's package.
@@ -125,9 +121,3 @@ def _find_libraries() -> None:
 def _broken(path: Path, error: Exception) -> InputError:
     reason = str(error).strip().splitlines()[-1] if str(error).strip() else ""
     return InputError(f"{path}: {type(error).__name__}: {reason}", code="bad-config", where=path)
-
-
-def _suggest_file(path: Path) -> str:
-    near = path.parent if path.parent.is_dir() else Path()
-    close = get_close_matches(path.name, [p.name for p in near.glob("*.py")], n=1)
-    return f"; did you mean {near / close[0]}?" if close else ""

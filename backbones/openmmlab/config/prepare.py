@@ -19,11 +19,12 @@ from backbones.errors import InputError
 from backbones.openmmlab.data.own_data import use_data
 from backbones.openmmlab.tasks import task_of
 from backbones.openmmlab.walk import nodes, type_name
-from backbones.weights import check_path, trusted
+from backbones.weights import check_path, trusted, work_offline
 
 from .global_batch import batch_norm_note, set_global_batch
 from .loading import leave_training_out, load_config
 from .machine import fit_to_machine, use_fused_optimizer
+from .names import find_config, published_model
 from .strategy import check_strategy
 from .tracking import track
 from .tta import use_tta
@@ -50,6 +51,7 @@ class Options:
         launcher: launcher of the ranks.
         local_rank: local rank of this process, from launchers that set no variable.
         checkpoint: checkpoint of the model to evaluate.
+        offline: whether downloads are forbidden.
         trust_checkpoint: whether a checkpoint may run code.
         tta: protocol of test-time augmentation.
         resume: whether to continue from the work dir's last checkpoint.
@@ -70,6 +72,7 @@ class Options:
     local_rank: int = 0
     checkpoint: str | None = None
     trust_checkpoint: bool = False
+    offline: bool = False
     tta: str | None = None
     resume: bool = False
     init_from: str | None = None
@@ -82,8 +85,13 @@ class Options:
 
     @classmethod
     def of(cls, arguments: Namespace) -> "Options":
-        """Return the options of a run among a tool's parsed arguments."""
-        given = vars(arguments)
+        """Return the options of a run among a tool's parsed arguments.
+
+        A tool that takes a checkpoint and is given none uses the one published for the config.
+        """
+        given = dict(vars(arguments))
+        if given.get("checkpoint", "") is None:
+            given["checkpoint"] = published_model(given["config"]).name
         names = [field.name for field in fields(cls) if field.name in given]
         return cls(**{name: given[name] for name in names})
 
@@ -102,11 +110,13 @@ def prepare(options: Options, purpose: Purpose) -> Config:
         InputError: a key, value, file or combination of options is wrong.
     """
     os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
+    if options.offline:
+        work_offline()
     config = load_config(options.config, options.cfg_options)
     for given in (options.checkpoint, options.init_from):
         if given:
             check_path(given)
-    config.work_dir = str(options.work_dir or Path("work_dirs") / options.config.stem)
+    config.work_dir = str(options.work_dir or Path("work_dirs") / find_config(options.config).stem)
     config.launcher = options.launcher
     if options.data:
         with trusted() if options.trust_checkpoint else nullcontext():

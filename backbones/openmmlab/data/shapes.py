@@ -12,8 +12,9 @@ from pycocotools import mask as rle
 from rich.progress import track
 
 from backbones.errors import InputError
+from backbones.transfer import CONSOLE, QUIET
 
-from .download import CONSOLE, QUIET, emptied
+from .download import emptied
 
 # The demo set's classes: COCO's categories 1..4 are the shapes, label maps go on with the grounds.
 DEMO_SHAPES = ("circle", "square", "triangle", "star")

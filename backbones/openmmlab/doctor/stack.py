@@ -38,7 +38,7 @@ def check_stack() -> Iterator[Issue]:
         if not requirement.specifier.contains(installed.split("+")[0], prereleases=True):
             yield Issue(
                 "warning", requirement.name,
-                f"{installed} is installed, the tests ran on {requirement.specifier}",
+                f"{installed} is installed, {requirement.specifier} is required",
                 f"pip install '{requirement}'", "unsupported",
             )  # fmt: skip
     for name, ours in CONFLICTING.items():

@@ -12,8 +12,9 @@ from backbones.openmmlab.data.decoding import read_image
 from backbones.openmmlab.prediction.progress import FileProgress
 
 from .inputs import VIDEOS, output_names
-from .predictions import Prediction, PredictionFiles, results, summary
+from .predictions import PredictionFiles, summary
 from .predictor import Predictor
+from .result import Prediction, results
 from .tiles import TiledPredictor
 from .videos import Video
 

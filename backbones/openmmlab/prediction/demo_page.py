@@ -18,8 +18,9 @@ from backbones.openmmlab.data.image_files import read_header
 
 from .drawing import drawn_size  # noqa: E402
 from .instances import Instances  # noqa: E402
-from .predictions import Drawing, Prediction, results, summary  # noqa: E402
+from .predictions import summary  # noqa: E402
 from .predictor import Predictor  # noqa: E402
+from .result import Drawing, Prediction, results  # noqa: E402
 from .stage_maps import draw_heat, stage_maps  # noqa: E402
 
 LARGEST_IMAGE = 50_000_000  # pixels; a small file may unpack to many
@@ -36,7 +37,7 @@ def demo_page(predictor: Predictor, title: str, score: float) -> gr.Blocks:
         title: title of the page.
         score: initial minimum score of a drawn instance.
     """
-    drawing = Drawing(predictor)
+    drawing = Drawing(predictor.classes, predictor.palette)
 
     def predict(upload: str | None, least: float):
         if upload is None:

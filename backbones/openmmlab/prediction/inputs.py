@@ -5,8 +5,24 @@ from pathlib import Path
 
 from backbones.errors import InputError
 from backbones.openmmlab.data.files import IMAGES, files_in, is_clutter
+from backbones.weights import is_weights
 
 VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}
+
+
+def split_checkpoint(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Split a command line, `[CHECKPOINT] PATH ...`, into its checkpoint and its paths.
+
+    Raises:
+        InputError: a checkpoint is given, but nothing to predict.
+    """
+    first, *rest = arguments
+    is_image = Path(first).suffix.lower() in {*IMAGES, *VIDEOS} or has_magic(first)
+    if not is_weights(first) and (is_image or Path(first).is_dir() or not rest):
+        return None, arguments
+    if not rest:
+        raise InputError(f"{first}: is a checkpoint; name images or videos after it", where=first)
+    return first, rest
 
 
 def find_files(arguments: list[str]) -> list[Path]:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,63 +13,12 @@ import numpy as np
 from PIL import Image
 
 from backbones.atomic_write import atomic_path, write_atomically
-from backbones.openmmlab.tasks import Sample
 
-from .drawing import (
-    class_colours,
-    column_width,
-    draw_instances,
-    draw_label_map,
-    draw_scores,
-    drawn_size,
-)
+from .drawing import column_width, drawn_size
 from .instances import Instances
 from .predictor import Predictor
-from .tiles import prediction
+from .result import Drawing, Prediction
 from .videos import Video, written_video
-
-Prediction = Instances | np.ndarray | list[tuple[int, str, float]]
-BEST = 5  # number of classes in a classifier's results
-
-
-def results(sample: Sample, classes: Sequence[str]) -> Prediction:
-    """Return the instances, the labels (H, W), or the best classes as (label, name, score)."""
-    if "scores" not in sample:
-        return prediction(sample, len(classes))
-    scores, labels = sample.scores.float().cpu().topk(min(BEST, len(classes)))
-    best = zip(labels.tolist(), scores.tolist(), strict=True)
-    return [(label, classes[int(label)], score) for label, score in best]
-
-
-class Drawing:
-    """Draw the predictions of a model.
-
-    Args:
-        predictor: the model.
-    """
-
-    def __init__(self, predictor: Predictor):
-        self.classes = predictor.classes
-        palette = predictor.palette
-        self.palette = class_colours(len(self.classes)) if palette is None else palette
-
-    def __call__(self, image: np.ndarray, found: Prediction, score: float) -> Image.Image:
-        """Draw a prediction over its image.
-
-        Args:
-            image: (H, W, 3) uint8 BGR.
-            found: the prediction.
-            score: minimum score of a drawn instance.
-        """
-        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        if isinstance(found, Instances):
-            drawn = found[found.scores >= score]
-            return draw_instances(
-                rgb, drawn.boxes, drawn.labels, drawn.scores, self.classes, drawn.masks
-            )
-        if isinstance(found, np.ndarray):
-            return draw_label_map(rgb, found, self.classes, self.palette)
-        return draw_scores(rgb, [name for _, name, _ in found], np.array([s for *_, s in found]))
 
 
 class PredictionFiles:
@@ -89,7 +38,7 @@ class PredictionFiles:
     def __init__(self, folder: Path, predictor: Predictor, score: float):
         self.folder, self.score = folder, score
         self.classes, self.task = predictor.classes, predictor.task
-        self.drawing = Drawing(predictor)
+        self.drawing = Drawing(predictor.classes, predictor.palette)
         categories = [dict(id=i + 1, name=name) for i, name in enumerate(self.classes)]
         self._coco = dict(images=[], annotations=[], categories=categories)
         self._ranked: list[tuple] = []  # (file, rank, label, class, score)

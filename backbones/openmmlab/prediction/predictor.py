@@ -16,6 +16,7 @@ from mmengine.registry import FUNCTIONS, MODELS
 from backbones.errors import InputError
 from backbones.openmmlab.config.loading import inference_dtype, load_config
 from backbones.openmmlab.config.machine import fit_to_machine
+from backbones.openmmlab.config.names import published_model
 from backbones.openmmlab.data.metainfo import dataset_metainfo
 from backbones.openmmlab.mmengine_internals import safe_checkpoint_loading
 from backbones.openmmlab.precision import inference_autocast, set_tf32
@@ -23,13 +24,17 @@ from backbones.openmmlab.registration import enter_scope
 from backbones.openmmlab.tasks import Sample, task_of
 from backbones.weights import load_strictly, read_checkpoint
 
+from .result import Result
+
 
 class Predictor:
     """Predict images with a trained detector, segmentor or classifier.
 
     Args:
-        config: config file, or a config already read.
-        checkpoint: the whole model's weights, anything `read_checkpoint` reads.
+        config: config file, the name of one of the suite's configs or of a published model
+            (`cascade_convnext_t`, `cascade_convnext_t.openmmlab`), or a config already read.
+        checkpoint: the whole model's weights, anything `read_checkpoint` reads; None takes those
+            published for the config, downloaded once.
         device: where to run; None takes a GPU if there is one.
 
     Attributes:
@@ -43,8 +48,17 @@ class Predictor:
     """
 
     def __init__(
-        self, config: str | os.PathLike | Config, checkpoint: str, *, device: str | None = None
+        self,
+        config: str | os.PathLike | Config,
+        checkpoint: str | os.PathLike | None = None,
+        *,
+        device: str | None = None,
     ):
+        if checkpoint is None:
+            given = config.filename if isinstance(config, Config) else config
+            if given is None:
+                raise InputError("a config without a file needs a checkpoint", where="checkpoint")
+            checkpoint = published_model(given).name
         self.config = config if isinstance(config, Config) else load_config(config)
         self.config.setdefault("launcher", "none")
         fit_to_machine(self.config)
@@ -86,19 +100,19 @@ class Predictor:
         collate = self.config.test_dataloader.get("collate_fn", dict(type="pseudo_collate"))
         self.collate = cast(Callable[[list], dict], FUNCTIONS.get(collate["type"]))
 
-    def __call__(self, image: str | os.PathLike | np.ndarray) -> Sample:
+    def __call__(self, image: str | os.PathLike | np.ndarray) -> Result:
         """Predict one image.
 
         Args:
             image: a file, or (H, W, 3) uint8 in BGR order as OpenCV reads it.
 
         Returns:
-            For detectors a sample with `pred_instances` (bboxes in pixels of the image, scores,
-            labels, masks (n, H, W)), for segmentors one with `pred_sem_seg` (1, H, W), for
-            classifiers one with `scores` (classes,) and `label` (1,).
+            A result that can be drawn and saved (`save`). It has `pred_instances` (bboxes in
+            pixels of the image, scores, labels, masks (n, H, W)) from a detector, `pred_sem_seg`
+            (1, H, W) from a segmentor, `scores` (classes,) and `label` (1,) from a classifier.
         """
         (sample,) = self.batch([image])
-        return sample
+        return Result(image, sample, self.classes, self.palette)
 
     @torch.inference_mode()
     def batch(self, images: Sequence[str | os.PathLike | np.ndarray]) -> list[Sample]:

@@ -13,6 +13,7 @@ from backbones.openmmlab.tasks import Sample
 
 from .instances import CroppedMask, Instances
 from .predictor import Predictor
+from .result import label_dtype, prediction
 
 SMALLEST_TILE = 32  # the networks' largest stride
 SAME = 0.5  # IoU from which two views in the overlap of two tiles are of one object
@@ -158,18 +159,6 @@ def check_tiling(tile: int | None, overlap: int | None) -> None:
         check_tile(tile, tile // 4 if overlap is None else overlap)
     elif overlap is not None:
         raise InputError(f"--overlap {overlap}: requires --tile", where="--overlap")
-
-
-def prediction(sample: Sample, classes: int) -> Instances | np.ndarray:
-    """Return the instances or labels of a sample, as `TiledPredictor` returns them."""
-    if "pred_instances" in sample:
-        return Instances.of(sample.pred_instances)
-    return sample.pred_sem_seg.data[0].cpu().numpy().astype(label_dtype(classes))
-
-
-def label_dtype(classes: int) -> type:
-    """Return the dtype of label maps: uint8, or uint16 for more than 256 classes."""
-    return np.uint8 if classes <= 256 else np.uint16
 
 
 def spread(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """Provide decode heads: UperNet's in factorised form, and a linear one."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ class FactorizedUPerHead(UPerHead):
             )
         super().__init__(**kwargs)
         self.factorize = factorize
-        for pooling in self.psp_modules:
+        for pooling in cast(Any, self.psp_modules):
             pooling[0] = DeterministicPool(pooling[0].output_size)
 
     def factorizes(self, x: Tensor) -> bool:

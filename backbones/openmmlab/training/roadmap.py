@@ -9,11 +9,12 @@ from pathlib import Path
 
 from backbones.atomic_write import write_atomically
 from backbones.errors import InputError
+from backbones.openmmlab.config.names import find_config
 from backbones.roadmap import STEPS
+from backbones.shipped import CONFIGS, TOOLS
 from backbones.weights import read_checkpoint, state_dict, write_checkpoint
 
-TOOLS = Path(__file__).parents[3] / "tools"
-CONFIGS = TOOLS.parent / "configs" / "classification"
+RECIPES = CONFIGS / "classification"
 
 
 def train_steps(
@@ -52,9 +53,7 @@ def train_steps(
     if config and "resnet" in steps:
         steps = [step for step in steps if step != "resnet"]
         print("resnet: skipped, its recipe differs; the network of training_recipe is the same")
-    config = config or CONFIGS / f"roadmap_{regime}.py"
-    if not config.is_file():
-        raise InputError(f"{config}: no such config file", code="not-found", where=config)
+    config = find_config(config) if config else RECIPES / f"roadmap_{regime}.py"
     folder = work_dir / regime
     setting = dict(config=str(config), data=str(data), seed=seed, options=list(options))
     _keep_setting(folder / "roadmap.json", setting)
@@ -64,7 +63,7 @@ def train_steps(
         metrics = run / "metrics.json"
         if not metrics.is_file():
             print(f"\nroadmap {i + 1} of {len(steps)}: {step}, {STEPS[step].change}", flush=True)
-            recipe = CONFIGS / f"roadmap_{regime}_torchvision.py" if step == "resnet" else config
+            recipe = RECIPES / f"roadmap_{regime}_torchvision.py" if step == "resnet" else config
             common = ["--work-dir", run, "--data", data]
             changes = [f"model.network.regime={regime}", f"model.network.step={step}", *options]
             seeded = [*changes, f"randomness.seed={seed}"]
