@@ -1,0 +1,78 @@
+"""Model families of mmdet's and mmseg's wheels with ConvNeXt in them, on both branches."""
+
+import json
+from importlib.util import find_spec
+
+import pytest
+from support.running import assert_error, run_here
+
+from backbones.openmmlab import mmcv_ops
+from benchmarks.compatibility import Outcome, check, table
+from benchmarks.families import FAMILIES, Family
+from benchmarks.narrow_models import stock_config
+
+if not mmcv_ops.install():
+    pytest.skip("this mmcv has compiled ops of its own", allow_module_level=True)
+
+NAMED = {family.name: family for family in FAMILIES}
+QUICK = [
+    "Faster R-CNN", "RPN", "Fast R-CNN", "Mask R-CNN", "RetinaNet", "FCOS", "FoveaBox", "YOLOX",
+    "CenterNet-update", "FSAF", "Semantic FPN", "PSPNet",
+]  # fmt: skip
+# More than 20 s on one core: many classes or points, large maps.
+LONG = {"Seesaw loss", "Grid R-CNN", "LR-ASPP", "UPerNet", "K-Net, UPerNet"}
+
+
+def check_if_possible(family: Family) -> Outcome:
+    if family.needs == "scikit-learn" and find_spec("sklearn") is None:
+        pytest.skip("scikit-learn is not installed")
+    return check(family)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_quick_families(name):
+    outcome = check(NAMED[name])
+    assert outcome.errors == {} and outcome.untrained == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [f.name for f in FAMILIES if not f.reason and f.name not in LONG and f.name not in QUICK],
+)
+def test_all_families(name):
+    outcome = check_if_possible(NAMED[name])
+    assert outcome.errors == {} and outcome.untrained == []
+
+
+def test_families_have_names_and_configs_of_their_own():
+    assert len(NAMED) == len(FAMILIES) == 124
+    assert len({(family.library, family.config) for family in FAMILIES}) == len(FAMILIES)
+    for family in FAMILIES[::20]:
+        assert "model" in stock_config(family.library, family.config)
+
+
+def test_a_family_that_cannot_work_is_named_with_its_reason():
+    family = NAMED["TridentNet"]
+    outcome = check(family)
+    assert not outcome.passed and all(e.startswith("build: ") for e in outcome.errors.values())
+    page = table({family: outcome, NAMED["RPN"]: Outcome(seconds=1.0)})
+    assert "Of the 2 families" in page and "1 train" in page
+    assert "| RPN | yes | yes |" in page and "| TridentNet | no | no |" in page
+    assert family.reason in page
+
+
+def test_families_not_run_keep_their_outcome(tmp_path):
+    out = tmp_path / "compatibility"
+    earlier = Outcome(operators=["ms_deform_attn"], seconds=9.0)
+    out.with_suffix(".json").write_text(json.dumps({"DINO": vars(earlier)}))
+    done = run_here("compatibility.py", "--out", out, "--only", "RPN", "--limit", 300)
+    assert done.status == 0, done.err
+    outcomes = json.loads(out.with_suffix(".json").read_text())
+    assert outcomes["DINO"] == vars(earlier) and outcomes["RPN"]["errors"] == {}
+    assert "| DINO | yes | yes | `ms_deform_attn` |" in out.with_suffix(".md").read_text()
+
+
+def test_an_unknown_family_is_named(tmp_path):
+    done = run_here("compatibility.py", "--out", tmp_path / "page", "--only", "RetinaNext")
+    assert_error(done, "bad-argument", "--only", "RetinaNext")
