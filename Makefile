@@ -5,7 +5,7 @@
 #   make test                     the quick tests, some minutes on two cores
 #   make test-all                 these and the slow ones, about an hour
 #   make bench                    speed beside other libraries', over an hour; docs/performance.*
-#   make lint                     formatting and style
+#   make lint                     formatting, style and types
 #   make campaign                 kill 100 runs at random moments, resume, compare bit for bit
 
 PYTHON ?= python3
@@ -29,6 +29,8 @@ bench: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	# By itself it would ask PyPI whether there is a later pyright.
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
 campaign: setup
 	$(BIN)/python -m benchmarks.kills

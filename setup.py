@@ -64,6 +64,7 @@ setup(
             DEMO,
             "hypothesis==6.168.5",
             "playwright==1.65.2",
+            "pyright[nodejs]==1.1.414",  # its own copy of Node.js, so that nothing is fetched later
             "pytest==9.2.0",
             "pytest-xdist==3.8.0",
             "ruff==0.17.5",

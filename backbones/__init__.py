@@ -1,4 +1,4 @@
-"""ConvNeXt backbones for detection and segmentation with OpenMMLab.
+"""Provide ConvNeXt backbones for detection and segmentation with OpenMMLab.
 
 Importing it registers the backbones and the layer-decay constructor with mmengine, and puts
 torchvision's operators in place of mmcv's compiled ones where those are missing. `backbones.ops`

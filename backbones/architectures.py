@@ -1,9 +1,9 @@
-"""Sizes of the published networks by name."""
+"""List the sizes of the published networks by name."""
 
 from .errors import InputError
 
 # Paper Table 9 (V1), V2 paper section 4: blocks and channels of each stage.
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, tuple[int, ...]]] = {
     "atto": dict(depths=(2, 2, 6, 2), dims=(40, 80, 160, 320)),
     "femto": dict(depths=(2, 2, 6, 2), dims=(48, 96, 192, 384)),
     "pico": dict(depths=(2, 2, 6, 2), dims=(64, 128, 256, 512)),

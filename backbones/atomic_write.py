@@ -1,4 +1,4 @@
-"""Atomic writes: a file appears complete under its name, or not at all."""
+"""Write files atomically: a file appears complete under its name, or not at all."""
 
 import os
 from collections.abc import Iterator

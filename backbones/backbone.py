@@ -1,7 +1,8 @@
-"""What the networks here share as backbones: which maps they return, freezing, sizes, weights."""
+"""Provide what the networks share as backbones: output levels, freezing, input sizes, weights."""
 
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,10 @@ from .errors import InputError
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer norm over the channels of (N, C, H, W), with statistics in float32."""
+    """Normalise the channels of (N, C, H, W), with statistics in float32."""
 
     def forward(self, input: Tensor, tie: Tensor | None = None) -> Tensor:
-        """Normalise (N, C, H, W); `tie` is a zero that the weight depends on from here on."""
+        """Normalise (N, C, H, W); the weight depends on the zero `tie` from here on."""
         weight = self.weight if tie is None else self.weight + tie
         x = input.permute(0, 2, 3, 1)  # (N, H, W, C)
         x = F.layer_norm(x, self.normalized_shape, weight, self.bias, self.eps)
@@ -23,7 +24,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class Backbone(BaseModule):
-    """A network of successive levels (stages, or blocks) whose maps necks and heads read.
+    """Define a network of successive levels (stages, or blocks) whose maps necks and heads read.
 
     A subclass builds `norm{i}` for the levels in `out_indices`, sets `stride`, and writes
     `forward_stages` and `load`.
@@ -42,7 +43,7 @@ class Backbone(BaseModule):
 
     Attributes:
         depths, dims: blocks and channels of each level, where they differ.
-        stride: of the coarsest map.
+        stride: stride of the coarsest map.
         built: levels that are built.
 
     Raises:
@@ -71,7 +72,7 @@ class Backbone(BaseModule):
         if pretrained is not None:
             raise self._refusal(
                 "pretrained",
-                f"{pretrained!r} is not read; write init_cfg=dict(type='Pretrained', "
+                f"{pretrained!r} is not supported; use init_cfg=dict(type='Pretrained', "
                 "checkpoint=...) instead",
             )
         self.out_indices = tuple(i + levels if i < 0 else i for i in out_indices)
@@ -106,13 +107,13 @@ class Backbone(BaseModule):
         """Yield the map (N, C, H / s, W / s) of each level in turn, before its output norm."""
         raise NotImplementedError
 
-    def load(self, checkpoint: str, **options: object) -> None:
+    def load(self, checkpoint: str, **options: Any) -> None:
         """Load pretrained weights, all of them or none; `init_cfg` holds the arguments."""
         raise NotImplementedError
 
     @property
     def rounding(self) -> int:
-        """Rows and columns beyond a multiple of it reach no position of the coarsest map."""
+        """Return the size multiple beyond which rows and columns reach no output position."""
         return self.stride
 
     def output_norm(self, level: int) -> nn.Module | None:
@@ -128,7 +129,7 @@ class Backbone(BaseModule):
         return x.contiguous() if self.contiguous_maps else x
 
     def _tie(self) -> Tensor | None:
-        """Return a zero that depends on every output norm, for every output norm to depend on.
+        """Return a zero that depends on every output norm, so that each of them gets a gradient.
 
         A neck or head that leaves out some maps (`start_level=1` of an FPN) would leave the norms
         of those maps without gradients, and DistributedDataParallel would stop at its second step.
@@ -144,7 +145,7 @@ class Backbone(BaseModule):
         return torch.cat(trained).sum() if trained else None
 
     def _fit_size(self, x: Tensor) -> Tensor:
-        """Pad images, or warn once of what the coarsest map leaves out."""
+        """Pad images, or warn once about the rows and columns that the coarsest map leaves out."""
         height, width = x.shape[-2:]
         if torch.compiler.is_exporting():  # of any size: no branch on it
             return self._pad(x) if self.pad_input else x
@@ -178,7 +179,7 @@ class Backbone(BaseModule):
         return F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
 
     def frozen_parts(self) -> Iterator[nn.Module | None]:
-        """Yield the modules that stay in evaluation and get no gradients."""
+        """Yield the modules that stay in evaluation mode and get no gradients."""
         for i in range(min(self.frozen_stages, self.built)):
             yield self.downsample_layers[i]
             yield self.stages[i]
@@ -190,13 +191,13 @@ class Backbone(BaseModule):
                 module.eval().requires_grad_(False)
 
     def train(self, mode: bool = True):
-        """Switch between training and evaluation; what is frozen stays in evaluation."""
+        """Switch between training and evaluation mode; frozen modules stay in evaluation mode."""
         super().train(mode)
         self._freeze()
         return self
 
     def init_weights(self) -> None:
-        """Carry out `init_cfg`; without one the weights drawn at construction stay."""
+        """Load the weights of `init_cfg`; without it, keep those drawn at construction."""
         if isinstance(self.init_cfg, dict) and self.init_cfg["type"] == "Pretrained":
             if not self.is_init:
                 self.load(**{k: v for k, v in self.init_cfg.items() if k != "type"})

@@ -1,16 +1,16 @@
-"""ConvNeXt V1 and V2: the network, top to bottom, as a multi-scale backbone and as a classifier.
+"""Define ConvNeXt V1 and V2, top to bottom, as a multi-scale backbone and as a classifier.
 
 V1 is "A ConvNet for the 2020s" (arXiv:2201.03545), V2 "ConvNeXt V2: Co-designing and Scaling
-ConvNets with Masked Autoencoders" (arXiv:2301.00808). Parameter names are those of the official
-repositories.
+ConvNets with Masked Autoencoders" (arXiv:2301.00808). Parameters have their official names.
 
 Inside a stage tensors are (N, H, W, C): layer norm and the two linears work on rows of channels,
 and the depthwise convolution reads the same memory as a channels-last (N, C, H, W). No copy is made
 to change layout. `Block.branch` defines a block; `Block.cpu_branch` computes it faster on a CPU.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from .weights import load_pretrained
 
 
 class GRN(nn.Module):
-    """Global response normalisation of (N, H, W, C); see `global_response_norm`."""
+    """Apply global response normalisation to (N, H, W, C); see `global_response_norm`."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -41,7 +41,7 @@ class GRN(nn.Module):
 
 
 class Block(nn.Module):
-    """Depthwise 7x7, layer norm, two linears with GELU (V2: GRN) between, layer scale, residual.
+    """Compute a ConvNeXt block: depthwise 7x7, layer norm, two linears with GELU, residual.
 
     Paper, Figure 4; V2 paper, Figure 5.
 
@@ -51,7 +51,7 @@ class Block(nn.Module):
         layer_scale_init_value: initial gamma; 0 leaves layer scale out.
         use_grn: GRN after the GELU (V2).
         with_cp: recompute the branch in backward instead of keeping its activations.
-        dilation: of the depthwise convolution.
+        dilation: dilation of the depthwise convolution.
     """
 
     def __init__(
@@ -80,8 +80,9 @@ class Block(nn.Module):
             return self.cpu_branch(x, residual=x)
         branch = self.fastest_branch
         if self.with_cp and torch.is_grad_enabled():
-            branch = partial(checkpoint, branch, use_reentrant=False)
-        return add_branch(x, branch, drop_rate)
+            # A branch draws nothing: no generator's state is kept.
+            branch = partial(checkpoint, branch, use_reentrant=False, preserve_rng_state=False)
+        return add_branch(x, cast("Callable[[Tensor], Tensor]", branch), drop_rate)
 
     def branch(self, x: Tensor) -> Tensor:
         """Compute the residual branch of (N, H, W, C) by calling its layers, hooks included."""
@@ -93,29 +94,28 @@ class Block(nn.Module):
         return x if self.gamma is None else self.gamma * x
 
     def cpu_branch(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Compute `branch`, and the residual sum where it is given, faster on a CPU."""
+        """Compute `branch`, and the residual sum if a residual is given, faster on a CPU."""
         x = depthwise_conv2d(x, self.dwconv.weight, self.dwconv.bias)
         norm, first, second = self.norm, self.pwconv1, self.pwconv2
-        weights = (norm.weight, norm.bias, norm.eps, first.weight, first.bias)
         grn = {} if self.grn is None else dict(grn_gamma=self.grn.gamma, grn_beta=self.grn.beta)
-        weights += (second.weight, second.bias)
-        return norm_mlp(x, *weights, **grn, scale=self.gamma, residual=residual)
+        weights = (norm.weight, norm.bias, norm.eps, first.weight, first.bias, second.weight)
+        return norm_mlp(x, *weights, second.bias, **grn, scale=self.gamma, residual=residual)
 
     def takes_cpu_path(self, x: Tensor) -> bool:
-        """Return whether `cpu_branch` may stand in: on a CPU, with every layer as it was built."""
+        """Return whether `cpu_branch` may be used: on a CPU, with every layer unmodified."""
         layers = [(self.dwconv, nn.Conv2d), (self.norm, nn.LayerNorm), (self.pwconv1, nn.Linear)]
         layers += [(self.pwconv2, nn.Linear), *([(self.grn, GRN)] if self.grn is not None else [])]
         plain = self.dwconv.dilation == (1, 1)
         return plain and cpu_path_applies(x, layers=layers, compiling=not torch.is_grad_enabled())
 
     def fastest_branch(self, x: Tensor) -> Tensor:
-        """Compute the branch in the way that is the fastest for x."""
+        """Compute the branch in the fastest way for x."""
         return self.cpu_branch(x) if self.takes_cpu_path(x) else self.branch(x)
 
 
 @MODELS.register_module()
 class ConvNeXt(Backbone):
-    """ConvNeXt as a backbone: images in, a normalised feature map of each stage asked for out.
+    """Compute the normalised feature maps of the requested stages of a ConvNeXt.
 
     Args:
         arch: a name in `backbones.ARCHITECTURES`, or `dict(depths=..., dims=...)` with blocks and
@@ -188,10 +188,10 @@ class ConvNeXt(Backbone):
         for i in range(self.built):
             if i > 0:
                 halved = output_stride is None or self.stride < output_stride
-                options = dict(stride=2) if halved else dict(padding="same", dilation=dilation)
-                self.stride *= 2 if halved else 1
+                stride, padding = (2, 0) if halved else (1, "same")
+                conv = nn.Conv2d(dims[i - 1], dims[i], 2, stride, padding, dilation)
+                self.stride *= stride
                 dilation *= 1 if halved else 2
-                conv = nn.Conv2d(dims[i - 1], dims[i], kernel_size=2, **options)
                 norm = LayerNorm2d(dims[i - 1], eps=1e-6)
                 self.downsample_layers.append(nn.Sequential(norm, conv))
             settings = (layer_scale_init_value, use_grn, with_cp, dilation)
@@ -216,7 +216,7 @@ class ConvNeXt(Backbone):
 
 @MODELS.register_module()
 class ConvNeXtClassifier(ConvNeXt):
-    """ConvNeXt with global average pooling, layer norm and a linear head: images to class logits.
+    """Classify images: ConvNeXt with global average pooling, layer norm and a linear head.
 
     Args:
         arch: as in `ConvNeXt`, whose other arguments it takes too.

@@ -1,4 +1,4 @@
-"""The one exception whose text is meant for the user and not for a developer, and how tools end."""
+"""Define the one exception whose text addresses the user, and how tools end."""
 
 import logging
 import os
@@ -9,19 +9,19 @@ from contextlib import contextmanager
 from errno import ENOSPC
 from typing import Literal
 
-# What went wrong, for programs and tests: texts may be reworded, codes stay.
+# The kind of a mistake, for programs and tests: texts may change, codes are stable.
 Code = Literal[
     "bad-annotations",  # an annotation file contradicts itself or cannot be used
-    "bad-argument",  # a command-line or function argument is out of range or goes with no other
+    "bad-argument",  # an argument is out of range or cannot be combined with another
     "bad-config",  # a config file cannot be executed, or its parts contradict each other
-    "bad-image",  # an image or label map is missing, cut off or not an image
-    "bad-labels",  # a label map holds values that the classes do not explain
-    "bad-value",  # a config key has a value of the wrong kind or out of range
-    "broken-file",  # a file is cut off, changed, or not of the format that its name says
+    "bad-image",  # an image or label map is missing, truncated or not an image
+    "bad-labels",  # a label map holds values that belong to no class
+    "bad-value",  # a config key has a value of the wrong type or out of range
+    "broken-file",  # a file is truncated, corrupted, or not in the expected format
     "checkpoint-mismatch",  # the weights are not those of this network
     "class-mismatch",  # classes or their number differ between data, heads and checkpoint
-    "download-failed",  # the network, a server or a proxy gave no file, or another one
-    "lost-process",  # a DataLoader worker or another rank ended before its time
+    "download-failed",  # the network, a server or a proxy returned no file or a wrong one
+    "lost-process",  # a DataLoader worker or another rank ended prematurely
     "missing-package",  # an optional dependency is not installed
     "no-data",  # nothing is left to train on or to evaluate
     "no-space",  # the disk is full
@@ -37,7 +37,7 @@ Code = Literal[
 
 
 class InputError(ValueError):
-    """Something the user supplied is wrong: a path, a config key, a checkpoint, an image, data.
+    """Report a mistake in what the user supplied: a path, a config key, a checkpoint or data.
 
     Its text is one line that names the file, key or class and says what to do. The tools print it
     and exit with status 2, without a traceback; in Python it is an ordinary `ValueError`.
@@ -58,13 +58,13 @@ class InputError(ValueError):
 
 
 class UnreadableImage(InputError):
-    """An image or label map is missing, empty, cut off or not one; the text names it."""
+    """Report an image or label map that is missing, empty, truncated or of another format."""
 
     code = "bad-image"
 
 
 class Preempted(Exception):
-    """A scheduler asked the run to stop; it has saved what it needs to go on.
+    """Signal that a scheduler asked the run to stop after it has saved its state.
 
     The tools exit with status 75, EX_TEMPFAIL of sysexits.h: try again later. 143, as a shell gives
     it for SIGTERM, would be that of a run which died of it and saved nothing.

@@ -1,4 +1,4 @@
-"""Copies of a ConvNeXt for inference, whose weights are folded and cast once."""
+"""Copy a ConvNeXt for inference, with weights folded and cast once."""
 
 from copy import deepcopy
 from typing import Any
@@ -11,11 +11,11 @@ from .errors import InputError
 
 
 class Fused(nn.Module):
-    """A network for inference whose weights `fuse` has folded and cast.
+    """Run a network for inference whose weights `fuse` has folded and cast.
 
     Args:
         network: what computes.
-        dtype: of its convolutions and linears; the rest runs as under autocast to it.
+        dtype: dtype of its convolutions and linears; the rest runs as under autocast to it.
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype):
@@ -32,7 +32,7 @@ class Fused(nn.Module):
             return self.network(x)
 
     def train(self, mode: bool = True):
-        """Stay in evaluation.
+        """Stay in evaluation mode.
 
         Raises:
             InputError: `mode` is True.
@@ -47,10 +47,10 @@ class Fused(nn.Module):
 
 
 def fuse(network: nn.Module, dtype: torch.dtype = torch.float32) -> Fused:
-    """Copy a ConvNeXt for inference: layer scale in the second linear, weights cast once.
+    """Copy a ConvNeXt for inference: fold layer scale into the second linear and cast weights once.
 
     It computes what the network computes, in bfloat16 what it computes under autocast, without
-    casting the weights in every call. The network and its state dict stay as they are.
+    casting the weights in every call. The network and its state dict stay unchanged.
 
     Args:
         network: a `ConvNeXt` or `ConvNeXtClassifier`.

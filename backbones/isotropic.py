@@ -1,4 +1,4 @@
-"""Isotropic ConvNeXt: one resolution from end to end, like a plain ViT.
+"""Define isotropic ConvNeXt: one resolution throughout, like a plain ViT.
 
 "A ConvNet for the 2020s" (arXiv:2201.03545), section 3.3 and Table 2: ConvNeXt's blocks at the
 depths and widths of ViT-S, B and L, on 16x16 patches, without any downsampling. Parameter names are
@@ -25,7 +25,7 @@ STRIDE = 16
 
 @MODELS.register_module()
 class IsotropicConvNeXt(Backbone):
-    """Isotropic ConvNeXt as a backbone: images in, maps at stride 16 out, all of one size.
+    """Compute the maps of an isotropic ConvNeXt, all at stride 16.
 
     It is no pyramid. With several `out_indices` the maps differ in depth only; a neck such as
     mmseg's `Feature2Pyramid` has to make other strides of them, and no detector or segmentor with
@@ -124,7 +124,7 @@ class IsotropicConvNeXt(Backbone):
 
 @MODELS.register_module()
 class IsotropicConvNeXtClassifier(IsotropicConvNeXt):
-    """Isotropic ConvNeXt with global average pooling, layer norm and a linear head.
+    """Classify images: isotropic ConvNeXt, global average pooling, layer norm and a linear head.
 
     Args:
         arch: as in `IsotropicConvNeXt`, whose other arguments it takes too.
@@ -176,7 +176,7 @@ def load_isotropic(
     sha256: str | None = None,
     replace_head: bool = False,
 ) -> None:
-    """Load an isotropic ConvNeXt's weights, all of them or none, and log what they were.
+    """Load an isotropic ConvNeXt's weights, all or none, and log where they come from.
 
     Args:
         model: the backbone or classifier to fill; untouched if anything is wrong. A backbone's

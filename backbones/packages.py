@@ -1,4 +1,4 @@
-"""What is installed, asked before it is needed."""
+"""Check that optional packages are installed before they are needed."""
 
 from importlib.util import find_spec
 
@@ -8,10 +8,10 @@ DISTRIBUTIONS = {"cv2": "opencv-python-headless"}
 
 
 def require(purpose: str, *modules: str) -> None:
-    """Refuse to go on without these modules.
+    """Raise an error unless these modules are installed.
 
     Raises:
-        InputError: says which are missing and how to install them.
+        InputError: names the missing ones and how to install them.
     """
     missing = [DISTRIBUTIONS.get(name, name) for name in modules if not _found(name)]
     if missing:

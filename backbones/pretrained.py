@@ -1,4 +1,4 @@
-"""A ConvNeXt with published weights by their name, for those who use torch alone."""
+"""Create a ConvNeXt by the name of its published weights, for users of plain PyTorch."""
 
 import os
 from collections.abc import Sequence

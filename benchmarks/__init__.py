@@ -1,1 +1,1 @@
-"""Programs that measure: speed beside other libraries, precision, survival of kills."""
+"""Measure speed beside other libraries, precision, and survival of kills."""

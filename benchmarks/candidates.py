@@ -1,12 +1,14 @@
-"""Libraries and ways to run them, on the same weights and images."""
+"""Build libraries and ways to run them, on the same weights and images."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
@@ -30,7 +32,7 @@ ALLOWED = {"fp32": 1e-4, "bf16": 0.5}
 
 @dataclass
 class Candidate:
-    """A library run in one way, and what was measured of it.
+    """Hold a library run in one way, and its measurements.
 
     Attributes:
         name: the library and how it is run.
@@ -70,7 +72,7 @@ def backbones(case: Case, peers: list[str], ways: list[str], device: str) -> Ite
             if way == "channels-last":
                 if library == "ours":  # whose maps are channels-last in any case
                     continue
-                model.to(memory_format=torch.channels_last)
+                cast(Any, model).to(memory_format=torch.channels_last)
             inputs = images.contiguous(
                 memory_format=torch.channels_last
                 if way == "channels-last"
@@ -91,15 +93,17 @@ def backbones(case: Case, peers: list[str], ways: list[str], device: str) -> Ite
 
 
 def run_backbone(
-    case: Case, model: nn.Module, network: nn.Module, images: Tensor, dtype: str
+    case: Case, model: nn.Module, network: Callable[..., Any], images: Tensor, dtype: str
 ) -> list[Tensor]:
     with autocast(dtype, images.device):
         if case.task == "inference":
-            model.training and model.eval()
+            if model.training:
+                model.eval()
             with torch.inference_mode():
                 return list(network(images))
-        model.training or model.train()
-        loss = sum(x.float().square().mean() for x in network(images))
+        if not model.training:
+            model.train()
+        loss = cast(Tensor, sum(x.float().square().mean() for x in network(images)))
     model.zero_grad(set_to_none=True)
     loss.backward()
     return []
@@ -114,14 +118,14 @@ def whole_models(case: Case, device: str) -> Iterator[Candidate]:
     small = Case(case.network, "train", (2, 256, 320))
     calibrate(stock, segmentation_batch(small) if library == "mmseg" else detection_batch(small))
     if library == "mmdet":  # or no box of random weights passes the threshold
-        for head in stock.roi_head.bbox_head:
+        for head in cast(Any, stock.roi_head).bbox_head:
             head.fc_cls.weight.data.mul_(200)
     config = load_config(OUR_CONFIGS[library])
     ours = model_of(config, case.drop_path_rate)
     load_strictly(ours, dict(state_dict=stock.state_dict()), "the stock model")
     if not case.window and library == "mmseg":
         for model in (stock, ours):
-            model.test_cfg.mode = "whole"
+            cast(Any, model.test_cfg).mode = "whole"
     batch = segmentation_batch(case) if library == "mmseg" else detection_batch(case)
     for dtype in dict.fromkeys(["fp32", case.dtype]):
         for name, model in (("stock", stock), ("ours", ours)):
@@ -134,8 +138,8 @@ def whole_models(case: Case, device: str) -> Iterator[Candidate]:
             )
 
 
-def calibrate(model: nn.Module, batch: dict) -> None:
-    """Set the statistics of batch norm from a batch, without which random features are constant."""
+def calibrate(model: BaseModel, batch: dict) -> None:
+    """Set batch norm's statistics from a batch, without which random features are constant."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = 1.0
@@ -145,16 +149,18 @@ def calibrate(model: nn.Module, batch: dict) -> None:
         norm.momentum = 0.1
 
 
-def run_model(case: Case, model: nn.Module, batch: dict, dtype: str) -> list:
+def run_model(case: Case, model: BaseModel, batch: dict, dtype: str) -> list:
     device = next(model.parameters()).device
     batch = dict(
         inputs=list(batch["inputs"]), data_samples=[s.clone() for s in batch["data_samples"]]
     )
     if case.task == "inference":
-        model.training and model.eval()
+        if model.training:
+            model.eval()
         with torch.inference_mode(), autocast(dtype, device):
             return model.test_step(batch)
-    model.training or model.train()
+    if not model.training:
+        model.train()
     torch.manual_seed(1)
     with autocast(dtype, device):
         loss, _ = model.parse_losses(model(**model.data_preprocessor(batch, True), mode="loss"))

@@ -1,4 +1,4 @@
-"""What is timed: models, image sizes and precisions, and the images."""
+"""Define the benchmark cases: models, image sizes and precisions, and the images."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Case:
-    """A model, an image size and a precision to time.
+    """Describe a model, an image size and a precision to time.
 
     Attributes:
         network: a size of ConvNeXt, `UperNet` or `Cascade Mask R-CNN`.

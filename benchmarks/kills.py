@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Kill runs with SIGKILL at random moments, resume them, compare them bit for bit.
+"""Kill runs with SIGKILL at random times, resume them, and compare them bit for bit.
 
 python -m benchmarks.kills --runs 100
 python -m benchmarks.kills --runs 10 --out work_dirs/campaign --seed 1
@@ -12,7 +12,6 @@ A run counts as identical if its last checkpoint (weights, optimizer, EMA, sched
 checkpoint and every line of its log of scores and losses are those of a run that was never killed.
 """
 
-import argparse
 import json
 import os
 import random
@@ -27,15 +26,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-import torch
-from mmengine.logging import HistoryBuffer
 from rich.console import Console
 from rich.table import Table
 
 from backbones.atomic_write import write_atomically
 from backbones.errors import InputError, reported_in_one_line
-from backbones.weights import read_checkpoint
+from backbones.openmmlab.config.command_line import parser_for
+
+from .run_differences import differences
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = {
@@ -100,15 +98,10 @@ default_hooks = dict(
 """,
 }
 MOMENTS = ("any", "saving", "validation")
-# Times, memory and names that differ from run to run by their nature.
-UNLIKE = {
-    "time", "data_time", "memory", "eta", "seconds", "experiment_name", "cfg", "mmengine_version",
-}  # fmt: skip
-PATHS = {"last_ckpt", "best_ckpt"}
 
 
 class Run:
-    """One training, by one or more processes, that can be killed and resumed.
+    """Run one training in one or more processes that can be killed and resumed.
 
     Args:
         config: its config file.
@@ -132,7 +125,7 @@ class Run:
         return self.folder.with_name(f"{self.folder.name}.{self.starts}.log")
 
     def start(self, *options: str) -> None:
-        """Start all processes, each with a group of its own for its data workers."""
+        """Start all processes, each with a process group of its own for its DataLoader workers."""
         self.starts += 1
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with socket.socket() as free:
@@ -161,20 +154,20 @@ class Run:
         return any(process.poll() is None for process in self._running)
 
     def wait(self) -> int:
-        """The worst exit status of the processes."""
+        """Return the worst exit status of the processes."""
         statuses = [process.wait(timeout=3600) for process in self._running]
         self._running = []
         return max(statuses, key=abs)
 
     def kill(self) -> None:
-        """SIGKILL to every process and data worker."""
+        """Send SIGKILL to every process and DataLoader worker."""
         for process in self._running:
             with suppress(ProcessLookupError):  # one of two may have ended just now
                 os.killpg(process.pid, signal.SIGKILL)
         self.wait()
 
     def reach(self, moment: str, draw: random.Random, seconds: float) -> bool:
-        """Wait for a moment to kill the run at; whether it came before the run's end."""
+        """Wait for the time to kill the run; return whether it came before the run's end."""
         if moment == "any":
             end = time.monotonic() + draw.uniform(0.3, 1.0) * seconds
             while self.running() and time.monotonic() < end:
@@ -196,85 +189,19 @@ class Run:
         return False
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """What is not bit for bit the same in the work dirs of two finished runs."""
-    found: list[str] = []
-    last = [Path((d / "last_checkpoint").read_text()).name for d in (one, other)]
-    names = [sorted(p.name for p in d.glob("*.pth")) for d in (one, other)]
-    if last[0] != last[1] or names[0] != names[1]:
-        return [f"checkpoints {last[0]} of {names[0]} and {last[1]} of {names[1]}"]
-    for name in names[0]:
-        _compare(read_checkpoint(one / name), read_checkpoint(other / name), name, found)
-    scores, others = _log_lines(one), _log_lines(other)
-    found += [f"log line {key}" for key in scores.keys() ^ others.keys()]
-    for key in scores.keys() & others.keys():
-        if len({*scores[key], *others[key]}) != 1:
-            found.append(f"log line {key}")
-    return found
-
-
-def _compare(one: object, other: object, where: str, found: list[str]) -> None:
-    if where.endswith((".pth.meta", ".resumed_keys")):
-        return
-    if isinstance(one, HistoryBuffer):
-        one, other = (list(buffer.data) for buffer in (one, other))
-    if isinstance(one, dict):
-        keys = (set(one) | set(other)) - UNLIKE
-        for key in keys:
-            if str(key).split("/")[-1] in UNLIKE:
-                continue
-            if key not in one or key not in other:
-                found.append(f"{where}.{key}: in one only")
-            elif key in PATHS:
-                _compare(Path(one[key]).name, Path(other[key]).name, f"{where}.{key}", found)
-            else:
-                _compare(one[key], other[key], f"{where}.{key}", found)
-    elif isinstance(one, list | tuple):
-        if len(one) != len(other):
-            found.append(f"{where}: {len(one)} and {len(other)} entries")
-        for i, pair in enumerate(zip(one, other, strict=False)):
-            _compare(*pair, f"{where}.{i}", found)
-    elif isinstance(one, torch.Tensor | np.ndarray):
-        one, other = (np.asarray(x) for x in (one, other))
-        same = one.dtype == other.dtype and one.shape == other.shape
-        if not same or one.tobytes() != other.tobytes():
-            found.append(where)
-    elif one != other and not (one != one and other != other):
-        found.append(where)
-
-
-def _log_lines(folder: Path) -> dict[tuple, set[str]]:
-    """Every line of losses and scores by its step; a step done twice has to have given the same."""
-    lines: dict[tuple, set[str]] = {}
-    for path in sorted(folder.glob("*/vis_data/scalars.json")):
-        for text in path.read_text().splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:  # the kill came within it
-                continue
-            line = {k: v for k, v in line.items() if k not in UNLIKE}
-            key = ("train" if "loss" in line else "validation", line["step"])
-            lines.setdefault(key, set()).add(json.dumps(line, sort_keys=True))
-    return lines
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
-        epilog=__doc__.partition("\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_for(__doc__)
     parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the kill times")
+    parser.add_argument("--jobs", type=int, default=1, help="number of concurrent runs")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/campaign"))
     parser.add_argument(
-        "--resume", action="store_true", help="keep the runs that are in the folder's kills.json"
+        "--resume", action="store_true", help="continue with the runs in the folder's kills.json"
     )
     args = parser.parse_args()
     for name in ("runs", "jobs"):
         if getattr(args, name) < 1:
-            raise InputError(f"--{name} {getattr(args, name)}: has to be 1 at least")
+            raise InputError(f"--{name} {getattr(args, name)}: must be at least 1")
 
     out = args.out.resolve()
     kinds = [(list(SMALL)[i % 2], 1 + i // 2 % 2) for i in range(args.runs)]
@@ -308,7 +235,7 @@ def main() -> None:
 
 
 def _begin(out: Path, kinds: list[tuple[str, int]]) -> dict[tuple[str, int], float]:
-    """Make data and configs, train each kind of run without a kill; the seconds that it takes."""
+    """Make data and configs, run each kind without a kill; return the seconds that it takes."""
     if out.exists() and any(out.iterdir()):
         raise InputError(
             f"{out}: not empty; give another folder with --out, --resume or delete it",
@@ -328,7 +255,7 @@ def _begin(out: Path, kinds: list[tuple[str, int]]) -> dict[tuple[str, int], flo
         begin = time.monotonic()
         run.start()
         if run.wait():
-            raise InputError(f"the run that nothing kills failed: see {run.log}")
+            raise InputError(f"the reference run failed: see {run.log}")
         seconds[task, processes] = time.monotonic() - begin
     return seconds
 
@@ -336,10 +263,10 @@ def _begin(out: Path, kinds: list[tuple[str, int]]) -> dict[tuple[str, int], flo
 def _begun(
     out: Path, seed: int, kinds: list[tuple[str, int]]
 ) -> tuple[dict[tuple[str, int], float], list[dict]]:
-    """What `_begin` gave to an interrupted campaign, and its runs; unfinished ones are deleted."""
+    """Return what `_begin` gave an interrupted campaign, and its runs; delete unfinished ones."""
     if not (out / "kills.json").is_file():
         raise InputError(
-            f"--resume: {out / 'kills.json'} does not exist; leave --resume out",
+            f"--resume: {out / 'kills.json'} does not exist; run without --resume",
             code="not-found",
             where=out / "kills.json",
         )

@@ -1,9 +1,8 @@
-"""Time, memory and disturbance of the candidates, in turns."""
+"""Measure time, memory and disturbance of the candidates, in turns."""
 
 import ctypes
 import gc
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -46,7 +45,7 @@ def seconds(run: Callable[[], object], cuda: bool) -> float:
 
 
 def peak_memory(run: Callable[[], object], cuda: bool) -> float:
-    """Return the peak in MiB beyond what was held before; on a CPU the resident set's."""
+    """Return the peak in MiB above the memory held before; on a CPU of the resident set."""
     gc.collect()
     if cuda:
         torch.cuda.synchronize()
@@ -66,7 +65,7 @@ def peak_memory(run: Callable[[], object], cuda: bool) -> float:
 
 def resident(kind: str) -> int:
     """Return VmRSS or VmHWM in KiB."""
-    return int(re.search(rf"{kind}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    return int(Path("/proc/self/status").read_text().partition(f"{kind}:")[2].split()[0])
 
 
 def processor_seconds() -> tuple[float, float]:

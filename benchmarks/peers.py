@@ -1,17 +1,20 @@
-"""Other libraries' ConvNeXt, and OpenMMLab's whole models on it, with the weights of ours.
+"""Build other libraries' ConvNeXt, and OpenMMLab's whole models on it, with our weights.
 
 `benchmarks/speed.py` measures against them. They come with the project's test extras.
 """
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from backbones import ConvNeXt
+from backbones.convnext import Block
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.registration import register
 from backbones.weights import TARGETS, from_official
@@ -23,7 +26,7 @@ STOCK_CONFIGS = {
 
 
 class Features(nn.Module):
-    """The maps of every stage of a network without output norms, each through a norm of its own.
+    """Compute the maps of every stage of a network without output norms, each normalised.
 
     The norms are the library's, so that all peers do the same work.
     """
@@ -41,7 +44,7 @@ class Features(nn.Module):
 
 
 class TransformersFeatures(nn.Module):
-    """A transformers backbone that gives a tuple."""
+    """Run a transformers backbone that returns a tuple."""
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
@@ -52,16 +55,17 @@ class TransformersFeatures(nn.Module):
 
 
 def backbone_of(library: str, ours: ConvNeXt, drop_path_rate: float) -> nn.Module | None:
-    """A library's ConvNeXt with the weights of `ours`; None where it has no such network."""
-    grn = ours.stages[0][0].grn is not None
-    scale = 0.0 if ours.stages[0][0].gamma is None else 1.0
+    """Return a library's ConvNeXt with the weights of `ours`; None if it has no such network."""
+    first = next(m for m in ours.modules() if isinstance(m, Block))
+    grn = first.grn is not None
+    scale = 0.0 if first.gamma is None else 1.0
     state = ours.state_dict()
     layout = {k: v for k, v in state.items() if not k.startswith("norm")}
     if library == "mmpretrain":
         register("mmdet")  # mmpretrain needs mmcv's operators, and help beside transformers 5
         from mmpretrain.models import ConvNeXt as Theirs
 
-        theirs = Theirs(
+        theirs = cast(Any, Theirs)(
             dict(depths=list(ours.depths), channels=list(ours.dims)),
             use_grn=grn,
             drop_path_rate=drop_path_rate,
@@ -87,7 +91,9 @@ def backbone_of(library: str, ours: ConvNeXt, drop_path_rate: float) -> nn.Modul
         converted = from_official(layout, TARGETS["timm"])
         theirs.load_state_dict(converted, strict=False)
         features = Features(
-            theirs.stem, list(theirs.stages), [LayerNorm2d(d, eps=1e-6) for d in ours.dims]
+            theirs.stem,
+            list(theirs.stages.children()),
+            [LayerNorm2d(d, eps=1e-6) for d in ours.dims],
         )
     elif library == "torchvision":
         if grn:
@@ -124,14 +130,16 @@ def backbone_of(library: str, ours: ConvNeXt, drop_path_rate: float) -> nn.Modul
 
 
 def stock_config(library: str) -> Config:
-    """OpenMMLab's published config of ConvNeXt-T as it is installed."""
-    path = Path(find_spec(library).origin).parent / ".mim" / "configs" / STOCK_CONFIGS[library]
+    """Return OpenMMLab's published config of ConvNeXt-T as installed."""
+    spec = find_spec(library)
+    assert spec is not None and spec.origin is not None
+    path = Path(spec.origin).parent / ".mim" / "configs" / STOCK_CONFIGS[library]
     config = Config.fromfile(path, import_custom_modules=False)
     return config
 
 
-def model_of(config: Config, drop_path_rate: float) -> nn.Module:
-    """A config's detector or segmentor for one process, without pretrained weights."""
+def model_of(config: Config, drop_path_rate: float) -> BaseModel:
+    """Build a config's detector or segmentor for one process, without pretrained weights."""
     register(config.default_scope)
     import mmpretrain.models  # noqa: F401
 
@@ -144,7 +152,7 @@ def model_of(config: Config, drop_path_rate: float) -> nn.Module:
 
 
 def randomise(module: nn.Module) -> None:
-    """Weights under which every layer matters and the activations keep their size."""
+    """Draw weights under which every layer matters and the activations keep their size."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.ndim > 1 and "grn" not in name:

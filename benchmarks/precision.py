@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a config's first steps in float32, bfloat16 and float16 and hold the losses together.
+"""Train a config's first steps in float32, bfloat16 and float16 and compare the losses.
 
 python -m benchmarks.precision configs/detection/cascade_convnext_atto_demo.py
 python -m benchmarks.precision CONFIG CONFIG --steps 100 --seeds 3 --out docs/precision
@@ -9,21 +9,23 @@ seeds differ by in float32 is the noise; a precision whose mean lies within it h
 Writes OUT.json and OUT.png. float16 needs a GPU.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.runner import set_random_seed
 from rich.console import Console
 from rich.table import Table
 
 from backbones.atomic_write import atomic_path, write_atomically
 from backbones.errors import InputError, reported_in_one_line
+from backbones.openmmlab.config.command_line import parser_for
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.config.prepare import Options, prepare
 from backbones.openmmlab.doctor.checks import check_data
@@ -34,7 +36,7 @@ COLORS = dict(float32="#444444", bfloat16="#2a78b5", float16="#c8553d")
 
 
 def train(path: Path, precision: str, seed: int, steps: int, work_dir: str) -> list[float]:
-    """The loss of each step."""
+    """Record the loss of each step."""
     options = Options(path, {"randomness.seed": seed}, work_dir=Path(work_dir))
     config = prepare(options, "inspect")
     config.log_level = "WARNING"
@@ -43,7 +45,7 @@ def train(path: Path, precision: str, seed: int, steps: int, work_dir: str) -> l
     fit_to_machine(config)
     set_random_seed(seed)
     runner = Runner.from_cfg(plain(config))
-    model = runner.model.train()
+    model = cast(BaseModel, runner.model).train()
     model.init_weights()
     optimizer = runner.build_optim_wrapper(config.optim_wrapper).optimizer
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -70,7 +72,7 @@ def train(path: Path, precision: str, seed: int, steps: int, work_dir: str) -> l
 
 
 def plain(config: Config) -> Config:
-    """The config with one data loading process: the images are then the same in every run."""
+    """Return the config with one data loading process, so that images are the same in every run."""
     config.train_dataloader.num_workers = 0
     config.train_dataloader.persistent_workers = False
     return config
@@ -98,10 +100,7 @@ def plot(results: dict, path: Path) -> None:
 
 
 def main() -> None:
-    first, _, rest = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_for(__doc__)
     parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
@@ -137,7 +136,7 @@ def main() -> None:
 
 
 def ends(seeds: list[list[float]]) -> tuple[float, float]:
-    """Mean and standard deviation over the seeds of the last steps' loss."""
+    """Return mean and standard deviation over the seeds of the last steps' loss."""
     means = [statistics.fmean(losses[-LAST:]) for losses in seeds]
     return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else 0.0
 

@@ -1,4 +1,4 @@
-"""Results of a case as a table, as Markdown and as a figure."""
+"""Show the results of a case as a table, as Markdown and as a figure."""
 
 import json
 import platform
@@ -47,7 +47,7 @@ def results_of(case: Case, candidates: list[Candidate], disturbed: float) -> dic
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
     if len(values) == 1:
-        return (values[0],) * 3
+        return values[0], values[0], values[0]
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, median, high
 
@@ -97,7 +97,8 @@ def markdown(report: dict, losses: Path) -> str:
         "in the same round, with its quartiles.",
         "Memory is what the case takes beyond the model's own. Difference is the largest of",
         "the output from the first candidate's: of maps of magnitude 1 to 10, or the share of",
-        "pixels or boxes that differ.",
+        "pixels or boxes that differ. bfloat16 is autocast's of the device named below; what",
+        "CUDA's does otherwise stands in [gpu.md](gpu.md).",
         "",
         f"{head['device']}, {head['threads']} threads, {head['instructions']}; processor flags: "
         f"{', '.join(head['flags']) or 'not known'}. Python {head['python']}, {versions}.",

@@ -15,6 +15,12 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def float32_is_float32():
+    """Parity is compared without TF32, also after a run whose config asked for it."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
 @pytest.fixture
 def real_data() -> Path:
     """Folder with coco_mini and ade_mini, photographs that are not part of the project."""

@@ -28,7 +28,7 @@ def main() -> None:
         metavar=("WIDTH", "HEIGHT"),
         help="size of the image (default: 1280 800 for detectors, the test size otherwise)",
     )
-    parser.add_argument("--json", action="store_true", help="print the numbers alone, as JSON")
+    parser.add_argument("--json", action="store_true", help="print only the numbers, as JSON")
     args = parser.parse_args()
     if args.size and min(args.size) < 1:
         raise InputError(f"--size {args.size[0]} {args.size[1]}: must be positive", where="--size")

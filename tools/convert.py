@@ -15,7 +15,7 @@ from backbones.weights import TARGETS, convert, trusted, write_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    first, _, rest = __doc__.partition("\n")
+    first, _, rest = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -4,7 +4,6 @@
 python tools/demo.py CONFIG CHECKPOINT
 """
 
-import argparse
 import re
 import threading
 from collections.abc import Sequence
@@ -14,13 +13,13 @@ from pathlib import Path
 
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.config.command_line import Overrides
+from backbones.openmmlab.config.command_line import Overrides, parser_for
 from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.weights import trusted
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_for(__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("checkpoint")
     parser.add_argument(
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", help="device of the model (default: a GPU if there is one)")
     parser.add_argument(
-        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="change the config"
+        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="set config keys"
     )
     parser.add_argument(
         "--trust-checkpoint",

@@ -26,9 +26,7 @@ STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 def main() -> None:
     parser = run_parser(__doc__)
-    parser.add_argument(
-        "--json", action="store_true", help="print the issues alone, as a JSON list"
-    )
+    parser.add_argument("--json", action="store_true", help="print only the issues, as a JSON list")
     parser.add_argument(
         "--images",
         type=int,

@@ -8,11 +8,10 @@ The file takes images (N, 3, H, W) as OpenCV reads them, in float32; docs/export
 outputs and their names.
 """
 
-from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
 
-from backbones.errors import InputError, reported_in_one_line
+from backbones.errors import reported_in_one_line
 from backbones.packages import require
 from backbones.weights import trusted
 
@@ -23,7 +22,7 @@ def main() -> None:
     from backbones.openmmlab.config.command_line import run_parser
     from backbones.openmmlab.config.prepare import Options, prepare
     from backbones.openmmlab.doctor.checks import check_data
-    from backbones.openmmlab.export.files import OPSET, TARGETS
+    from backbones.openmmlab.export.files import OPSET, TARGETS, check_output, export_name
     from backbones.openmmlab.export.graphs import PARTS
 
     parser = run_parser(__doc__ or "")
@@ -52,7 +51,7 @@ def main() -> None:
     parser.add_argument(
         "--tolerance",
         type=float,
-        help="accept relative differences, and changes of AP or mIoU as a share of 1, up to this; "
+        help="maximum relative difference, and maximum change of AP or mIoU on a scale of 1; "
         "default: 0.001, with --fp16 0.02",
     )
     parser.add_argument(
@@ -62,18 +61,9 @@ def main() -> None:
     args = parser.parse_args()
     target = TARGETS[args.target]
     require(f"--to {args.target}", *target.packages)
-    suffix = target.suffix
-    out = args.out or Path(default_name(args) + suffix)
-    if out.suffix != suffix:
-        raise InputError(
-            f"--out {out}: --to {args.target} writes files that end in {suffix}",
-            code="bad-argument",
-            where="--out",
-        )
-    if out.exists() and not args.force:
-        raise InputError(
-            f"{out}: exists already; --force overwrites it", code="bad-argument", where=out
-        )
+    name = export_name(args.config.stem, args.part, args.logits, args.fp16)
+    out = args.out or Path(name + target.suffix)
+    check_output(out, args.target, args.force)
     config = prepare(Options.of(args), "inspect")
     check_data(config, ("test",))
 
@@ -96,14 +86,6 @@ def main() -> None:
     if "activations_enlarged" in report:
         print(f"  finite with activations {report['activations_enlarged']:g} times as large")
     print(f"{out}\n{out.with_suffix('.json')}")
-
-
-def default_name(args: Namespace) -> str:
-    """Return the name of a file without --out: the config's, with what was asked for."""
-    parts = [args.config.stem]
-    parts += [args.part] if args.part != "model" else []
-    parts += ["logits"] * args.logits + ["fp16"] * args.fp16
-    return "-".join(parts)
 
 
 if __name__ == "__main__":

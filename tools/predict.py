@@ -5,7 +5,6 @@ python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ 'scans/**/*.tif' cli
 python tools/predict.py CONFIG CHECKPOINT aerial.tif --tile 1024
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,18 +15,17 @@ from PIL import Image
 
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.config.command_line import Overrides
-from backbones.openmmlab.prediction.batches import Batches
-from backbones.openmmlab.prediction.inputs import find_files, output_names
+from backbones.openmmlab.config.command_line import Overrides, parser_for
+from backbones.openmmlab.prediction.batches import predict_files
+from backbones.openmmlab.prediction.inputs import find_files
 from backbones.openmmlab.prediction.predictions import PredictionFiles
 from backbones.openmmlab.prediction.predictor import Predictor
-from backbones.openmmlab.prediction.progress import FileProgress
-from backbones.openmmlab.prediction.tiles import TiledPredictor, check_tile
+from backbones.openmmlab.prediction.tiles import TiledPredictor, check_tiling
 from backbones.weights import trusted
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_for(__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("checkpoint")
     parser.add_argument(
@@ -56,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", help="device of the model (default: a GPU if there is one)")
     parser.add_argument(
-        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="change the config"
+        "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="set config keys"
     )
     parser.add_argument(
         "--trust-checkpoint",
@@ -69,10 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(
             f"--batch-size {args.batch_size}: must be at least 1", where="--batch-size"
         )
-    if args.tile is None and args.overlap is not None:
-        raise InputError(f"--overlap {args.overlap}: requires --tile", where="--overlap")
-    if args.tile is not None:
-        check_tile(args.tile, args.tile // 4 if args.overlap is None else args.overlap)
+    check_tiling(args.tile, args.overlap)
     Image.MAX_IMAGE_PIXELS = None  # large images are expected here
     cv2.setLogLevel(0)  # files that cannot be read are listed at the end
     paths = find_files(args.paths)
@@ -83,14 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.tile is not None:
         tiled = TiledPredictor(predictor, args.tile, args.overlap, args.batch_size)
     files = PredictionFiles(args.out, predictor, args.score)
-
-    with FileProgress(len(paths)) as progress:
-        batches = Batches(predictor, tiled, args.batch_size, files, progress)
-        for path, name in zip(paths, output_names(paths), strict=True):
-            batches.add(path, name)
-        batches.flush()
-    files.finish()
-    refused = batches.refused
+    refused = predict_files(predictor, tiled, args.batch_size, files, paths)
     done = len(paths) - len(refused)
     if done:
         where = [args.out / kind for kind in ("pictures", "videos") if (args.out / kind).is_dir()]

@@ -38,14 +38,14 @@ def main() -> None:
         help="what tools/test.py wrote for this checkpoint; default: metrics.json beside it",
     )
     parser.add_argument(
-        "--licence", help="licence of the weights, where those they started from require no other"
+        "--licence", help="licence of the weights, unless their pretrained weights require another"
     )
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         action=DictAction,
         metavar="KEY=VALUE",
-        help="override config keys",
+        help="set config keys",
     )
     parser.add_argument(
         "--trust-checkpoint",

@@ -42,7 +42,7 @@ def main() -> None:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         names = ", ".join(reports)
         raise InputError(
-            f"{names}: report.json is damaged ({error!r}); write it again by tools/test.py",
+            f"{names}: report.json is damaged ({error!r}); write it again with tools/test.py",
             code="broken-file",
             where=names,
         ) from error

@@ -26,7 +26,7 @@ from backbones.roadmap import REGIMES, STEPS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    description, _, examples = __doc__.partition("\n")
+    description, _, examples = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         description=description,
         epilog=examples,
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--processes", type=int, default=1, help="number of ranks (GPUs), started by torchrun"
     )
     training.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="change the config"
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="set config keys"
     )
     args = parser.parse_args(argv)
     steps = [step for step in STEPS if args.steps is None or step in args.steps]

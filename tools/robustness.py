@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure how a detector or segmentor stands up to corrupted images, and show it in its report.
+"""Measure a detector's or segmentor's robustness to corrupted images, and add it to its report.
 
 python tools/robustness.py configs/detection/cascade_convnext_t.py CHECKPOINT
 python tools/robustness.py CONFIG CHECKPOINT --severities 1 3 5 --images 500
@@ -11,9 +11,10 @@ arguments, it continues where it was stopped.
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 
 from mmengine.dist import is_main_process
-from mmengine.model import is_model_wrapper
+from mmengine.runner import TestLoop
 
 from backbones.errors import reported_in_one_line
 from backbones.openmmlab.config.command_line import run_parser
@@ -23,7 +24,7 @@ from backbones.openmmlab.evaluation import corruption, robustness
 from backbones.openmmlab.report import ReportHook
 from backbones.openmmlab.segmentation.boundary import measure_boundaries
 from backbones.openmmlab.tasks import task_of
-from backbones.openmmlab.training.ranks import process_group_cleanup
+from backbones.openmmlab.training.ranks import process_group_cleanup, unwrapped
 from backbones.openmmlab.training.runner import Runner
 from backbones.weights import trusted
 
@@ -64,11 +65,10 @@ def main() -> None:
     with trusted() if args.trust_checkpoint else nullcontext():
         runner = Runner.from_cfg(config)
         if images != "all":
-            metrics = runner.test_loop.evaluator.metrics
+            metrics = cast(TestLoop, runner.test_loop).evaluator.metrics
             robustness.count_these_only(runner.test_dataloader.dataset, metrics)
         runner.load_or_resume()
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    weights = robustness.weights_digest(model)
+    weights = robustness.weights_digest(unwrapped(runner.model))
     subject = dict(
         checkpoint=args.checkpoint, weights=weights, settings=settings, images=images,
         seed=str(args.seed), library=library,

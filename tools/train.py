@@ -8,7 +8,6 @@ torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch --strategy 
 Fewer ranks take the recipe's optimizer steps too: gradients are accumulated to its batch size.
 """
 
-import os
 from contextlib import nullcontext
 
 from mmengine.logging import print_log
@@ -16,6 +15,7 @@ from mmengine.logging import print_log
 from backbones.errors import reported_in_one_line
 from backbones.openmmlab.config.command_line import run_parser
 from backbones.openmmlab.config.global_batch import LR_SCALES
+from backbones.openmmlab.config.machine import is_first_rank
 from backbones.openmmlab.config.prepare import Options, prepare
 from backbones.openmmlab.config.strategy import STRATEGIES
 from backbones.openmmlab.config.tracking import TRACKERS
@@ -58,7 +58,7 @@ def main() -> None:
         action="append",
         choices=TRACKERS,
         default=[],
-        help="send the run's figures to this tracker too; may be given more than once",
+        help="log metrics to this tracker too; may be given more than once",
     )
     parser.add_argument(
         "--compile", action="store_true", help="compile the network with torch.compile"
@@ -72,7 +72,7 @@ def main() -> None:
     args = parser.parse_args()
     config = prepare(Options.of(args), "train")
     check_data(config, ("train", "val"))
-    for issue in check_quickly(config) if os.environ.get("RANK", "0") == "0" else ():
+    for issue in check_quickly(config) if is_first_rank(config) else ():
         if issue.severity != "note":
             print_log(f"{issue.severity}: {issue}", "current")
     with trusted() if args.trust_checkpoint else nullcontext():

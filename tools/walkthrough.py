@@ -51,7 +51,7 @@ def run(tool: str, *arguments: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("task", choices=TASKS)
     task = parser.parse_args().task
     config, scores, unit, images = TASKS[task]

@@ -18,7 +18,7 @@ from backbones.weights.listing import TASKS, everything, print_one, print_table,
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    description, _, examples = __doc__.partition("\n")
+    description, _, examples = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         description=description,
         epilog=examples,
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "name",
         nargs="?",
-        help="show all about the weights of this name, source or folder of tools/publish.py",
+        help="show the details of the weights with this name, source or folder",
     )
     parser.add_argument(
         "--published",
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         choices=sorted({weights.arch for weights in ZOO}),
         help="only weights of this size",
     )
-    parser.add_argument("--json", action="store_true", help="print all that is known as JSON")
+    parser.add_argument("--json", action="store_true", help="print all fields as JSON")
     args = parser.parse_args(argv)
     chosen = published_in(args.published) if args.published else ZOO
     total = len(chosen)

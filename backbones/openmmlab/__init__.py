@@ -1,4 +1,4 @@
-"""What plugs the backbones into OpenMMLab.
+"""Plug the backbones into OpenMMLab.
 
 Importing it registers the layer-decay constructor, puts torchvision's operators in place of mmcv's
 compiled ones and a PQ in place of panopticapi's where those are missing, and keeps mmpretrain

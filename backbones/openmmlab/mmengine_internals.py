@@ -1,4 +1,4 @@
-"""All of mmengine's private names that this package relies on.
+"""Collect all uses of mmengine's private names in this package.
 
 The functions stand in for public interfaces that mmengine lacks. `PROTECTED` lists what they and
 our subclasses of mmengine's classes use. A test holds every name against the installed release.
@@ -55,7 +55,7 @@ PROTECTED: dict[type, tuple[str, ...]] = {
 
 @contextmanager
 def safe_checkpoint_loading() -> Iterator[None]:
-    """Have mmengine read checkpoint files by `read_checkpoint` within the context.
+    """Make mmengine read checkpoint files with `read_checkpoint` within the context.
 
     Modules that are built or initialized may ask mmengine for a file (`init_cfg`, a teacher's
     weights), and mmengine's own reader runs the code in what it cannot read as plain weights. The
@@ -100,12 +100,12 @@ def forward_losses(model: BaseModel, data_batch: object) -> object:
 
 
 def set_iteration(loop: BaseLoop, iteration: int) -> None:
-    """Set the iteration that a training loop goes on from."""
+    """Set the iteration that a training loop continues from."""
     loop._iter = iteration  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def decide_val_interval(loop: EpochBasedTrainLoop | IterBasedTrainLoop) -> None:
-    """Have the loop set its validation interval by where it is."""
+    """Make the loop set its validation interval by its current iteration."""
     loop._decide_current_val_interval()
 
 

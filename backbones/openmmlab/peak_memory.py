@@ -1,4 +1,4 @@
-"""The peak memory of this process."""
+"""Measure the peak memory of this process."""
 
 import resource
 

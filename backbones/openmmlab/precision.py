@@ -1,9 +1,7 @@
-"""Mixed precision: what evaluation computes in, and which training needs a loss scaler."""
+"""Configure precision: autocast of evaluation, TF32 on a GPU, loss scalers of training."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from inspect import isclass
-from typing import Any
 
 import torch
 from mmengine.optim import AmpOptimWrapper
@@ -21,7 +19,18 @@ def inference_autocast(model: nn.Module, dtype: torch.dtype) -> AbstractContextM
     return torch.autocast(next(model.parameters()).device.type, dtype)
 
 
-def without_bfloat16_scaler(optim_wrapper: Mapping[str, Any]) -> Mapping[str, Any]:
+def set_tf32(env_cfg: dict | None) -> None:
+    """Let a GPU multiply float32 in TF32, in linears and in convolutions, as `env_cfg.tf32` says.
+
+    TF32 keeps float32's range and 10 bits of its mantissa. Without the key PyTorch's own choice
+    stays, which is TF32 for convolutions alone. Nothing else computes in it, and no CPU does.
+    """
+    tf32 = (env_cfg or {}).get("tf32")
+    if tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(tf32)
+
+
+def without_bfloat16_scaler(optim_wrapper: dict) -> dict:
     """Return the config of an optimizer wrapper, without a loss scaler if it trains in bfloat16.
 
     bfloat16 has float32's range. mmengine's default, a dynamic scaler whatever the dtype, doubles
@@ -34,6 +43,6 @@ def without_bfloat16_scaler(optim_wrapper: Mapping[str, Any]) -> Mapping[str, An
         return optim_wrapper
     if optim_wrapper.get("dtype") not in ("bfloat16", torch.bfloat16):
         return optim_wrapper
-    changed = optim_wrapper.copy()  # pyright: ignore[reportAttributeAccessIssue]
+    changed = optim_wrapper.copy()
     changed["loss_scale"] = dict(enabled=False)
     return changed

@@ -1,4 +1,4 @@
-"""Importing mmdet or mmseg where their optional dependencies would stop them; their scopes."""
+"""Import mmdet or mmseg where missing optional dependencies would prevent it."""
 
 import io
 import sys
@@ -23,7 +23,7 @@ _NUMBERS = count()
 
 
 def register(library: str) -> None:
-    """Put everything in `mmdet` or `mmseg` into the registries."""
+    """Register everything in `mmdet` or `mmseg`."""
     mmcv_ops.install()
     panoptic_quality.install()
     switch_off_multimodal()
@@ -41,7 +41,7 @@ def enter_scope(scope: str) -> None:
 
 
 def switch_off_multimodal() -> None:
-    """Leave mmpretrain's multimodal models out beside transformers 5, now or when it is imported.
+    """Leave out mmpretrain's multimodal models, which do not import beside transformers 5.
 
     mmdet and mmseg import mmpretrain if it is installed, and it imports those models if
     transformers is: that ends in a TypeError (mmpretrain/models/multimodal/blip/language_model.py).

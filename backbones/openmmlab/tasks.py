@@ -1,29 +1,28 @@
-"""The records in which a task says once what the rest of the suite needs to know of it.
+"""Define the records in which a task states once what the rest of the suite needs to know.
 
-A task room (`detection`, `segmentation`, `classification`) fills in its `Task` in `task.py` and
-registers it when it is imported. Training, prediction, reports, export, publishing, the doctor and
-the tools ask `task_of` and know neither libraries nor names of heads.
+A task's package (`detection`, `segmentation`, `classification`) fills in its `Task` in `task.py`
+and registers it when it is imported. Training, prediction, reports, export, publishing, the doctor
+and the tools ask `task_of` and know neither libraries nor names of heads.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from backbones.errors import InputError
 
 if TYPE_CHECKING:
     from mmengine.config import Config
-    from mmengine.structures import BaseDataElement
     from torch import Tensor, nn
 
 
 class ValuesNeeded(InputError):
-    """A part of a model reads values, where it was given tensors of sizes alone."""
+    """Raised where a part of a model reads values from tensors that have only sizes."""
 
 
-# The room that registers the task of each scope, and with it the library's classes.
+# The package that registers the task of each scope, and with it the library's classes.
 ROOMS = {
     "mmdet": "backbones.openmmlab.detection",
     "mmseg": "backbones.openmmlab.segmentation",
@@ -31,14 +30,17 @@ ROOMS = {
 }
 _TASKS: dict[str, "Task"] = {}
 
+# A data sample of mmengine's, or a part of one: fields are set at run time, so no type has them.
+Sample: TypeAlias = Any
+
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure that an evaluator returns.
+    """Describe a metric that an evaluator returns.
 
     Attributes:
-        key: as the evaluator calls it, such as `coco/bbox_mAP`.
-        name: as people call it, such as `box AP`.
+        key: name in the evaluator's results, such as `coco/bbox_mAP`.
+        name: display name, such as `box AP`.
         best: its value for perfect predictions, 1 or 100.
         main: whether it is one of the figures that a result is judged by.
         outline_of: the key of the metric whose masks it measures along their outlines.
@@ -54,12 +56,41 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class ReportLayout:
+    """Describe how the page of a report shows a task's figures.
+
+    The report holds a copy, so that a page needs no task's package.
+
+    Attributes:
+        class_scores: keys of the scores of a class, the one that classes are sorted by first.
+        class_count: key of the amount of a class in the data.
+        per_cent: whether scores and amount of a class are shares, shown in per cent.
+        class_note: note above the table of classes.
+        confusion_unit: what a confusion matrix counts.
+        confusion_note: how they were counted.
+        background: whether a prediction or an object may have no counterpart.
+        image_score: name of the score that ranks images.
+        image_note: how that score is defined.
+    """
+
+    class_scores: tuple[str, ...] = ()
+    class_count: str = ""
+    per_cent: bool = False
+    class_note: str = ""
+    confusion_unit: str = "count"
+    confusion_note: str = ""
+    background: bool = False
+    image_score: str = "score"
+    image_note: str = ""
+
+
+@dataclass(frozen=True)
 class PublicDataset:
-    """A data set that a model card and a zoo entry know by name.
+    """Describe a data set that a model card and a zoo entry know by name.
 
     Attributes:
         dataset_type: the class that reads it in configs.
-        name: as people call it.
+        name: display name.
         hub_id: its identifier on the Hugging Face hub.
         zoo_field: the field of `backbones.weights.zoo.Weights` that holds a score on it.
         metric: the key of that score.
@@ -73,7 +104,7 @@ class PublicDataset:
 
 
 class PartRunner(Protocol):
-    """What `Task.run_parts` runs each part of a model with."""
+    """Define how `Task.run_parts` runs each part of a model."""
 
     def __call__(
         self,
@@ -97,29 +128,29 @@ class PartRunner(Protocol):
 
 
 class Differences(Protocol):
-    """How far one image's outputs of a file are from the model's; see `export.differences`."""
+    """Describe one image's differences between a file and its model (`export.differences`)."""
 
     @property
     def largest(self) -> dict[str, float]:
-        """The largest difference by what was compared."""
+        """Return the largest difference of each compared quantity."""
         ...
 
     @property
     def detections(self) -> int:
-        """How many the model or the file found, whichever found more."""
+        """Return the larger of the model's and the file's numbers of detections."""
         ...
 
     @property
     def unpaired(self) -> int:
-        """How many of them only one of the two found."""
+        """Return how many of them only one of the two found."""
         ...
 
 
 class Comparison(Protocol):
-    """What the library itself predicts, to hold an exported file against."""
+    """Compare an exported file with the library's own prediction."""
 
     def reference(self, batch: dict) -> "Sequence[Tensor]":
-        """Return the outputs of the library's own prediction in the order of the graph's."""
+        """Return the outputs of the library's own prediction, in the order of the graph's."""
         ...
 
     def differences(
@@ -128,19 +159,19 @@ class Comparison(Protocol):
         """Return how far the file's outputs are from the reference."""
         ...
 
-    def sample(self, outputs: "Sequence[Tensor]", batch: dict) -> "BaseDataElement":
+    def sample(self, outputs: "Sequence[Tensor]", batch: dict) -> Sample:
         """Return outputs as the data sample that the config's evaluator takes."""
         ...
 
 
 @dataclass(frozen=True)
 class Export:
-    """How a task's models become functions of images; see `export.graphs.build_graph`.
+    """Describe how a task's models become functions of images; see `export.graphs.build_graph`.
 
     Attributes:
-        graph: of (preprocessing, model, logits) makes a module of images alone, with `inputs`, the
+        graph: turns (preprocessing, model, logits) into a module of images, with `inputs`, the
             dynamic axes of its argument by name, and `outputs`, the names of its results.
-        comparison: of (model, logits) makes what a file of that graph is held against.
+        comparison: turns (model, logits) into what a file of that graph is compared with.
         has_logits: whether a graph can return logits instead of labels.
     """
 
@@ -151,30 +182,31 @@ class Export:
 
 @dataclass(frozen=True)
 class Task:
-    """What a task is called, measured by and made of.
+    """Describe a task: its name, its metrics, the parts of its models, and their functions.
 
     Attributes:
-        name: as in `configs/` and in reports.
+        name: name in `configs/` and in reports.
         scope: mmengine's default_scope of its configs.
         pipeline_tag: what the Hugging Face hub calls it.
         metrics: all figures that its evaluators return, those that it is judged by first.
         compiled_parts: modules whose forward pass torch.compile takes.
         compiled_region_parts: the same for modules that are given a changing number of regions.
-        figures: what a report tells beyond scores: takes the evaluator's metrics, the data set's
+        figures: what a report shows beyond scores: takes the evaluator's metrics, the data set's
             meta and how many of the worst images to keep; returns an `evaluation.figures.Figures`,
             or None.
+        report_layout: how the page of a report shows these figures.
         class_layers: pattern of the names of layers that have rows for each class.
         parts: names under which parameters and multiply-adds are counted, with the modules of each.
         owns: whether a model is one of this task's.
-        default_size: of a config, the (width, height) of the image that multiply-adds are counted
+        default_size: returns a config's (width, height) of the image that multiply-adds are counted
             for; raises InputError where the config does not say.
         run_parts: run a model on an image (1, 3, H, W), part by part, without predicting anything.
-        step_loss: of a model, a batch (N, 3, H, W) and its config, a loss whose forward and
+        step_loss: returns for a model, a batch (N, 3, H, W) and its config a loss whose forward and
             backward pass take the memory of a training step; on tensors without values.
         heap_overhead: bytes that malloc cannot reuse at the peak of a step on a CPU, for each byte
             of the heap in use; measured (`doctor.memory`).
         backbone: the attribute of a model that holds the pretrained network.
-        array_loader: the transform that takes an image array in the place of the pipeline's loader.
+        array_loader: the transform that takes an image array instead of the pipeline's loader.
         public_datasets: those that a model card names.
         export: how a model becomes a file for other runtimes; None if it does not.
     """
@@ -197,6 +229,7 @@ class Task:
     public_datasets: tuple[PublicDataset, ...] = ()
     export: Export | None = None
     figures: Callable[..., Any] | None = None
+    report_layout: ReportLayout = ReportLayout()
 
     def metric(self, key: str) -> Metric | None:
         """Return the metric of this key, or None."""
@@ -204,18 +237,18 @@ class Task:
 
     @property
     def main_metrics(self) -> tuple[Metric, ...]:
-        """The figures that a result is judged by."""
+        """Return the metrics that a result is judged by."""
         return tuple(metric for metric in self.metrics if metric.main)
 
 
 def register_task(task: Task) -> Task:
-    """Make a task known by its scope; return it."""
+    """Register a task by its scope; return it."""
     _TASKS[task.scope] = task
     return task
 
 
 def task_of(config: "Mapping | Config") -> Task:
-    """Return the task of a config by its `default_scope`, after importing the task's room.
+    """Return the task of a config by its `default_scope`, after importing the task's package.
 
     Raises:
         InputError: no task has that scope.
@@ -224,7 +257,7 @@ def task_of(config: "Mapping | Config") -> Task:
 
 
 def task_of_scope(scope: str) -> Task:
-    """Return the task of a scope, after importing its room.
+    """Return the task of a scope, after importing its package.
 
     Raises:
         InputError: no task has that scope.
@@ -241,7 +274,7 @@ def task_of_scope(scope: str) -> Task:
 
 
 def task_of_model(model: "nn.Module") -> Task:
-    """Return the task that a built model belongs to; its room has been imported to build it.
+    """Return the task that a built model belongs to; its package has been imported to build it.
 
     Raises:
         InputError: no task knows models of this class.
@@ -251,14 +284,14 @@ def task_of_model(model: "nn.Module") -> Task:
             return task
     name = type(model).__name__
     raise InputError(
-        f"{name}: is no model of {', '.join(task.name for task in _TASKS.values()) or 'any task'}",
+        f"{name}: no model of {', '.join(task.name for task in _TASKS.values()) or 'any task'}",
         code="unsupported",
         where=name,
     )
 
 
 def module_at(model: "nn.Module", path: str) -> "nn.Module | None":
-    """Return the module at a dotted path, or None where the model has none there."""
+    """Return the module at a dotted path, or None if the model has none there."""
     module: Any = model
     for name in path.split("."):
         module = getattr(module, name, None)

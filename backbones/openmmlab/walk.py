@@ -1,6 +1,6 @@
 """Walk a config: the one recursion over its dicts and lists.
 
-It stands beside the rooms, as all of them read configs and `data` knows no other room.
+It is outside the packages: all of them read configs, and `data` imports none of the others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def nodes(config: Any, path: str = "") -> Iterator[tuple[str, dict]]:
-    """Yield every dict in a tree of dicts and lists, each before what is in it.
+    """Yield every dict in a tree of dicts and lists, parents before children.
 
     Args:
         config: a dict, a list or a tuple; anything else holds no dicts.
@@ -28,7 +28,7 @@ def nodes(config: Any, path: str = "") -> Iterator[tuple[str, dict]]:
 
 
 def class_counts(model: Any, path: str = "model") -> Iterator[tuple[str, dict]]:
-    """Yield every dict of a model that states `num_classes`, but the RPN's, and the key's path.
+    """Yield every dict of a model that states `num_classes`, except the RPN's, and the key's path.
 
     An RPN tells objects from background, whatever their classes.
     """

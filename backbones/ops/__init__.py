@@ -1,1 +1,1 @@
-"""Operators: plain PyTorch definitions, and kernels imported only where they run."""
+"""Define operators in plain PyTorch, with kernels that are imported only where they run."""

@@ -1,4 +1,4 @@
-"""The one question that every CPU kernel asks before it stands in for PyTorch's operators."""
+"""Decide whether a CPU kernel may replace PyTorch's operators, for every CPU kernel."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ def cpu_path_applies(
     autocast: bool = True,
     compiling: bool = False,
 ) -> bool:
-    """Return whether a CPU kernel may compute what plain operators would on these tensors.
+    """Return whether a CPU kernel may replace plain operators for these tensors.
 
     Never for an exporter or a tracer, whose readers know PyTorch's operators only.
 

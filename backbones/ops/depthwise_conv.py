@@ -1,4 +1,4 @@
-"""Depthwise convolution of (N, H, W, C) maps, with a faster weight gradient on the CPU."""
+"""Convolve (N, H, W, C) maps depthwise, with a faster weight gradient on the CPU."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 
 def depthwise_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute `depthwise_conv2d` by PyTorch's own operator: its definition."""
+    """Compute `depthwise_conv2d` with PyTorch's own operator, as its definition."""
     x = x.permute(0, 3, 1, 2)  # (N, C, H, W), channels last in memory
     x = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
     return x.permute(0, 2, 3, 1)  # (N, H, W, C)
@@ -68,7 +68,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, k: int) -> Tensor:
-    """(C, 1, k, k) in float32 or better, of x and the output's gradient, both (N, H, W, C)."""
+    """Return the weight gradient (C, 1, k, k), in float32 or wider, of x and grad (N, H, W, C)."""
     n, height, width, c = x.shape
     dtype = torch.promote_types(x.dtype, torch.float32)
     tiles = -(-height // max(1, PIXELS_PER_SUM // width))
@@ -95,7 +95,7 @@ def _weight_gradient(x: Tensor, grad: Tensor, k: int) -> Tensor:
 
 
 def _rows_or_zeros(x: Tensor, top: int, bottom: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Rows top to bottom of (N, H, W, C); zeros beyond the map and in columns at both sides."""
+    """Return rows top to bottom of (N, H, W, C), padded with zeros beyond the map on all sides."""
     height = x.shape[1]
     above, below = max(-top, 0), max(bottom - height, 0)
     x = x[:, top + above : bottom - below].to(dtype)

@@ -1,4 +1,4 @@
-"""Global response normalisation (V2 paper, section 3.2, algorithm 1): its formula."""
+"""Define global response normalisation (V2 paper, section 3.2, algorithm 1)."""
 
 import torch
 from torch import Tensor

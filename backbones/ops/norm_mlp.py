@@ -1,4 +1,4 @@
-"""The pointwise half of a ConvNeXt block on the CPU: layer norm, two linears, GELU, GRN, scale.
+"""Compute the pointwise half of a ConvNeXt block on the CPU: norm, linears, GELU, GRN, scale.
 
 The hidden map is four times as wide as the block. Written out whole it leaves the cache, and fresh
 memory for it costs as much time as it takes to fill. Here rows of channels go through both linears
@@ -6,7 +6,7 @@ a few at a time, forward and backward, and of the hidden map only what the GELU 
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ def norm_mlp(
     scale: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """`norm_mlp_reference` on a CPU, a few rows at a time; arguments and result are the same.
+    """Compute `norm_mlp_reference` on a CPU, a few rows at a time; the interface is the same.
 
     Under autocast the two linears' operands are cast as `F.linear` would cast them.
     """
@@ -69,7 +69,7 @@ def norm_mlp_reference(
     scale: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """residual + scale * linear2(grn(gelu(linear1(layer_norm(x))))), written out.
+    """Compute residual + scale * linear2(grn(gelu(linear1(layer_norm(x))))), operator by operator.
 
     Args:
         x, residual: (N, H, W, C).
@@ -81,14 +81,14 @@ def norm_mlp_reference(
     x = F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, norm_eps)
     x = F.gelu(F.linear(x, weight1, bias1))  # (N, H, W, 4C)
     if grn_gamma is not None:
-        x = global_response_norm(x, grn_gamma, grn_beta)
+        x = global_response_norm(x, grn_gamma, cast(Tensor, grn_beta))
     x = F.linear(x, weight2, bias2)
     x = x if scale is None else scale * x
     return x if residual is None else residual + x
 
 
 def _steps(x: Tensor, hidden: int, whole_samples: bool) -> Iterator[tuple[slice, int]]:
-    """Rows of (N * H * W, C) to take at a time, and of how many samples they are."""
+    """Return how many rows of (N * H * W, C) to take at a time, and how many samples they span."""
     n, height, width, _ = x.shape
     rows = max(1, HIDDEN_BYTES // (hidden * x.element_size()))
     pixels = height * width
@@ -100,7 +100,7 @@ def _steps(x: Tensor, hidden: int, whole_samples: bool) -> Iterator[tuple[slice,
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`F.linear`, by oneDNN where that can be called: MKL's is up to a tenth slower."""
+    """Compute `F.linear` with oneDNN if it can be called: MKL's is up to a tenth slower."""
     if onednn_linear_applies(x):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
@@ -131,7 +131,8 @@ def _inference(
             pixels = h.view(samples, -1, h.shape[-1])
             wide = torch.promote_types(h.dtype, torch.float32)
             norm = torch.linalg.vector_norm(pixels, dim=1, dtype=wide)
-            h = torch.addcmul(beta.view(-1), pixels, response(norm, gamma.view(-1))[:, None])
+            factor = response(norm, gamma.view(-1))[:, None]
+            h = torch.addcmul(cast(Tensor, beta).view(-1), pixels, factor)
             h = h.to(x.dtype).view(-1, pixels.shape[-1])
         h = _linear(h, weight2, bias2)
         if residual is None:
@@ -195,7 +196,8 @@ class _NormMLP(torch.autograd.Function):
                 wide = torch.promote_types(h.dtype, torch.float32)
                 norm = torch.linalg.vector_norm(pixels, dim=1, dtype=wide)  # (samples, 4C)
                 norms.append(norm)
-                h = torch.addcmul(beta.view(-1), pixels, response(norm, gamma.view(-1))[:, None])
+                factor = response(norm, gamma.view(-1))[:, None]
+                h = torch.addcmul(cast(Tensor, beta).view(-1), pixels, factor)
                 h = h.to(x.dtype).view(-1, hidden)
             h = _linear(h, weight2, bias2)
             if scale is None:
@@ -278,7 +280,7 @@ class _NormMLP(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, summed in total's dtype."""
+    """Add a @ b to total in place, summed in total's dtype."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     else:

@@ -1,4 +1,4 @@
-"""What PyTorch's kernels can do on this processor, by oneDNN's own answer.
+"""Ask oneDNN what PyTorch's kernels support on this processor.
 
 Nothing here names a processor. oneDNN settles on an instruction set when it is first used, so that
 answer is remembered; settings that a process may change are read in every call, also in that of a
@@ -39,8 +39,8 @@ def computes_natively(dtype: torch.dtype) -> bool:
 
 
 def has_onednn() -> bool:
-    """Return whether this build of PyTorch has oneDNN, and it is not switched off."""
-    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    """Return whether this build of PyTorch has oneDNN, and it is enabled."""
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 @cache

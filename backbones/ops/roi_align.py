@@ -1,4 +1,4 @@
-"""RoIAlign on a feature pyramid as a product with a sparse matrix, in both directions.
+"""Compute RoIAlign on a feature pyramid as a sparse matrix product, forward and backward.
 
 A bin's mean of bilinear samples is a weighted sum of rows of the map (H * W, C): a bag of rows.
 `embedding_bag` sums bags on all threads and a row of channels at a time, where
@@ -24,7 +24,7 @@ def roi_align(
     sampling_ratio: int = 0,
     aligned: bool = True,
 ) -> Tensor:
-    """Features (K, C, h, w), channels-last, of boxes, each on its level of the pyramid.
+    """Extract features (K, C, h, w), channels-last, of boxes, each from its level of the pyramid.
 
     He et al., Mask R-CNN, 2017, section 3; the same samples as torchvision 0.26,
     ops/cpu/roi_align_kernel.cpp. Boxes get no gradient.
@@ -34,7 +34,7 @@ def roi_align(
         rois: (K, 5) in the maps' dtype: image index, x1, y1, x2, y2 in pixels of the image. Without
             area, or not finite: zeros.
         levels: (K,) index of each box's map.
-        scales: of each map, cells per pixel.
+        scales: cells per pixel of each map.
         output_size: bins (h, w).
         sampling_ratio: samples per bin and axis; 0 for the size of the bin in cells, rounded up.
         aligned: cell centres lie at halves; without it a box is at least one cell wide and high.
@@ -101,7 +101,7 @@ class _RoIAlign(torch.autograd.Function):
 def _transposed_bags(
     numbers: Tensor, cells: Tensor, weights: Tensor, rows: Tensor, size: int
 ) -> Tensor:
-    """For each of `size` cells the weighted sum (size, C) of the rows whose bags it is in."""
+    """Return for each of `size` cells the weighted sum (size, C) of the rows whose bags hold it."""
     cells, order = cells.sort(stable=True)
     counts = torch.bincount(cells, minlength=size)
     starts = (counts.cumsum(0) - counts).int()
@@ -118,7 +118,7 @@ def _bags(
     sampling_ratio: int,
     aligned: bool,
 ):
-    """Bags of equal length at a time: which boxes (k,), cells and weights (k * h * w, length)."""
+    """Yield bags of equal length: their boxes (k,), cells and weights (k * h * w, length)."""
     images, _, height, width = shape
     offset = 0.5 if aligned else 0.0
     start = rois[:, 1:3] * scale - offset
@@ -143,7 +143,7 @@ def _bags(
 def _taps(
     start: Tensor, size: Tensor, bins: int, cells: int, sampling_ratio: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cells (K, bins, length) and weights of each bin along one axis, and how many count (K,)."""
+    """Return cells and weights (K, bins, length) of the bins along one axis, and the count (K,)."""
     bin_size = size / bins
     if sampling_ratio > 0:
         samples = torch.full_like(bin_size, sampling_ratio)

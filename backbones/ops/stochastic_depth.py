@@ -1,4 +1,4 @@
-"""Stochastic depth (arXiv:1603.09382): a residual branch that a share of the samples skips."""
+"""Apply stochastic depth (arXiv:1603.09382): a share of the samples skips a residual branch."""
 
 from collections.abc import Callable
 
@@ -26,14 +26,15 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], drop_rate: float) 
     if kept.all():
         return x + branch(x) / (1 - drop_rate)
     indices = kept.nonzero().squeeze(1).to(x.device, non_blocking=True)
-    y = branch(x[indices]) / (1 - drop_rate)
+    # Not x[indices], whose gradient a GPU sorts the indices for.
+    y = branch(x.index_select(0, indices)) / (1 - drop_rate)
     # With no sample kept this adds an empty batch: every parameter still gets a gradient, zero.
     dtype = torch.promote_types(x.dtype, y.dtype)
     return x.to(dtype).index_add(0, indices, y.to(dtype))
 
 
 def drop_samples(y: Tensor, drop_rate: float) -> Tensor:
-    """Set a branch's output (N, ...) to zero for the samples that skip it, and scale the others.
+    """Zero a branch's output (N, ...) for the samples that skip it, and scale the others.
 
     For a branch that must see every sample, as one with batch norms does.
     """

@@ -1,4 +1,4 @@
-"""A 3x3 convolution of feature maps that are upsampled to one size, at the maps' own sizes.
+"""Convolve maps upsampled to one size with a 3x3 kernel, at the maps' own sizes.
 
 UPerNet's head resizes its maps to the finest one, concatenates them and convolves. Convolution is
 a sum over input maps and over nine taps; a tap is a 1x1 product W_yx, which acts on channels only,
@@ -15,12 +15,14 @@ they are applied by tiles, which also stay in the cache and bound the memory.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import compress
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .eager import eager
 from .interpolation import interpolation_matrix, interpolation_sources
 from .winograd_conv import conv3x3
 
@@ -30,7 +32,7 @@ CPU_TILE = (1024, 32)
 GPU_TILE = (2**15, 128)
 
 
-@torch.compiler.disable  # its tiles are written in place: a graph would take the longer way
+@eager  # its tiles are written in place: a graph would take the longer way
 def upsampled_conv2d(
     maps: Sequence[Tensor],
     weight: Tensor,
@@ -81,7 +83,7 @@ def upsampled_conv2d_reference(
     *,
     align_corners: bool = False,
 ) -> Tensor:
-    """What `upsampled_conv2d` computes: resize, concatenate, convolve."""
+    """Define `upsampled_conv2d`: resize, concatenate, convolve."""
     size = maps[0].shape[2:]
     resized = [_resize(x, size, align_corners) for x in maps]
     return F.conv2d(torch.cat(resized, dim=1), weight, bias, padding=1)
@@ -93,37 +95,55 @@ def _resize(x: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
 
-def _taps(low: int, high: int, align_corners: bool, like: Tensor) -> Tensor:
-    """(high, 3, low): what each output position takes, by tap, from the positions of a line."""
+def _taps(low: int, high: int, align_corners: bool) -> Tensor:
+    """Return (high, 3, low): by tap, the weights of a line's positions for each output position."""
     upsample = interpolation_matrix(low, high, align_corners).T
     shifted = F.pad(upsample, (1, 1)).unfold(1, high, 1)  # (low, 3, high)
-    return shifted.permute(2, 1, 0).to(like)
+    return shifted.permute(2, 1, 0)
 
 
 def _reached(sources: list[int], start: int, stop: int) -> slice:
-    """Output positions with a tap between low positions of [start, stop); rounding may add one."""
+    """Return output positions with a tap between low positions [start, stop), widened by one."""
     reached = [i for i, low in enumerate(sources) if start - 2 <= low <= stop] or [0]
     return slice(max(reached[0] - 1, 0), min(reached[-1] + 2, len(sources)))
 
 
 def _needed(sources: list[int], low: int, start: int, stop: int) -> slice:
-    """Low positions that the taps of output positions [start, stop) lie between."""
+    """Return the low positions that the taps of output positions [start, stop) lie between."""
     first, last = sources[max(start - 1, 0)], sources[min(stop, len(sources) - 1)]
     return slice(max(first - 1, 0), min(last + 3, low))
 
 
 def _bands(x: Tensor, size: torch.Size, align_corners: bool) -> tuple[list, list]:
-    """Blocks of low rows with the output rows they reach, and of output columns with their window.
+    """Return the bands of a map that is resized to a size; those of a size are made once.
+
+    Making them takes a copy to the device, for which a GPU's queue would run empty in every step.
+    """
+    make = _make_bands if type(x) is Tensor else _make_bands.__wrapped__  # a fake one is not kept
+    tile = GPU_TILE if x.is_cuda else CPU_TILE
+    return make(tuple(x.shape[2:]), tuple(size), align_corners, tile, x.dtype, x.device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _make_bands(
+    low_size: tuple[int, int],
+    size: tuple[int, int],
+    align_corners: bool,
+    tile: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[list, list]:
+    """Split a map into blocks of low rows with their output rows, and of columns with their window.
 
     Each is (output slice, low slice, coefficients). Those of rows are (rows, 3 * low rows), tap by
     tap; those of columns are (columns, 3 * low columns), position by position.
     """
-    low_height, low_width = x.shape[2:]
-    height, width = size
-    tile_pixels, tile_columns = GPU_TILE if x.is_cuda else CPU_TILE
+    (low_height, low_width), (height, width) = low_size, size
+    tile_pixels, tile_columns = tile
     tile_rows = max(tile_pixels // low_width, 8)  # fewer would make narrow products
 
-    taps = _taps(low_height, height, align_corners, x)  # (H, 3, h)
+    taps = _taps(low_height, height, align_corners).to(device, dtype)  # (H, 3, h)
     sources = interpolation_sources(low_height, height, align_corners)
     rows = []
     for start in range(0, low_height, tile_rows):
@@ -131,7 +151,7 @@ def _bands(x: Tensor, size: torch.Size, align_corners: bool) -> tuple[list, list
         out = _reached(sources, low.start, low.stop)
         rows.append((out, low, taps[out, :, low].flatten(1)))
 
-    taps = _taps(low_width, width, align_corners, x).transpose(1, 2)  # (W, w, 3)
+    taps = _taps(low_width, width, align_corners).to(device, dtype).transpose(1, 2)  # (W, w, 3)
     sources = interpolation_sources(low_width, width, align_corners)
     columns = []
     for start in range(0, width, tile_columns):
@@ -141,18 +161,29 @@ def _bands(x: Tensor, size: torch.Size, align_corners: bool) -> tuple[list, list
     return rows, columns
 
 
+def _images_at_once(x: Tensor) -> int:
+    """Return how many images share a tile: on a GPU few launches count, on a CPU its cache."""
+    return max(GPU_TILE[0] // x.shape[2:].numel(), 1) if x.is_cuda else 1
+
+
 def _by_tap_rows(weight: Tensor) -> Tensor:
-    """(O, C, 3, 3) as (3, 3 * O, C): for each row of taps the three products of its columns."""
+    """Return (O, C, 3, 3) as (3, 3 * O, C): for each row of taps its columns' three products."""
     return weight.permute(2, 3, 0, 1).flatten(1, 2).contiguous()
 
 
 def _rows(x: Tensor) -> Tensor:
-    """The view (N, H, W, C)."""
+    """Return the view (N, H, W, C)."""
     return x.permute(0, 2, 3, 1)
 
 
+def _block(images: Tensor, rows: slice, columns: slice) -> Tensor:
+    """Return the view (n, rows, columns * C) of (n, H, W, C)."""
+    block = images[:, rows, columns]
+    return block.view(*block.shape[:2], -1)
+
+
 class _AddUpsampledConv(torch.autograd.Function):
-    """Adds the convolution of one upsampled map to `out`, in place.
+    """Add the convolution of one upsampled map to `out`, in place.
 
     Plain autograd would keep or rebuild the nine products of the whole map at once; here neither
     direction holds more than a tile's.
@@ -166,18 +197,23 @@ class _AddUpsampledConv(torch.autograd.Function):
         rows, columns = _bands(x, out.shape[2:], align_corners)
         products = _by_tap_rows(weight)
         channels, width = weight.shape[0], x.shape[3]
-        for target, image in zip(_rows(out), _rows(x), strict=True):
+        parts = _images_at_once(x)
+        for target, images in zip(_rows(out).split(parts), _rows(x).split(parts), strict=True):
             for out_rows, low_rows, row_taps in rows:
-                lines = image[low_rows].flatten(0, 1)  # (h * w, C)
+                lines = images[:, low_rows].transpose(0, 1).flatten(0, 2)  # (h * n * w, C)
                 taps = lines.new_empty(3, len(lines), 3 * channels)
                 for product, result in zip(products, taps, strict=True):
                     torch.mm(lines, product.T, out=result)
-                taps = taps.view(-1, 3 * width, channels)  # (3 * h, w * 3, O)
+                taps = taps.view(-1, 3 * width, channels)  # (3 * h * n, w * 3, O)
                 for out_columns, low_columns, column_taps in columns:
                     window = taps[:, 3 * low_columns.start : 3 * low_columns.stop]
-                    lines = torch.matmul(column_taps, window)  # (3 * h, W, O)
-                    block = target[out_rows, out_columns]
-                    block.view(len(block), -1).addmm_(row_taps, lines.flatten(1))
+                    lines = torch.matmul(column_taps, window)  # (3 * h * n, W, O)
+                    block = _block(target, out_rows, out_columns)  # (n, H, W * O)
+                    lines = lines.view(-1, len(block), block.shape[2])  # (3 * h, n, W * O)
+                    if len(block) == 1:
+                        block[0].addmm_(row_taps, lines[:, 0])
+                    else:
+                        block.baddbmm_(row_taps.expand(len(block), -1, -1), lines.transpose(0, 1))
         return out
 
     @staticmethod
@@ -189,23 +225,37 @@ class _AddUpsampledConv(torch.autograd.Function):
         channels, width = weight.shape[0], x.shape[3]
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
         grad_products = torch.zeros_like(products)
-        for target, image, grad_image in zip(_rows(grad), _rows(x), _rows(grad_x), strict=True):
+        targets, images, grad_images = (
+            _rows(each).split(_images_at_once(x)) for each in (grad, x, grad_x)
+        )
+        for target, image, grad_image in zip(targets, images, grad_images, strict=True):
             for out_rows, low_rows, row_taps in rows:
-                low_height = low_rows.stop - low_rows.start
-                grad_taps = grad.new_zeros(3 * low_height, 3 * width, channels)
+                low_lines = 3 * (low_rows.stop - low_rows.start) * len(target)  # 3 * h * n
+                grad_taps = grad.new_zeros(low_lines, 3 * width, channels)
                 for out_columns, low_columns, column_taps in columns:
-                    lines = row_taps.T @ target[out_rows, out_columns].flatten(1)
-                    lines = lines.view(3 * low_height, -1, channels)  # (3 * h, W, O)
+                    block = _block(target, out_rows, out_columns)  # (n, H, W * O)
+                    if len(block) == 1:
+                        lines = row_taps.T @ block[0]
+                    else:
+                        lines = grad.new_empty(row_taps.shape[1], len(block), block.shape[2])
+                        taps = row_taps.T.expand(len(block), -1, -1)
+                        torch.bmm(taps, block, out=lines.transpose(0, 1))
+                    lines = lines.view(low_lines, -1, channels)  # (3 * h * n, W, O)
                     window = grad_taps[:, 3 * low_columns.start : 3 * low_columns.stop]
                     window += torch.matmul(column_taps.T, lines)
-                grad_taps = grad_taps.view(3, -1, 3 * channels)  # (3, h * w, 3 * O)
+                grad_taps = grad_taps.view(3, -1, 3 * channels)  # (3, h * n * w, 3 * O)
                 if ctx.needs_input_grad[1]:
-                    grad_lines = grad_image[low_rows].view(-1, x.shape[1])
+                    grad_rows = grad_image[:, low_rows].transpose(0, 1)  # (h, n, w, C)
+                    single = len(target) == 1
+                    lines = grad_rows if single else grad_rows.new_empty(grad_rows.shape)
+                    grad_lines = lines.view(-1, x.shape[1])  # (h * n * w, C)
                     torch.mm(grad_taps[0], products[0], out=grad_lines)
                     for taps, product in zip(grad_taps[1:], products[1:], strict=True):
                         grad_lines.addmm_(taps, product)
+                    if not single:
+                        grad_rows.copy_(lines)
                 if ctx.needs_input_grad[2]:
-                    lines = image[low_rows].flatten(0, 1)
+                    lines = image[:, low_rows].transpose(0, 1).flatten(0, 2)  # (h * n * w, C)
                     for taps, grad_product in zip(grad_taps, grad_products, strict=True):
                         grad_product.addmm_(taps.T, lines)
         grad_weight = grad_products.unflatten(1, (3, channels)).permute(2, 3, 0, 1)

@@ -1,4 +1,4 @@
-"""Cross entropy of bilinearly enlarged logits, which never exist at full size.
+"""Compute the cross entropy of bilinearly enlarged logits, without the full-size logits.
 
 A segmentor's loss enlarges logits (N, K, h, w) to the size of the labels (N, H, W), 16 to 1024
 times as many numbers, and each of softmax, its gradient and the interpolation's gradient goes over
@@ -13,14 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .eager import eager
 from .interpolation import interpolation_matrix, interpolation_sources
 
 # Enlarged logits at once: 2 MiB in float32, what the cores' caches hold. Tuned on two cores of an
 # AMD EPYC (Zen 4, 1 MiB of L2 each); results are right with any number.
 BLOCK = 2**19
+GPU_BLOCK = 2**26  # 256 MiB
 
 
-@torch.compiler.disable  # its blocks are written in place
+@eager  # its blocks are written in place
 def upsampled_cross_entropy(
     logits: Tensor,
     labels: Tensor,
@@ -29,7 +31,7 @@ def upsampled_cross_entropy(
     ignore_index: int = 255,
     align_corners: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Add up the cross entropy of all pixels, and count those whose label has the highest logit.
+    """Sum the cross entropy of all pixels, and count those whose label has the highest logit.
 
     Computed in float32, or in float64 for logits of float64, also under autocast.
 
@@ -61,7 +63,7 @@ def upsampled_cross_entropy_reference(
     ignore_index: int = 255,
     align_corners: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """What `upsampled_cross_entropy` computes: enlarge, compare."""
+    """Define `upsampled_cross_entropy`: enlarge, compare."""
     size = labels.shape[1:]
     enlarged = F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
     loss = F.cross_entropy(
@@ -71,7 +73,7 @@ def upsampled_cross_entropy_reference(
 
 
 def _row_blocks(low: int, high: int, rows: int, align_corners: bool, like: Tensor) -> list[tuple]:
-    """(output rows, low lines they lie between, coefficients (rows, lines)) of blocks of rows."""
+    """Return blocks of rows: (output rows, low lines between them, coefficients (rows, lines))."""
     matrix = interpolation_matrix(low, high, align_corners).to(like)
     sources = interpolation_sources(low, high, align_corners)
     blocks = []
@@ -94,7 +96,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         align_corners: bool,
     ) -> tuple[Tensor, Tensor]:
         wants_grad = ctx.needs_input_grad[0]
-        images, classes, low_height, _ = logits.shape
+        images, classes, low_height, low_width = logits.shape
         height, width = labels.shape[1:]
         dtype = torch.promote_types(logits.dtype, torch.float32)
         low = logits.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -102,7 +104,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         labels = labels.masked_fill(ignored, 0)
         weights = None if class_weight is None else class_weight.to(dtype)
 
-        rows = max(BLOCK // (width * classes), 1)
+        rows = max((GPU_BLOCK if low.is_cuda else BLOCK) // (width * classes), 1)
         blocks = _row_blocks(low_height, height, rows, align_corners, low)
         buffer = low.new_empty(min(rows, height), width * classes)
         losses, counts = [], []
@@ -134,7 +136,11 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
                     block *= scale / total
                     block.scatter_add_(1, label, -scale)
                     _rows(grad_lines)[between].addmm_(taps.T, block.view(len(taps), -1))
-            if wants_grad:
+            if wants_grad and low.is_cuda:  # whose kernel adds in no fixed order
+                grad_rows = grad_lines.permute(0, 2, 3, 1)  # (1, h, W, K)
+                columns = interpolation_matrix(low_width, width, align_corners).to(low)
+                grad[i : i + 1] = torch.matmul(columns.T, grad_rows).permute(0, 3, 1, 2)
+            elif wants_grad:
                 grad[i : i + 1] = torch.ops.aten.upsample_bilinear2d_backward(
                     grad_lines, size, image.shape, align_corners
                 )
@@ -152,5 +158,5 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
 
 
 def _rows(lines: Tensor) -> Tensor:
-    """The view (h, W * K) of one channels-last map (1, K, h, W)."""
+    """Return the view (h, W * K) of one channels-last map (1, K, h, W)."""
     return lines.permute(0, 2, 3, 1)[0].flatten(1)

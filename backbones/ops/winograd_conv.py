@@ -1,4 +1,4 @@
-"""3x3 convolution with 16 multiplications for 36, on the CPU (Winograd's; arXiv:1509.09308).
+"""Convolve with 3x3 kernels on the CPU by Winograd's algorithm: 16 multiplications for 36.
 
 A tile of 2 x 2 outputs depends on 4 x 4 inputs. Both are polynomials in two variables, and the
 convolution is their product with the kernel, which is found by its values at 4 x 4 points: 0, 1, -1
@@ -83,7 +83,7 @@ TO_OUTPUTS, OF_INPUTS, OF_KERNEL = (torch.kron(m, m) for m in (A, B, G))  # (4, 
 
 
 def _chunks(x: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Samples of (N, H, W, C), and rows of tiles in them, until all have been had."""
+    """Yield slices of the samples of (N, H, W, C), and of the rows of tiles in them."""
     n, height, width, _ = x.shape
     rows, columns = -(-height // TILE), -(-width // TILE)
     at_a_time = PIXELS_AT_A_TIME // TILE**2
@@ -95,7 +95,7 @@ def _chunks(x: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _cut(x: Tensor, samples: slice, rows: slice, border: int) -> Tensor:
-    """Tiles (tiles, side * side, C) of (N, H, W, C) with what borders on them; zero beyond it."""
+    """Return tiles (tiles, side * side, C) of (N, H, W, C) with borders; zero beyond the map."""
     _, height, width, c = x.shape
     side = TILE + 2 * border
     top, bottom = TILE * rows.start - border, TILE * rows.stop + border
@@ -108,12 +108,12 @@ def _cut(x: Tensor, samples: slice, rows: slice, border: int) -> Tensor:
 
 
 def _apply(transform: Tensor, tiles: Tensor) -> Tensor:
-    """A transform (p, q) of tiles (tiles, q, C): (tiles, p, C)."""
+    """Apply a transform (p, q) to tiles (tiles, q, C); return (tiles, p, C)."""
     return torch.bmm(transform.expand(len(tiles), -1, -1), tiles)
 
 
 def _channel_products(values: Tensor, kernel: Tensor) -> Tensor:
-    """Multiply (16, tiles, C) by (16, C, O), adding up the products of a few channels at a time."""
+    """Multiply (16, tiles, C) by (16, C, O), summing the products of a few channels at a time."""
     first, *rest = zip(
         values.split(CHANNELS_PER_SUM, dim=2), kernel.split(CHANNELS_PER_SUM, dim=1), strict=True
     )
@@ -124,7 +124,7 @@ def _channel_products(values: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
-    """(N, O, H, W), channels last in memory."""
+    """Allocate (N, O, H, W), channels last in memory."""
     x = x.permute(0, 2, 3, 1)  # (N, H, W, C)
     n, height, width, c = x.shape
     o, columns = len(weight), -(-width // TILE)
@@ -147,7 +147,7 @@ def _convolve(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
-    """(O, C, 3, 3), of the input and of the output's gradient."""
+    """Compute the weight gradient (O, C, 3, 3) from the input and the output's gradient."""
     x, grad = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)  # (N, H, W, C), (N, H, W, O)
     c, o = x.shape[-1], grad.shape[-1]
     total = x.new_zeros(SIDE**2, c, o)

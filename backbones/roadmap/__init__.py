@@ -1,4 +1,4 @@
-"""From ResNet to ConvNeXt step by step: section 2 of the paper as one network.
+"""Walk from ResNet to ConvNeXt step by step: section 2 of the paper as one network.
 
 "A ConvNet for the 2020s" (arXiv:2201.03545) turns a ResNet-50 into ConvNeXt-T and a ResNet-200 into
 ConvNeXt-B by one change at a time (Figure 2, Tables 10 and 11). Here every change is a choice of a

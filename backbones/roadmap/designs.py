@@ -1,18 +1,18 @@
-"""The roadmap's design choices, its 17 steps and their published numbers.
+"""List the roadmap's design choices, its 17 steps and their published numbers.
 
 "A ConvNet for the 2020s" (arXiv:2201.03545), section 2, Figure 2, Tables 10 and 11.
 """
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from backbones.errors import InputError
 
 
 @dataclass(frozen=True)
 class Design:
-    """The paper's design choices; the defaults are a ResNet-50's.
+    """Hold the paper's design choices; the defaults are a ResNet-50's.
 
     Attributes:
         depths: blocks of each stage.
@@ -24,7 +24,7 @@ class Design:
         block: `bottleneck`, wide-narrow-wide, or `inverted`, narrow-wide-narrow.
         spatial_first: the spatial convolution comes before both 1x1 convolutions and sees the
             block's input channels ("moving up depthwise conv").
-        kernel_size: of the spatial convolution, odd.
+        kernel_size: size of the spatial convolution, odd.
         activation: `relu` or `gelu`.
         fewer_activations: one activation in a block, before its last convolution, and none after
             the addition or in the stem. Otherwise after each convolution's norm, the last one's
@@ -80,7 +80,7 @@ class Design:
         return tuple(wide * self.width * 2**i for i in range(len(self.depths)))
 
     def hidden(self, stage: int) -> int:
-        """Return the channels in the middle of a stage's blocks."""
+        """Return the inner channels of each stage's blocks."""
         return self.width * 2**stage * (4 if self.block == "inverted" else 1)
 
 
@@ -93,7 +93,7 @@ CHOICES = {
 
 
 class Published(NamedTuple):
-    """A row of Table 10 or 11: ImageNet-1k top-1 in %, GFLOPs, and the std over three seeds."""
+    """Hold a row of Table 10 or 11: ImageNet-1k top-1 in %, GFLOPs, std over three seeds."""
 
     top1: float
     gflops: float
@@ -101,7 +101,7 @@ class Published(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One row of the roadmap.
+    """Describe one row of the roadmap.
 
     Attributes:
         change: what is new, in words.
@@ -239,8 +239,8 @@ STEPS = {
 SWIN = {"resnet50": Published(81.30, 4.50), "resnet200": Published(83.50, 15.43)}
 
 
-def design(step: str, regime: str = "resnet50", **choices: object) -> Design:
-    """Return the design of a row of the roadmap, with any choice set otherwise.
+def design(step: str, regime: str = "resnet50", **choices: Any) -> Design:
+    """Return the design of a row of the roadmap, with the given choices replaced.
 
     Args:
         step: a name in `STEPS`.
@@ -264,7 +264,7 @@ def design(step: str, regime: str = "resnet50", **choices: object) -> Design:
             code="unknown-key",
             where=f"design.{unknown[0]}",
         )
-    settled: dict = {}
+    settled: dict[str, Any] = {}
     for name, row in STEPS.items():
         settled |= row.choices | REGIMES[regime].get(name, {})
         if name == step:

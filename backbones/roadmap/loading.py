@@ -1,4 +1,4 @@
-"""Weights into a step of the roadmap, all of them or none."""
+"""Load weights into a step of the roadmap, all of them or none."""
 
 import re
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def load_step(
     sha256: str | None = None,
     replace_head: bool = False,
 ) -> None:
-    """Load weights into a step of the roadmap, all or none, and log what they were.
+    """Load weights into a step of the roadmap, all or none, and log where they come from.
 
     Args:
         model: the backbone or classifier to fill; untouched if anything is wrong.
@@ -83,7 +83,7 @@ def load_step(
 def _to_our_names(
     tensors: dict[str, Tensor], source: str, prefix: str | None
 ) -> tuple[str, dict[str, Tensor]]:
-    """Return the layout of a state dict, and its tensors by our names and in our shapes."""
+    """Return the layout of a state dict, and its tensors with our names and shapes."""
     ours = "stages.0.0.conv1.weight"
     if "layer1.0.conv1.weight" in tensors:
         return "torchvision's ResNet", _renamed(tensors, TORCHVISION_RESNET)
@@ -112,7 +112,7 @@ def _renamed(tensors: dict[str, Tensor], rules: Rules) -> dict[str, Tensor]:
 
 
 def _spare(name: str, built: int) -> bool:
-    """Return whether a network of fewer stages, or without a head, may leave a tensor out."""
+    """Return whether a network of fewer stages, or without a head, may ignore a tensor."""
     if re.fullmatch(r"(norm\d*|head)\.\w+", name):
         return True
     match = re.match(r"(?:downsample_layers|stages)\.(\d+)\.", name)

@@ -1,8 +1,9 @@
-"""The steps from ResNet to ConvNeXt as one network."""
+"""Define the steps from ResNet to ConvNeXt as one network."""
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from mmengine.registry import MODELS
@@ -18,15 +19,15 @@ from .loading import load_step
 
 
 class Block(nn.Module):
-    """Three convolutions of a residual branch, one of them spatial, as a `Design` orders them.
+    """Compute a residual block of three convolutions, one of them spatial, ordered by a `Design`.
 
     conv1 to conv3 are in the order of computation, norm1 to norm3 follow those that have one;
     `shortcut` is the 1x1 convolution and norm of a block that changes channels or size.
 
     Args:
-        in_channels, out_channels: of the block.
+        in_channels, out_channels: channels of the block.
         hidden: channels in the middle.
-        stride: of the spatial convolution and the shortcut.
+        stride: stride of the spatial convolution and the shortcut.
         design: everything else.
         drop_path_rate: probability in [0, 1) that a sample skips the branch (stochastic depth).
         with_cp: recompute the branch in backward instead of keeping its activations.
@@ -51,7 +52,7 @@ class Block(nn.Module):
         self.activated_sum = not design.fewer_activations
         self.activation = _activation(design.activation)
         for i in range(3):
-            conv = dict(kernel_size=1)
+            conv: dict[str, Any] = dict(kernel_size=1)
             if i == spatial:
                 conv = dict(kernel_size=design.kernel_size, padding=design.kernel_size // 2)
                 conv |= dict(stride=stride, groups=channels[i] if design.depthwise else 1)
@@ -85,12 +86,13 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the sum (N, out_channels, H / stride, W / stride), sizes rounded up."""
         if self.with_cp and torch.is_grad_enabled():
-            y = checkpoint(
+            recomputed = checkpoint(
                 self.branch,
                 x,
                 use_reentrant=False,
                 context_fn=lambda: (nullcontext(), _statistics_kept(self)),
             )
+            y = cast(Tensor, recomputed)
         else:
             y = self.branch(x)
         if self.training and self.drop_path_rate:
@@ -104,7 +106,7 @@ class Block(nn.Module):
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """Keep batch norms from counting a batch again when a branch is recomputed."""
     norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
-    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    kept = [(norm.momentum, cast(Tensor, norm.num_batches_tracked).clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
@@ -112,17 +114,17 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, batches) in zip(norms, kept, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)
+            cast(Tensor, norm.num_batches_tracked).copy_(batches)
 
 
 @MODELS.register_module()
 class ModernizedResNet(Backbone):
-    """A row of the paper's roadmap as a backbone: images in, a map of each stage asked for out.
+    """Compute the feature maps of the requested stages of a row of the paper's roadmap.
 
     Maps are normalised where they would otherwise be unbounded sums: from the step `fewer_norms` on
     a block's branch does not end in a norm, so each map passes one of its own (`norm0` to `norm3`),
     of the network's kind, as ConvNeXt's do in its detectors. Earlier steps give their stages'
-    outputs as they are, as ResNets do.
+    outputs unchanged, as ResNets do.
 
     Args:
         step: a name in `STEPS`.
@@ -222,13 +224,13 @@ class ModernizedResNet(Backbone):
 
     @property
     def rounding(self) -> int:
-        """Rows and columns beyond a multiple of it reach no position of the coarsest map."""
+        """Return the size multiple beyond which rows and columns reach no output position."""
         if self.design.separate_downsampling:
             return self.stride
         return 1 if self.design.stem == "resnet" else 4
 
     def train(self, mode: bool = True):
-        """Switch between training and evaluation; what is frozen stays in evaluation."""
+        """Switch between training and evaluation mode; frozen modules stay in evaluation mode."""
         super().train(mode)
         if self.norm_eval:
             for part in (self.downsample_layers, self.stages):
@@ -246,7 +248,7 @@ class ModernizedResNet(Backbone):
 
 @MODELS.register_module()
 class ModernizedResNetClassifier(ModernizedResNet):
-    """A row of the roadmap with global average pooling and a linear head: images to class logits.
+    """Classify images: a row of the roadmap with global average pooling and a linear head.
 
     `step="layer_norm", design=dict(final_norm=True)` is the step between the last two that the
     authors' anonymous code has and the tables do not (`--resnet_final_norm`).
@@ -306,10 +308,10 @@ def _activation(kind: str) -> nn.Module:
 def _stem(design: Design, in_channels: int) -> nn.Sequential:
     bias = design.norm != "BN"
     if design.stem == "patchify":
-        layers = [nn.Conv2d(in_channels, design.width, 4, 4, bias=bias)]
+        conv = nn.Conv2d(in_channels, design.width, 4, 4, bias=bias)
     else:
-        layers = [nn.Conv2d(in_channels, design.width, 7, 2, 3, bias=bias)]
-    layers.append(_norm(design.norm, design.width))
+        conv = nn.Conv2d(in_channels, design.width, 7, 2, 3, bias=bias)
+    layers = [conv, _norm(design.norm, design.width)]
     if not design.fewer_activations:
         layers.append(_activation(design.activation))
     if design.stem == "resnet":
@@ -318,7 +320,7 @@ def _stem(design: Design, in_channels: int) -> nn.Sequential:
 
 
 def _init_resnet(module: nn.Module) -> None:
-    """Draw convolutions as torchvision's ResNet does: each is normalised, its scale is free."""
+    """Draw convolutions as torchvision's ResNet does; norms follow, so their scale is free."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""ConvNeXt weights: reading them safely, their layouts, fitting them to a network, the zoo."""
+"""Load ConvNeXt weights: safe reading, layouts, fitting to a network, the zoo."""
 
 from .conversion import convert, from_official, to_official
 from .description import Coverage

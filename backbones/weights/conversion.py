@@ -1,4 +1,4 @@
-"""Tensors of one layout in another: into the official layout, and out of it."""
+"""Convert tensors between layouts: into the official layout, and out of it."""
 
 import os
 import re
@@ -56,8 +56,8 @@ def convert(
         norms = set()
     if "head.weight" in official and norms and not TARGETS[target].norm_before_pooling:
         raise InputError(
-            f"{source}: its classifier normalises before it pools ({last}weight), which only "
-            "timm's can",
+            f"{source}: its classifier normalises before pooling ({last}weight), which only timm's "
+            "layout supports",
             code="unsupported",
             where=source,
         )
@@ -101,7 +101,7 @@ def to_official(
         for pattern, what in dialect.unlike:
             if re.match(pattern, local):
                 raise InputError(
-                    f"{source}: {key}: it has {what}, which this network has not",
+                    f"{source}: {key}: it has {what}, which this network lacks",
                     code="checkpoint-mismatch",
                     where=source,
                 )
@@ -166,7 +166,7 @@ def from_official(tensors: Mapping[str, Tensor], dialect: Dialect) -> dict[str, 
 
 
 def _official_shape(name: str, tensor: Tensor) -> Tensor:
-    """Reshape a tensor of any dialect as the official layout has it."""
+    """Reshape a tensor of any dialect to its official shape."""
     if ".grn." in name:
         return tensor.reshape(1, 1, 1, -1)  # (1, 1, 1, 4C)
     if name.endswith((".gamma", ".bias")):

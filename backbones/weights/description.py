@@ -1,4 +1,4 @@
-"""Reports of what a load did: which weights a file holds and what became of its tensors."""
+"""Report what a load did: which weights a file holds and what became of its tensors."""
 
 import os
 import re
@@ -32,7 +32,7 @@ LICENCES = (
 
 @dataclass(frozen=True)
 class Coverage:
-    """Record of what became of a checkpoint's tensors and a model's parameters.
+    """Record what became of a checkpoint's tensors and a model's parameters.
 
     Attributes:
         source: file, URL or hub name.
@@ -66,10 +66,10 @@ class Coverage:
 
 
 def describe(tensors: Mapping[str, Tensor], source: str | os.PathLike, wrapper: str) -> str:
-    """Say which weights these are: version and size by the tensors, the rest by names.
+    """Describe which weights these are: version and size by the tensors, the rest by names.
 
     Args:
-        tensors: by official names.
+        tensors: tensors by official names.
         source: file, URL or hub name; its last part is read.
         wrapper: what `wrapper_of` returned.
     """
@@ -103,5 +103,5 @@ def modules(reasons: Mapping[str, str]) -> str:
 
 
 def trained_on_maps(source: str | os.PathLike) -> bool:
-    """Return whether a source's name says that its final norm was trained on maps."""
+    """Return whether a source's name shows that its final norm was trained on maps."""
     return bool(re.search(r"dinov3|eupe", "/".join(os.fspath(source).lower().split("/")[-2:])))

@@ -1,4 +1,4 @@
-"""Layouts of ConvNeXt weights: tables of name templates, read inwards and outwards.
+"""Define layouts of ConvNeXt weights: tables of name templates, used in both directions.
 
 A dialect has the official name of every part beside its own, and what else its library does in its
 own way. Loading goes in, from any of them to the official layout; converting goes out.
@@ -12,7 +12,7 @@ from functools import cache
 
 @dataclass(frozen=True)
 class Dialect:
-    """One layout of ConvNeXt parameter names.
+    """Define one layout of ConvNeXt parameter names.
 
     Attributes:
         name: whose layout it is.
@@ -49,17 +49,17 @@ class Dialect:
 
     @property
     def marker(self) -> str:
-        """Return its name, without prefix, of the first depthwise weight; no other has that."""
+        """Return its name, without prefix, of the first depthwise weight, unique to each layout."""
         marker = self.outward("stages.0.0.dwconv.weight")
         assert marker is not None, self.name
         return marker
 
     def outward(self, name: str) -> str | None:
-        """Return its name of an official one; None where it has no place for it."""
+        """Return its name for an official one; None if it has no counterpart."""
         return _translate(name, self.names)
 
     def inward(self, name: str) -> str | None:
-        """Return the official name of one of its own; None for what it does not know."""
+        """Return the official name for one of its own; None if unknown."""
         return _translate(name, tuple((theirs, ours) for ours, theirs in self.names))
 
 

@@ -1,4 +1,4 @@
-"""ConvNeXt weights into a network, all of them or none.
+"""Load ConvNeXt weights into a network, all of them or none.
 
 Loading never ends half done: what does not fit is an `InputError` that names it, GRN and layer
 scale included.
@@ -75,12 +75,12 @@ def load_strictly(
     Args:
         model: filled exactly, or untouched.
         checkpoint: what `read_checkpoint` returned.
-        source: what to call it in messages.
-        free: layers that need not fit; they keep their initial values, which the line says.
+        source: its name in messages.
+        free: layers that need not fit; they keep their initial values, which the line states.
         keep_fitting: load those of them that do fit.
 
     Returns:
-        One line that says what was loaded.
+        One line that states what was loaded.
 
     Raises:
         InputError: a tensor is missing, unknown or shaped otherwise.
@@ -135,7 +135,7 @@ def load_strictly(
 
 
 def mismatches(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
-    """Say in one phrase what keeps tensors from filling a target exactly; empty if nothing does."""
+    """Describe in one phrase what keeps tensors from filling a target exactly; empty if nothing."""
     problems = [f"{n} is unknown" for n in tensors if n not in target]
     for name, wanted in target.items():
         if name not in tensors:
@@ -150,7 +150,7 @@ def mismatches(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> s
 
 
 def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
-    """Adapt a stem (C, 3, 4, 4) to images of other channels: (C, in_channels, 4, 4).
+    """Adapt a stem (C, 3, 4, 4) to another number of channels: (C, in_channels, 4, 4).
 
     One channel gets the sum over RGB; others repeat R, G, B, R, ..., scaled by 3 / in_channels so
     that activations keep their size. timm's rule (`timm.models.adapt_input_conv`).
@@ -170,7 +170,7 @@ def _fit(
     origin: str,
     replace_head: bool,
 ) -> tuple[Coverage, dict[str, Tensor]]:
-    """Match official names with the model's parameters; every mismatch is an error."""
+    """Match official names with the model's parameters; raise an error on any mismatch."""
     depths, dims = architecture(tensors)
     built = model.built
     if (depths[:built], dims[:built]) != (model.depths[:built], model.dims[:built]):

@@ -1,4 +1,4 @@
-"""The zoo as tables and as JSON."""
+"""List the zoo as tables and as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -36,7 +36,7 @@ def _score_value(score: Score | float) -> float:
 
 
 def everything(weights: Weights) -> dict:
-    """Return all fields in JSON's types; a score is {"value": ..., "method": ...}."""
+    """Return all fields in JSON types; a score is {"value": ..., "method": ...}."""
     fields = asdict(weights) | {"commercial": weights.commercial}
     for name in ("coco", "ade20k"):
         if score := getattr(weights, name):
@@ -79,10 +79,10 @@ def print_table(chosen: Sequence[Weights], total: int) -> None:
             weights.licence,
         )
     _console().print(table)
-    _console().print(f"{len(chosen)} of {total}; tools/zoo.py NAME shows all about one")
+    _console().print(f"{len(chosen)} of {total}; tools/zoo.py NAME shows the details of one")
 
 
 def _console() -> Console:
-    """Return a console that is wide enough where the output is no terminal."""
+    """Return a console that is wide enough if the output is no terminal."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=200)

@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints: nothing in one is run, nothing is used in part."""
+"""Read and write checkpoints: no code in them is run, and damaged files are rejected."""
 
 import hashlib
 import json
@@ -20,6 +20,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
+from numpy._core import multiarray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -74,10 +75,10 @@ def read_checkpoint(
 def write_checkpoint(
     tensors: Mapping[str, Tensor], path: Path, *, wrapper: str | None, safetensors: bool
 ) -> None:
-    """Write weights to a file that is complete or not there.
+    """Write weights to a file that is either complete or absent.
 
     Args:
-        tensors: by name, no two in the same memory.
+        tensors: tensors by name, no two in the same memory.
         path: the file; its folder exists.
         wrapper: key to put them under, None for none; safetensors has no place for one.
         safetensors: write that format instead of PyTorch's.
@@ -109,7 +110,7 @@ def trusted() -> Iterator[None]:
 
 
 def _check_file(path: Path, source: str) -> None:
-    """Refuse what is no checkpoint at a glance."""
+    """Reject what is obviously no checkpoint."""
     check_is_file(path, source)
     with path.open("rb") as file:
         head = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
@@ -127,7 +128,7 @@ def check_archive(path: Path, source: object = None) -> None:
     """Check every record of a PyTorch file against its checksum, which `torch.load` does not.
 
     Raises:
-        InputError: it is cut off, a bit of it has changed, or it is no PyTorch file.
+        InputError: it is truncated or corrupted, or not a PyTorch file.
     """
     source = source or path
     try:
@@ -147,7 +148,7 @@ def check_archive(path: Path, source: object = None) -> None:
 
 
 def _check_sum(path: Path, source: str, sha256: str | None) -> None:
-    """Hold the file against the checksum given and the one that its name may hold."""
+    """Compare the file with the given checksum and with the one that its name may contain."""
     if sha256 and not re.fullmatch(r"[\da-fA-F]{8,64}", sha256):
         raise InputError(
             f"{source}: sha256={sha256!r} is not 8 to 64 hexadecimal digits",
@@ -182,7 +183,7 @@ def _check_sum(path: Path, source: str, sha256: str | None) -> None:
 
 
 def _read_parts(index: Path, source: str, trust: bool) -> dict[str, Tensor]:
-    """Read the files that an index names, and hold their tensors against it."""
+    """Read the files that an index names, and check their tensors against it."""
     try:
         places = json.loads(index.read_bytes())["weight_map"]
         names = sorted(set(places.values()))
@@ -247,17 +248,15 @@ def _first_line(error: Exception) -> str:
 
 
 def _first_global(path: Path) -> str | None:
-    """Return what a bare pickle would import first, by its opcodes alone."""
+    """Return what a bare pickle would import first, from its opcodes alone."""
     strings: list[str] = []
     try:
         with path.open("rb") as file:
             for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name == "GLOBAL":
-                    strings = argument.split(" ")
+                if isinstance(argument, str):
+                    strings += argument.split(" ") if opcode.name == "GLOBAL" else [argument]
                 if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
                     return ".".join(strings[-2:])
-                if isinstance(argument, str):
-                    strings.append(argument)
     except Exception:  # no pickle at all
         return None
     return None
@@ -265,25 +264,24 @@ def _first_global(path: Path) -> str | None:
 
 @contextmanager
 def _harmless_globals() -> Iterator[None]:
-    """Allow what training scripts save beside weights, which is plain data.
+    """Allow what training scripts save beside weights if it is plain data.
 
     mmengine's log history, NumPy arrays and their statistics, the parsed command line: rebuilding
     them calls nothing of theirs.
     """
-    numpy_core = np._core.multiarray
-    allowed = [HistoryBuffer, np.ndarray, np.dtype, numpy_core._reconstruct, numpy_core.scalar]
+    allowed = [HistoryBuffer, np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar]
     allowed += [type(np.dtype(kind)) for kind in "fdilq?"]
     allowed += [Namespace, PosixPath, (_statistic, "builtins.getattr")]
     # Later versions of NumPy and Python hold the same under other names.
     allowed += [(PosixPath, "pathlib.PosixPath")]
-    allowed += [(numpy_core._reconstruct, "numpy.core.multiarray._reconstruct")]
-    allowed += [(numpy_core.scalar, "numpy.core.multiarray.scalar")]
+    allowed += [(multiarray._reconstruct, "numpy.core.multiarray._reconstruct")]
+    allowed += [(multiarray.scalar, "numpy.core.multiarray.scalar")]
     with torch.serialization.safe_globals(allowed):
         yield
 
 
 def _statistic(owner: type, name: str) -> object:
-    """Stand in for getattr as mmengine's checkpoints use it; refuse any other use."""
+    """Stand in for getattr as mmengine's checkpoints use it; reject any other use."""
     if owner is HistoryBuffer and name in ("mean", "max", "min", "current"):
         return getattr(owner, name)
     raise UnpicklingError(f"GLOBAL builtins.getattr({owner}, {name!r})")

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: the tensors in its wrappers, their layout and architecture."""
+"""Recognise a checkpoint's content: the tensors in its wrappers, their layout and architecture."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def state_dict(
 
     Args:
         checkpoint: what `read_checkpoint` returned.
-        source: what to call it in messages.
+        source: its name in messages.
         wrapper: key of the weights; without it the first of `WRAPPERS` that holds tensors.
     """
     if wrapper is not None:
@@ -45,7 +45,7 @@ def state_dict(
             break
         checkpoint = checkpoint[keys[0]]
     else:
-        raise _unknown(source, "its weights lie in wrappers without end")
+        raise _unknown(source, "its wrappers are nested too deeply")
     if not isinstance(checkpoint, Mapping):
         raise _unknown(source, f"holds a {type(checkpoint).__name__}, not weights by name")
     found = {str(k): v for k, v in checkpoint.items() if isinstance(v, Tensor)}
@@ -66,7 +66,7 @@ def state_dict(
 
 
 def wrapper_of(checkpoint: object, wrapper: str | None = None) -> str:
-    """Say which of several sets of weights `state_dict` takes; empty if there is one alone."""
+    """Describe which of several sets of weights `state_dict` selects; empty if there is one."""
     keys = _wrappers(checkpoint)
     chosen = wrapper or (keys[0] if keys else "")
     others = ", ".join(key for key in keys if key != chosen)
@@ -123,7 +123,7 @@ def _holds_tensors(value: object, depth: int = DEEPEST) -> bool:
 
 
 def first_names(names: tuple, count: int = 4) -> str:
-    """Join the first few names, and say how many more there are."""
+    """Join the first few names, and append how many more there are."""
     shown = ", ".join(map(str, names[:count]))
     return shown if len(names) <= count else f"{shown} and {len(names) - count} more"
 

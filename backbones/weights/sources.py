@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a local path, a URL, a repository of the hub or a timm tag."""
+"""Resolve a checkpoint's source: a local path, a URL, a repository of the hub or a timm tag."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from mmengine.dist import barrier
 from backbones.errors import InputError
 
 # How transformers, timm and open_clip call the weights in a folder or a repository of the hub. An
-# index says which tensor is in which of several files beside it.
+# index states which tensor is in which of several files beside it.
 INDEX = ".index.json"
 HUB_FILES = (
     "model.safetensors",
@@ -28,7 +28,7 @@ REMOTE = ("http", "https", "timm", "hf-hub")
 
 
 def check_path(source: str | os.PathLike) -> None:
-    """Refuse, before anything is built, a path that leads to no file; URLs and hub names pass.
+    """Reject, before anything is built, a path that leads to no file; URLs and hub names pass.
 
     Raises:
         InputError: there is no such file, or it is a folder without weights.
@@ -39,14 +39,14 @@ def check_path(source: str | os.PathLike) -> None:
 
 
 def locate(source: str) -> tuple[Path, bool]:
-    """Return the local file of a checkpoint, and whether it was downloaded from a URL just now."""
+    """Return the local file of a checkpoint, and whether it was just downloaded from a URL."""
     scheme, _, rest = source.partition(":")
     if scheme in ("http", "https"):
         return _download(source)
     if scheme == "timm":
         if not re.fullmatch(r"[\w-]+\.[\w.-]+", rest):
             raise InputError(
-                f"{source}: name the training too, as timm does: timm:convnext_tiny.fb_in1k",
+                f"{source}: give the pretraining tag too, as in timm:convnext_tiny.fb_in1k",
                 code="bad-value",
                 where=source,
             )
@@ -57,7 +57,7 @@ def locate(source: str) -> tuple[Path, bool]:
 
 
 def locate_beside(source: str, index: Path, name: str) -> Path:
-    """Return the local file of a name in an index, downloaded from where the index came from."""
+    """Return the local file of a name in an index, downloaded from the index's own source."""
     scheme, _, rest = source.partition(":")
     if scheme in ("http", "https"):
         return _download(urljoin(source, name))[0]
@@ -70,7 +70,7 @@ def locate_beside(source: str, index: Path, name: str) -> Path:
 
 
 def _in_folder(path: Path) -> Path:
-    """Return the file of weights in a folder as transformers saves one; another path as it is."""
+    """Return the weights file in a folder saved by transformers; another path unchanged."""
     return next((path / name for name in HUB_FILES if (path / name).is_file()), path)
 
 
@@ -99,7 +99,7 @@ def _download(url: str) -> tuple[Path, bool]:
     if not path.is_file():
         raise InputError(
             f"{url}: download failed ({failure or 'see the first rank'}); "
-            f"fetch it where there is a network and put it at {path}",
+            f"download it elsewhere and put it at {path}",
             code="download-failed",
             where=url,
         )
@@ -114,7 +114,7 @@ def _download_from_hub(source: str, name: str) -> Path:
     name, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(/.+)?", name):
         raise InputError(
-            f"{source}: a hub name is hf-hub:owner/name, with @revision if need be",
+            f"{source}: a hub name is hf-hub:owner/name, optionally with @revision",
             code="bad-value",
             where=source,
         )
@@ -154,7 +154,7 @@ def _download_from_hub(source: str, name: str) -> Path:
 
 
 def check_is_file(path: Path, source: str) -> None:
-    """Refuse a path that is no file.
+    """Raise an error unless the path is a file.
 
     Raises:
         InputError: there is none, or a folder.

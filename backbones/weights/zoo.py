@@ -1,8 +1,8 @@
-"""Published ConvNeXt weights: where they are, what they are and what their licences permit.
+"""List published ConvNeXt weights: their sources, properties and licences.
 
 Names are those of the files or of timm's tags. Figures and addresses are from the READMEs and model
 cards of facebookresearch/ConvNeXt, ConvNeXt-V2, dinov3 and EUPE, the papers, and timm 1.0.31 with
-its results-imagenet.csv; what none of them says is None.
+its results-imagenet.csv; what none of them states is None.
 """
 
 import json
@@ -28,7 +28,7 @@ PUBLISHED = "zoo.json"
 
 
 class Score(NamedTuple):
-    """A published figure in per cent, and how it was reached."""
+    """Hold a published figure in per cent, and the method that reached it."""
 
     value: float
     method: str
@@ -36,7 +36,7 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Weights:
-    """One published file of ConvNeXt weights.
+    """Describe one published file of ConvNeXt weights.
 
     Attributes:
         name: the file's name without suffix or hash, or timm's tag.
@@ -45,7 +45,7 @@ class Weights:
         pretraining: data and method, in the order they were applied.
         resolution: side of the training images in pixels.
         source: http(s) address, `hf-hub:owner/name` or `timm:tag`, as a config's checkpoint.
-        licence: of the weights, a key of `LICENCES`; of a published folder's, any text.
+        licence: licence of the weights, a key of `LICENCES`; for a published folder, any text.
         sha256: of the file, or its first eight digits.
         imagenet: top-1 accuracy on ImageNet-1k, at `resolution` unless the note says otherwise.
         coco: box AP of a detector started from these weights.
@@ -138,7 +138,7 @@ def _lookup(source: str) -> Weights | None:
 
 
 def _stem(source: str) -> str:
-    """The file's name of a path or address without suffix and hash; of anything else, itself."""
+    """Return a path's or URL's file name without suffix and hash; anything else unchanged."""
     file = source.removeprefix("timm:").rsplit("/", 1)[-1]
     return re.sub(r"([-_][0-9a-f]{8})?\.(pth|pt|bin|safetensors)$", "", file)
 
@@ -316,7 +316,7 @@ def _eupe() -> list[Weights]:
 
 
 def _timm() -> list[Weights]:
-    clip = "images are to be normalised with CLIP's mean and deviation"
+    clip = "normalise images with CLIP's mean and std"
     small_release = (
         "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-rsb-weights"
     )
@@ -377,7 +377,7 @@ def _timm() -> list[Weights]:
         (f"{large}laion2b_soup_ft_in12k_in1k_320", laion_all, 320, 87.958, clip),
         (f"{large}laion2b_soup_ft_in12k_in1k_384", laion_all, 384, 88.306, clip),
     ]:
-        arch = re.match(r"convnext_([a-z]+)", tag)[1]
+        arch = re.split("[._]", tag)[1]
         known = dict(imagenet=top1, note=note)
         found.append(
             Weights(tag, arch, False, data, resolution, f"timm:{tag}", "Apache-2.0", **known)

@@ -22,6 +22,7 @@ default_hooks = dict(
 )
 custom_hooks = [dict(type="LabelRangeHook"), dict(type="InterruptHook")]
 env_cfg = dict(
+    tf32=True,
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
     dist_cfg=dict(backend="nccl"),

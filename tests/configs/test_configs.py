@@ -239,7 +239,9 @@ LINEAR = {
     )
     for size, arch in DINOV3_SIZES.items()
 }
-RECIPES |= QUICK | V2 | TRANSFERS | LINEAR
+# V1's recipe with another norm in its heads.
+NORMS = {"segmentation/upernet_convnext_t_gn": RECIPES["segmentation/upernet_convnext_t"]}
+RECIPES |= NORMS | QUICK | V2 | TRANSFERS | LINEAR
 COUNTED = (*V1, *V2, *LINEAR)  # the rest are models of V1 in another schedule or with other weights
 
 # Ours -> the published configs that OpenMMLab's packages carry.

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import TRANSFORMS
 from support.running import DETECTION, run_here, run_tool
 
-from backbones.errors import InputError
+from backbones.errors import InputError, UnreadableImage
 from backbones.openmmlab.config import load_config, notes
 from backbones.openmmlab.config.prepare import Options, prepare
 
@@ -232,6 +233,20 @@ def test_our_hooks_are_added_once(tmp_path):
     assert prepare(Options(path), "evaluate").default_hooks.report is None
     classifier = DETECTION.parents[1] / "classification" / "roadmap_demo.py"
     assert "report" not in prepare(Options(classifier), "evaluate").default_hooks
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "fpn"])
+def test_stock_configs_read_images_with_our_decoder(name, tmp_path):
+    """A file that cannot be read is named, as in our own configs."""
+    config = prepare(Options(inherited(name, tmp_path)), "train")
+    empty = tmp_path / "empty.jpg"
+    empty.touch()
+    for split in ("train", "val", "test"):
+        load, *_ = config[f"{split}_dataloader"].dataset.pipeline
+        with pytest.raises(UnreadableImage) as caught:
+            TRANSFORMS.build(load)(dict(img_path=str(empty)))
+        assert caught.value.where == str(empty)
+    assert "backbones.openmmlab.data.loading" in config.custom_imports["imports"]
 
 
 def test_a_base_of_either_library_is_found_by_its_prefix(tmp_path):

@@ -76,6 +76,17 @@ def test_no_detections(method):
     assert_same_detections(mine, expected, 0, 0)
 
 
+def test_masks_are_pasted_in_float32_under_autocast():
+    ours, _ = pair("mask_rcnn")
+    probabilities = torch.rand(20, 28, 28)
+    corner = torch.rand(20, 2) * 60
+    boxes = torch.cat([corner, corner + 20 + 60 * torch.rand(20, 2)], 1)
+    wanted = ours.roi_head.mask_head.paste(probabilities, boxes, (160, 160), 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ours.roi_head.mask_head.paste(probabilities, boxes, (160, 160), 0.5)
+    assert wanted.any() and torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_and_gradients_are_those_of_mmdet(method):
     results = []

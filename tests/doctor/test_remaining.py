@@ -1,6 +1,7 @@
 """What is left of a dataset is counted by mmdet's own rules, and nothing left is an error."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -25,29 +26,28 @@ def thing(image: int, **changes) -> dict:
 
 
 @pytest.mark.parametrize(
-    "changes, reason",
+    "changes, name",
     [
-        (dict(iscrowd=1), "2 crowds (iscrowd 1)"),
-        (dict(area=0), "2 of area 0"),
-        (dict(bbox=[1, 2, 0.5, 20]), "2 thinner than a pixel"),
-        (dict(bbox=[40, 2, 10, 20]), "2 outside their images"),
-        (dict(bbox=[1, 2, 3]), "2 with a bbox"),
-        (dict(ignore=1), "2 marked ignore"),
-        (dict(category_id=8), "2 of categories that are not read"),
+        (dict(iscrowd=1), "iscrowd"),
+        (dict(area=0), "area"),
+        (dict(bbox=[1, 2, 0.5, 20]), "pixel"),
+        (dict(bbox=[40, 2, 10, 20]), "images"),
+        (dict(bbox=[1, 2, 3]), "bbox"),
+        (dict(ignore=1), "ignore"),
+        (dict(category_id=8), "categories"),
     ],
 )
-def test_no_object_is_left_to_train_on(changes, reason):
+def test_no_object_is_left_to_train_on(changes, name):
     (issue,) = check_trained(IMAGES, [thing(1, **changes), thing(2, **changes)], {7}, "a.json")
     assert (issue.severity, issue.where, issue.code) == ("error", "a.json", "no-data")
-    assert "object of 2" in issue.text and reason in issue.text
+    assert re.findall(r"\d+", issue.text)[:2] == ["2", "2"] and name in issue.text
 
 
 def test_no_image_is_left_to_train_on():
     rows = [thing(1), thing(2)]
     (issue,) = check_trained(IMAGES, rows, {7}, "a.json", min_size=31, drop_empty=True)
     assert (issue.severity, issue.code) == ("error", "no-data")
-    assert "image of 3" in issue.text
-    assert "2 smaller than 31" in issue.text and "1 without objects" in issue.text
+    assert {"3", "2", "31", "1"} <= set(re.findall(r"\d+", issue.text))
     assert "filter_cfg.min_size" in issue.text and "filter_cfg.filter_empty_gt" in issue.text
 
 
@@ -55,20 +55,23 @@ def test_counts_of_what_is_left():
     rows = [thing(1), thing(1, iscrowd=1), thing(2, area=0), thing(2), thing(2)]
     images, objects = check_trained(IMAGES, rows, {7}, "a.json", drop_empty=True)
     assert images.severity == objects.severity == "note"
-    assert images.text.startswith("2 of 3 images") and objects.text.startswith("3 of 5 objects")
+    assert [re.findall(r"\d+", issue.text)[:2] for issue in (images, objects)] == [
+        ["2", "3"],
+        ["3", "5"],
+    ]
     (issue,) = check_trained(IMAGES, [thing(1, area=0), thing(2, area=0), thing(3)], {7}, "a.json")
-    assert issue.severity == "warning" and issue.text.startswith("1 of 3 objects")
+    assert issue.severity == "warning" and re.findall(r"\d+", issue.text)[:2] == ["1", "3"]
     assert list(check_trained(IMAGES, [thing(1)], {7}, "a.json")) == []
 
 
 def test_evaluation_scores_objects_of_no_area_but_no_crowds():
     (issue,) = check_evaluated(IMAGES, [thing(1, iscrowd=1)], {7}, "a.json")
-    assert (issue.severity, issue.code) == ("error", "no-data") and "object of 1" in issue.text
+    assert (issue.severity, issue.code) == ("error", "no-data") and " 1 " in issue.text
     (issue,) = check_evaluated(IMAGES, [thing(1, area=0), thing(2)], {7}, "a.json")
     assert (issue.severity, issue.code) == ("warning", "bad-annotations")
-    assert "1 of 2 objects" in issue.text
+    assert re.findall(r"\d+", issue.text)[:2] == ["1", "2"]
     (issue,) = check_evaluated(IMAGES, [], {7}, "a.json")
-    assert (issue.severity, issue.code) == ("error", "no-data") and "3 images" in issue.text
+    assert (issue.severity, issue.code) == ("error", "no-data") and " 3 " in issue.text
 
 
 def test_mmdet_drops_what_is_counted(tmp_path):
@@ -126,13 +129,13 @@ def test_a_run_stops_where_nothing_is_left(faulty):
 @pytest.mark.parametrize("splits", [("train", "val"), ("test",)])
 def test_an_evaluation_of_nothing_is_refused(faulty, splits):
     error = refused(faulty, VAL, lambda content: content["annotations"].clear(), splits)
-    assert error.code == "no-data" and "4 images" in str(error)
+    assert error.code == "no-data" and " 4 " in str(error)
 
 
 def test_images_that_are_all_too_small(faulty):
     key = "train_dataloader__dataset__filter_cfg__min_size"
     error = refused(faulty, TRAIN, lambda content: None, **{key: 97})
-    assert error.code == "no-data" and "image of 8" in str(error) and "97" in str(error)
+    assert error.code == "no-data" and {"8", "97"} <= set(re.findall(r"\d+", str(error)))
 
 
 def test_swapped_sizes_are_refused_before_an_evaluation(faulty):

@@ -163,13 +163,13 @@ def test_wrong_arguments_are_named(arguments, code):
 
 def test_what_does_not_fit_is_refused(tmp_path):
     init_cfg = pretrained(tmp_path, Official(3, 8, True))
-    with pytest.raises(InputError, match="blocks.0.gamma is unknown.*layer_scale_init_value"):
+    with pytest.raises(InputError, match=r"blocks\.0\.gamma.*layer_scale_init_value"):
         IsotropicConvNeXt(**NARROW, init_cfg=init_cfg).init_weights()
-    with pytest.raises(InputError, match=r"stem.weight is \(8, 3, 16, 16\)"):
+    with pytest.raises(InputError, match=r"stem\.weight.*\(8, 3, 16, 16\)"):
         IsotropicConvNeXt(
             depth=3, dim=16, layer_scale_init_value=1.0, init_cfg=init_cfg
         ).init_weights()
-    with pytest.raises(InputError, match="blocks.3.dwconv.weight is missing"):
+    with pytest.raises(InputError, match=r"blocks\.3\.dwconv\.weight"):
         IsotropicConvNeXt(
             depth=4, dim=8, layer_scale_init_value=1.0, init_cfg=init_cfg
         ).init_weights()

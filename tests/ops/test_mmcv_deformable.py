@@ -159,11 +159,11 @@ def test_offsets_of_another_size_are_read_as_mmcv_reads_them(extra):
 
 def test_offsets_that_are_too_few_raise():
     x, offset, mask, weight, bias = convolution_inputs(SETTINGS["plain"], True)
-    with pytest.raises(RuntimeError, match=r"offset has 162 values .* \(3, 4\) needs 216"):
+    with pytest.raises(RuntimeError, match=r"offset.* 162 .*\(3, 4\).* 216"):
         mmcv.ops.modulated_deform_conv2d(x, offset[..., 1:], mask, weight, bias, 1, 1)
-    with pytest.raises(RuntimeError, match="mask has 72 values"):
+    with pytest.raises(RuntimeError, match="mask.* 72 "):
         mmcv.ops.modulated_deform_conv2d(x, offset, mask[:, :, 1:], weight, bias, 1, 1)
-    with pytest.raises(RuntimeError, match=r"deform_conv_forward: offset is \(3, 3\) .* \(3, 4\)"):
+    with pytest.raises(RuntimeError, match=r"deform_conv_forward: offset.*\(3, 3\).*\(3, 4\)"):
         mmcv.ops.deform_conv2d(x, offset[..., 1:], weight, 1, 1)
 
 

@@ -265,7 +265,8 @@ class TestDetection:
         result = figures.to_dict()
         assert result["images"] == 12 and result["confusion"] == []
         assert np.isnan(result["sizes"]["bbox"]["all"])
-        assert "class 5" in render(jsonable(dict(version=1, evaluation=result)))
+        layout = asdict(DETECTION_TASK.report_layout)
+        assert "class 5" in render(jsonable(dict(version=1, layout=layout, evaluation=result)))
 
     def test_what_has_figures(self, tmp_path):
         """mmdet's own metrics have confusions too; nothing else has."""
@@ -414,6 +415,7 @@ def made_up_report(seed: int = 0, name: str = "run", classes: int = 12, evil: st
     return dict(
         version=1,
         task="detection",
+        layout=asdict(DETECTION_TASK.report_layout),
         metrics=[
             *(asdict(metric) for metric in DETECTION_TASK.metrics),
             dict(key=f"{evil}other", name=f"{evil}another", best=1.0, main=True),
@@ -492,7 +494,8 @@ class Reader(HTMLParser):
 def test_names_of_strangers_stay_text(evil, classes):
     report = made_up_report(evil=evil, classes=classes)
     pages = [render(report), compare({evil + "a": report, "b": made_up_report(1)})]
-    report["task"] = "segmentation"
+    report["layout"] = asdict(task_of_scope("mmseg").report_layout)
+    report["evaluation"]["sizes"] = {}
     for row in report["evaluation"]["per_class"]:
         row.update(IoU=0.5, recall=0.5, precision=None, pixels=0.1)
     pages.append(render(report))
@@ -530,6 +533,21 @@ def test_pages_have_the_figures():
         Reader(compare(dict(a=report, b=report)))
 
 
+@pytest.mark.parametrize(
+    "scope, scores", [("mmdet", ["0.812", "0.312"]), ("mmseg", ["81.2", "31.2", "6.25"])]
+)
+def test_a_page_is_laid_out_by_the_record_of_the_task(scope, scores):
+    layout = task_of_scope(scope).report_layout
+    report = {**made_up_report(classes=2), "layout": asdict(layout)}
+    report["evaluation"]["sizes"] = {}
+    for i, row in enumerate(report["evaluation"]["per_class"]):
+        row.update(AP=0.8124 - i / 2, IoU=0.8124 - i / 2, precision=None, pixels=0.0625)
+    text = Reader(render(report)).text
+    for shown in (*scores, layout.class_count, layout.image_score, layout.image_note):
+        assert shown in text, shown
+    assert text.index(scores[1]) < text.index(scores[0])  # the worst class first
+
+
 def test_main_metrics_come_first():
     report = made_up_report()
     report["evaluation"]["scores"] = {
@@ -540,10 +558,10 @@ def test_main_metrics_come_first():
     assert keys[:2] == ["coco/bbox_mAP", "coco/segm_mAP"] and len(keys) == 5  # -1: no such object
     found = Reader(render(report)).found
     assert [dict(a).get("class") for tag, a in found if tag == "dl"] == ["tiles"]
-    # What an earlier version wrote names neither task nor metrics: keys stand in for names.
-    for key in ("task", "metrics"):
+    # What an earlier version wrote has neither layout nor metrics: keys stand in for names.
+    for key in ("layout", "metrics"):
         del report[key]
-    report["evaluation"].update(task="detection", kinds=None)
+    report["evaluation"].update(kinds=None)
     for text in (Reader(render(report)).text, Reader(compare(dict(a=report, b=report))).text):
         assert "coco/segm_mAP" in text and "mask AP" not in text
     assert score_table([report])[0] == ("coco/bbox_mAP_s", [0.1])

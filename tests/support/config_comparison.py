@@ -1,4 +1,4 @@
-"""Hold two configs against each other, and misspell every key of one."""
+"""Compare two configs, and misspell every key of one."""
 
 from collections.abc import Container, Iterator
 from typing import Any
@@ -73,14 +73,14 @@ ALLOWED = {
 
 
 def plain(node: Any) -> Any:
-    """Tuples as lists, and `backend_args=None`, which says nothing, left out."""
+    """Return tuples as lists, without `backend_args=None`, which has no effect."""
     if isinstance(node, dict):
         return {k: plain(v) for k, v in node.items() if (k, v) != ("backend_args", None)}
     return [plain(v) for v in node] if isinstance(node, list | tuple) else node
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
-    """The paths at which two plain trees differ."""
+    """Return the paths at which two plain trees differ."""
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
         ours, theirs = dict(enumerate(ours)), dict(enumerate(theirs))
     if isinstance(ours, dict) and isinstance(theirs, dict):
@@ -95,7 +95,7 @@ def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
 
 
 def key_paths(node: Any, path: tuple = ()) -> Iterator[tuple]:
-    """The path of every key in a tree of dicts and lists."""
+    """Return the path of every key in a tree of dicts and lists."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield (*path, key)

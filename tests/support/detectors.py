@@ -1,4 +1,4 @@
-"""Narrow detectors with our RoI heads and with mmdet's own, images for them, and detections."""
+"""Build narrow detectors with our RoI heads and with mmdet's own, with images and detections."""
 
 from copy import deepcopy
 
@@ -25,7 +25,7 @@ STOCK = dict(
 
 
 def narrow(method: str, **mask_head) -> Config:
-    """The config with a small backbone, narrow heads and few proposals."""
+    """Return the config with a small backbone, narrow heads and few proposals."""
     config = load_config(REPOSITORY / "configs" / "detection" / f"{method}_convnext_t.py")
     config.launcher = "none"
     fit_to_machine(config)
@@ -50,7 +50,7 @@ def narrow(method: str, **mask_head) -> Config:
 
 
 def stock(node):
-    """The same config with mmdet's own classes."""
+    """Return the same config with mmdet's own classes."""
     if isinstance(node, dict):
         node = {key: stock(value) for key, value in node.items()}
         return {**node, "type": STOCK.get(node["type"], node["type"])} if "type" in node else node
@@ -58,7 +58,7 @@ def stock(node):
 
 
 def pair(method: str, dtype: torch.dtype = torch.float32, **mask_head):
-    """Ours and mmdet's, with equal weights under which there are detections of every class."""
+    """Build ours and mmdet's with equal weights that give detections of every class."""
     config = narrow(method, **mask_head)
     with DefaultScope.overwrite_default_scope("mmdet"):
         ours = MODELS.build(config.model)
@@ -78,7 +78,7 @@ def pair(method: str, dtype: torch.dtype = torch.float32, **mask_head):
 
 
 def batch(dtype: torch.dtype = torch.float32, truth: bool = False, sizes=((96, 128), (128, 112))):
-    """Images padded to one size, and samples of originals 1.5 and 1.25 times smaller."""
+    """Return images padded to one size, and samples of originals 1.5 and 1.25 times smaller."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData
@@ -120,7 +120,7 @@ def predict(model, images, samples, **kwargs):
 
 
 def assert_same_detections(ours, theirs, boxes: float, share: float) -> None:
-    """`share` of the masks' pixels may differ: ties at the threshold."""
+    """Compare detections; `share` of the masks' pixels may differ: ties at the threshold."""
     assert len(ours) == len(theirs)
     for mine, expected in zip(ours, theirs, strict=True):
         assert mine.labels.tolist() == expected.labels.tolist()

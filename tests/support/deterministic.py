@@ -1,4 +1,4 @@
-"""Runs without chance: their configs, their data and the losses in their logs."""
+"""Define deterministic runs: their configs, their data and the losses in their logs."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def losses(log: str) -> list[float]:
 
 
 def two_equal_halves(folder: Path, task: str) -> Path:
-    """Double every image of a demo set in place, so that two ranks see the same ones."""
+    """Duplicate every image of a demo set in place, so that two ranks see the same ones."""
     if task == "detection":
         path = folder / "annotations" / "instances_train2017.json"
         data = json.loads(path.read_text())

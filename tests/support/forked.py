@@ -1,4 +1,4 @@
-"""Tools in processes of their own, forked from one that has imported everything.
+"""Run tools in processes forked from one that has imported everything.
 
 Three quarters of a small run's time are the imports of torch, mmdet and mmseg. `support.running`
 starts whole interpreters; that is for what imports or the end of an interpreter decide.
@@ -19,7 +19,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def preload() -> None:
-    """Let processes of the start method `forkserver` begin with everything imported."""
+    """Make processes of the start method `forkserver` begin with everything imported."""
     before = os.environ.get("PYTHONPATH")
     paths = [str(REPOSITORY), str(REPOSITORY / "tests"), *filter(None, [before])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
@@ -34,7 +34,7 @@ def preload() -> None:
 
 
 class Forked:
-    """A tool that runs; the part of `subprocess.Popen` that tests use.
+    """Hold a running tool, with the part of `subprocess.Popen` that tests use.
 
     It leads a process group of its own.
 
@@ -70,7 +70,7 @@ class Forked:
 
 
 def popen(argv: list[str], *, env: dict, stdout: IO, stderr: IO, start_new_session: bool) -> Forked:
-    """Stand for `subprocess.Popen` of a Python script, in a program that a test calls."""
+    """Stand in for `subprocess.Popen` of a Python script, in a program that a test calls."""
     assert argv[0] == sys.executable and start_new_session
     return Forked(argv[1:], Path.cwd(), Path(stdout.name), Path(stderr.name), env)
 

@@ -1,4 +1,4 @@
-"""An end to readers that never return."""
+"""Stop readers that never return."""
 
 import signal
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Hangs(BaseException):
-    """No `except Exception` of a reader may swallow it."""
+    """End a reader that hangs; no `except Exception` of a reader catches it."""
 
 
 @contextmanager

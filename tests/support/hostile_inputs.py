@@ -1,4 +1,4 @@
-"""What a stranger may supply: broken, hostile or nonsensical files, the same on every machine.
+"""Make broken, hostile or nonsensical files as strangers may supply, the same on every machine.
 
 Each function gives a name and what to write, for one kind of input. None of them may be accepted.
 """
@@ -41,7 +41,7 @@ def flipped(content: bytes, at: int) -> bytes:
 
 
 class Payload:
-    """A pickle that would call something; `mark` is the file that would then exist."""
+    """Pickle a call of something; `mark` is the file that would then exist."""
 
     def __init__(self, function: Callable, *arguments: object):
         self.call = function, arguments
@@ -67,7 +67,7 @@ def payloads(mark: Path) -> dict[str, Payload]:
 
 
 def checkpoints(mark: Path) -> dict[str, bytes]:
-    """Content of files by name; the name's ending says the format."""
+    """Return the content of files by name; the suffix states the format."""
     weights = network().state_dict()
     whole = saved(weights)
     directory = whole.rindex(b"PK\x01\x02")
@@ -206,7 +206,7 @@ def checkpoints(mark: Path) -> dict[str, bytes]:
 
 
 def coco() -> dict:
-    """A sound annotation file."""
+    """Return a valid annotation file."""
     square = [[10, 10, 30, 10, 30, 30, 10, 30]]
     return dict(
         images=[dict(id=1, file_name="1.jpg", width=64, height=48)],
@@ -220,7 +220,7 @@ def coco() -> dict:
 
 
 def annotations() -> dict[str, bytes]:
-    """Content of COCO annotation files by name."""
+    """Return the content of COCO annotation files by name."""
     whole = json.dumps(coco()).encode()
     files = {
         "empty": b"", "text": b"no annotations", "list": b"[]", "null": b"null", "number": b"7",
@@ -288,14 +288,14 @@ def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
 
 
 def png(pixels: np.ndarray, width: int, height: int, depth: int = 8, colour: int = 0) -> bytes:
-    """A PNG whose header says another size or depth than its data have."""
+    """Return a PNG whose header states another size or depth than its data have."""
     whole = encoded(pixels, "PNG")
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return whole[:8] + header + whole[whole.index(b"IDAT") - 4 :]
 
 
 def images() -> dict[str, bytes]:
-    """Content of image files by name."""
+    """Return the content of image files by name."""
     ramp = np.linspace(0, 255, 40 * 48 * 3).reshape(40, 48, 3).astype(np.uint8)
     kinds = {kind: encoded(ramp, kind) for kind in ("JPEG", "PNG", "BMP", "TIFF", "WEBP")}
     files = {
@@ -319,7 +319,7 @@ def images() -> dict[str, bytes]:
 
 
 def label_maps() -> dict[str, bytes]:
-    """Content of label maps by name, for a picture of 48 x 40 and two classes."""
+    """Return the content of label maps by name, for an image of 48 x 40 and two classes."""
     labels = (np.arange(40 * 48) % 2).reshape(40, 48).astype(np.uint8)
     whole = encoded(labels, "PNG")
     rest = images()

@@ -1,4 +1,4 @@
-"""The libraries' own ConvNeXts at a small size, with weights that matter."""
+"""Build the libraries' own ConvNeXts at a small size, with weights that matter."""
 
 import re
 
@@ -15,7 +15,7 @@ VERSIONS = pytest.mark.parametrize("arguments", [V1, V2], ids=["v1", "v2"])
 
 
 def randomised(theirs: nn.Module) -> nn.Module:
-    """No zero GRN, no identity norm, no layer scale that hides a block."""
+    """Draw weights without zero GRN, identity norm, or a layer scale that hides a block."""
     randomise(theirs)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():

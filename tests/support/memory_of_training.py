@@ -1,5 +1,4 @@
-"""Peak memory of a few real training steps, in MiB: what a GPU allocates, or else a process's
-resident memory above what was there before them.
+"""Print the peak memory of a few real training steps in MiB: a GPU's, or the process's increase.
 
 Run by test_doctor in a process of its own: the peak of a process is not to be shared. The steps are
 at their worst, as the prediction is: no sample is dropped, and a detector's samplers find all the
@@ -28,7 +27,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def resident(key: str) -> int:
-    """Bytes that /proc/self/status gives under a key."""
+    """Return the bytes that /proc/self/status gives under a key."""
     text = Path("/proc/self/status").read_text()
     return int(re.search(rf"{key}:\s+(\d+)", text)[1]) * 1024
 

@@ -1,4 +1,4 @@
-"""What the tests of mmcv's operators share."""
+"""Share code between the tests of mmcv's operators."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ gpu = pytest.param(
 def assert_rounded_once(
     operator: Callable, inputs: list[torch.Tensor], dtype: torch.dtype, weighted: bool = True
 ) -> None:
-    """Check an operator and its gradients in a half against float32 on the same values.
+    """Check an operator and its gradients in half precision against float32 on the same values.
 
     operator: of the inputs alone; weighted: take the gradients of a weighted sum of its values.
     """

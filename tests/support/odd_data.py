@@ -1,4 +1,4 @@
-"""Small data sets of one drawn scene in every format, each with one oddity that people's data has.
+"""Make small data sets of one drawn scene in every format, each with one real-life oddity.
 
 A `Draft` is a folder before it is written: images, annotations, links. `PICTURES` change its images
 and go with every format; `FILES` change the files of one format. Each says how reading has to end:
@@ -26,7 +26,7 @@ FORMATS = ("coco", "yolo", "voc", "maps")
 
 @dataclass(frozen=True)
 class Thing:
-    """An object: its label and box; it fills all of this but the lower right quarter."""
+    """Describe an object: its label and box, which it fills but for the lower right quarter."""
 
     label: int
     box: tuple[int, int, int, int]
@@ -39,7 +39,7 @@ class Thing:
 
     @property
     def mask(self) -> np.ndarray:
-        """(H, W) of 0 and 1, as COCO draws the polygon."""
+        """Return (H, W) of 0 and 1, as COCO draws the polygon."""
         codes = coco_mask.frPyObjects([self.polygon], HEIGHT, WIDTH)
         return np.asarray(coco_mask.decode(coco_mask.merge(codes)))
 
@@ -55,7 +55,7 @@ SCENES: dict[tuple[str, str], list[Thing]] = {
 
 
 def drawing(key: tuple[str, str]) -> np.ndarray:
-    """(H, W, 3) RGB of a scene; the ground is brighter to the right and below, so turns show."""
+    """Draw a scene (H, W, 3) RGB, brighter to the right and below so that rotations show."""
     ground = np.add.outer(np.arange(HEIGHT) * 2, np.arange(WIDTH))
     pixels = np.repeat(ground[..., None], 3, 2).astype(np.uint8)
     for thing in SCENES[key]:
@@ -64,7 +64,7 @@ def drawing(key: tuple[str, str]) -> np.ndarray:
 
 
 def label_map(key: tuple[str, str]) -> np.ndarray:
-    """(H, W) labels of a scene: 0 is ground, 1 red, 2 blue."""
+    """Return labels (H, W) of a scene: 0 is ground, 1 red, 2 blue."""
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
     for thing in SCENES[key]:
         labels[thing.mask > 0] = thing.label + 1
@@ -78,7 +78,7 @@ def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
 
 
 def clean_coco(split: str) -> dict:
-    """A COCO file's content of a split, with images x.jpg."""
+    """Return a COCO file's content of a split, with images x.jpg."""
     content: dict = dict(images=[], annotations=[], categories=[])
     content["categories"] = [dict(id=i, name=name) for i, name in enumerate(CLASSES, start=1)]
     for key, things in SCENES.items():
@@ -96,7 +96,7 @@ def clean_coco(split: str) -> dict:
 
 @dataclass
 class Draft:
-    """A data set before it is written.
+    """Hold a data set before it is written.
 
     Attributes:
         format: coco, yolo, voc or maps.
@@ -117,7 +117,7 @@ class Draft:
     encode: Callable[[str], bytes] = lambda text: text.encode()
 
     def folder(self, split: str) -> str:
-        """Where the images of a split lie."""
+        """Return the folder of a split's images."""
         long = dict(train="training", val="validation")[split]
         return dict(coco=split, yolo=f"images/{split}", voc="JPEGImages", maps=f"images/{long}")[
             self.format
@@ -156,7 +156,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Oddity:
-    """One thing that is odd.
+    """Describe one oddity of a data set.
 
     Attributes:
         formats: that it goes with.
@@ -187,7 +187,7 @@ def odd(*formats: str, code: str | None = None, words: tuple[str, ...] = (), ima
 
 
 def drafted(name: str, form: str) -> Draft:
-    """The data set of a format with an oddity; `clean` for none."""
+    """Return the data set of a format with an oddity; `clean` for none."""
     draft = Draft(form)
     for key in SCENES:
         draft.images[key] = f"{key[1]}.jpg", encoded(drawing(key), "JPEG", quality=95)
@@ -263,7 +263,7 @@ def exif(orientation: int) -> Image.Exif:
 
 
 def turned(pixels: np.ndarray, orientation: int, kind: str) -> bytes:
-    """A file whose orientation, applied, gives these pixels."""
+    """Return an image file whose EXIF orientation, applied, gives these pixels."""
     stored = np.ascontiguousarray(TURNED_BACK[orientation](pixels))
     if kind == "TIFF":
         return encoded(stored, kind, tiffinfo={0x0112: orientation})
@@ -420,7 +420,7 @@ def linked_images(draft: Draft) -> None:
 
 @odd()
 def everything_linked(draft: Draft) -> None:
-    """As k-fold sets are made: every file of the fold is a link to the one pool."""
+    """Link every file of a fold to one pool, as k-fold sets are made."""
     for split, content in draft.coco.items():
         draft.files[f"annotations/instances_{split}.json"] = json.dumps(content).encode()
     draft.coco.clear()
@@ -811,7 +811,7 @@ def _replace(draft: Draft, ending: str, change: Callable[[bytes], bytes]) -> Non
 
 
 def _lists(draft: Draft, change: Callable[[str], bytes]) -> None:
-    """The images of each split in a list, which data.yaml names."""
+    """List the images of each split in a file that data.yaml names."""
     for split in SPLITS:
         lines = [f"./{draft.image_path(key)}\n" for key in draft.images if key[0] == split]
         draft.files[f"{split}.txt"] = change("".join(lines))
@@ -1078,7 +1078,7 @@ def label_maps_with_an_orientation(draft: Draft) -> None:
 
 @odd("maps")
 def a_label_map_of_ignored_pixels(draft: Draft) -> None:
-    """In a third of the training images: which the loaded maps are compared without."""
+    """Ignore all pixels of one of three training images, which comparisons leave out."""
     ignored = encoded(np.full((HEIGHT, WIDTH), 255, np.uint8), "PNG")
     draft.files[f"{draft.maps('train')}/b.png"] = ignored
 

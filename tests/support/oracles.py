@@ -1,4 +1,4 @@
-"""Random weights that matter, and the libraries that results are held against."""
+"""Draw random weights that matter, and import the libraries that results are compared with."""
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ def randomise(module: nn.Module) -> nn.Module:
 
 
 def import_mmpretrain():
-    """mmpretrain.models, which cannot be imported beside transformers 5 without this package."""
+    """Return mmpretrain.models, which alone does not import beside transformers 5."""
     import mmpretrain.models
 
     import backbones  # noqa: F401

@@ -1,4 +1,4 @@
-"""Images and settings under which demo models that are not trained find many things."""
+"""Provide images and settings under which untrained demo models find many things."""
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ def options(task: str) -> list[str]:
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Patches of colour."""
+    """Draw patches of colour."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 12 + 1, width // 12 + 1, 3), dtype=np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)

@@ -1,4 +1,4 @@
-"""Imports what the tools import, in the process that `forked` forks from."""
+"""Import what the tools import, in the process that `forked` forks from."""
 
 import backbones.openmmlab.classification
 import backbones.openmmlab.detection

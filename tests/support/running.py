@@ -1,4 +1,4 @@
-"""Runs of the tools, as a user starts them."""
+"""Run the tools as a user starts them."""
 
 import io
 import os
@@ -21,7 +21,7 @@ SEGMENTATION = REPOSITORY / "configs" / "segmentation" / "upernet_convnext_atto_
 
 @dataclass
 class Outcome:
-    """How a tool ended and what it printed."""
+    """Hold how a tool ended and what it printed."""
 
     status: int
     out: str
@@ -33,7 +33,7 @@ class Outcome:
 
     @property
     def code(self) -> str | None:
-        """The code of the mistake that ended the tool (`backbones.errors.Code`)."""
+        """Return the code of the mistake that ended the tool (`backbones.errors.Code`)."""
         found = re.fullmatch(r"error: .* \[([a-z-]+)\]", self.last_line)
         return found and found[1]
 
@@ -93,7 +93,7 @@ def run_here(program: str, *arguments: object) -> Outcome:
 
 
 def assert_error(outcome: Outcome, code: str, *names: object) -> None:
-    """Check that a tool ended in one line with this code, which names each of these literally.
+    """Check that a tool ended in one line with this code, which contains each of these names.
 
     Names are files, keys, classes, options and numbers: what stays when a text is reworded.
     """

@@ -1,4 +1,4 @@
-"""A model, data set and metric of a few numbers, for what the runner does around them."""
+"""Define a model, data set and metric of a few numbers, to test what the runner does."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ built: list[str] = []  # names of the data sets that were made
 
 @MODELS.register_module()
 class SmallModel(BaseModel):
-    """Two layers, a batch norm, and the loss of pulling their outputs to the labels."""
+    """Compute two layers and a batch norm, and the loss of pulling their outputs to the labels."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +33,7 @@ class SmallModel(BaseModel):
 
 @MODELS.register_module()
 class TwoOptimizers(SmallModel):
-    """Each layer has an optimizer and a loss of its own."""
+    """Give each layer an optimizer and a loss of its own."""
 
     def train_step(self, data, optim_wrapper):
         inputs = torch.stack(list(data["inputs"]))
@@ -46,7 +46,7 @@ class TwoOptimizers(SmallModel):
 
 @DATASETS.register_module()
 class SmallData(Dataset):
-    """Eight samples with random inputs; some of them are not finite."""
+    """Provide eight samples with random inputs; some of them are not finite."""
 
     METAINFO: dict = {}
     metainfo: dict = {}
@@ -77,7 +77,7 @@ class SmallMetric(BaseMetric):
 
 
 def loader(name: str = "", **data) -> dict:
-    """Config of a loader of four batches of two."""
+    """Return the config of a loader of four batches of two."""
     return dict(
         dataset=dict(type="SmallData", name=name, **data),
         sampler=dict(type="DefaultSampler", shuffle=False),
@@ -87,7 +87,7 @@ def loader(name: str = "", **data) -> dict:
 
 
 def arguments(work_dir: Path, **changed) -> dict[str, Any]:
-    """Arguments of mmengine's runner or ours for an epoch of `SmallModel`."""
+    """Return the arguments of mmengine's runner or ours for an epoch of `SmallModel`."""
     arguments.count = getattr(arguments, "count", 0) + 1
     given = dict(
         model=dict(type="SmallModel"),
@@ -103,7 +103,7 @@ def arguments(work_dir: Path, **changed) -> dict[str, Any]:
 
 
 def validating(**loop) -> dict[str, Any]:
-    """Arguments of a runner for a validation and a test."""
+    """Return the arguments of a runner for a validation and a test."""
     return dict(
         val_dataloader=loader("val"),
         val_cfg=dict(loop),
@@ -115,5 +115,5 @@ def validating(**loop) -> dict[str, Any]:
 
 
 def object_loader() -> DataLoader:
-    """A loader that the caller has built."""
+    """Return a loader that the caller has built."""
     return DataLoader(SmallData("object"), batch_size=2)

@@ -1,4 +1,4 @@
-"""The demo configs, made so small that a run takes seconds."""
+"""Write the demo configs, reduced so that a run takes seconds."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ SIX_STEPS: dict[str, Any] = {
 
 
 def write_config(folder: Path, task: str, *lines: str) -> Path:
-    """Write a small config of a task, and these lines after it."""
+    """Write a small config of a task, followed by these lines."""
     path = folder / f"{task}.py"
     path.write_text("\n".join([SMALL[task], *lines]))
     return path

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -260,6 +261,24 @@ class TestSeveralOptimizers:
 
 def one_optimizers(checkpoint: dict) -> list[dict]:
     return [checkpoint["optimizer"][name] for name in ("first", "second")]
+
+
+def test_tf32_is_the_configs(tmp_path):
+    for asked in (True, False):
+        Runner(**arguments(tmp_path, env_cfg=dict(dist_cfg=dict(backend="gloo"), tf32=asked)))
+        assert torch.backends.cuda.matmul.allow_tf32 is asked
+        assert torch.backends.cudnn.allow_tf32 is asked
+
+
+def test_cublas_is_deterministic_where_the_run_is(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    try:
+        Runner(**arguments(tmp_path, randomness=dict(seed=0, deterministic=True)))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")  # what PyTorch takes
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_validation_builds_no_training_data(tmp_path):

@@ -147,7 +147,7 @@ class TestRefusals:
     def test_transposed_tensor(self, tmp_path):
         state = self.state()
         state["stages.0.0.pwconv1.weight"] = state["stages.0.0.pwconv1.weight"].T
-        self.refused(state, tmp_path, r"pwconv1.weight is \(8, 32\), not \(32, 8\)")
+        self.refused(state, tmp_path, r"pwconv1\.weight.*\(8, 32\).*\(32, 8\)")
 
     def test_unknown_tensor(self, tmp_path):
         state = self.state() | {"stages.0.0.attention.weight": torch.ones(2)}
@@ -247,13 +247,13 @@ class TestReading:
             (b"\xef\xbb\xbf  <html><body>Sign in</body>", "web page"),
             (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "web page"),
             (b"<Error><Code>NoSuchKey</Code></Error>", "web page"),
-            (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "Git LFS pointer"),
-            (b'{"error": "Repository not found"}', "not a PyTorch checkpoint"),
-            (b"PK\x03\x04 and nothing more", "cut off or not a PyTorch checkpoint"),
-            (os.urandom(5000), "not a PyTorch checkpoint"),
-            (pickle.dumps([1, 2, 3]), "not a PyTorch checkpoint"),
-            (pickle.dumps([1, 2, 3], protocol=2), "not a PyTorch checkpoint"),
-            (struct.pack("<Q", 2**62) + b'{"a": 1}' * 9, "not a safetensors file"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "Git LFS"),
+            (b'{"error": "Repository not found"}', "PyTorch"),
+            (b"PK\x03\x04 and nothing more", "PyTorch"),
+            (os.urandom(5000), "PyTorch"),
+            (pickle.dumps([1, 2, 3]), "PyTorch"),
+            (pickle.dumps([1, 2, 3], protocol=2), "PyTorch"),
+            (struct.pack("<Q", 2**62) + b'{"a": 1}' * 9, "safetensors"),
         ):
             (tmp_path / "thing.pth").write_bytes(content)
             self.refused(tmp_path / "thing.pth", words=words)
@@ -622,8 +622,8 @@ class TestHub:
         )
         tag, *rest = sums.values()
         assert answers[:4] == [tag, tag, *rest]
-        assert "owner/name: download failed (it has none of model.safetensors" in answers[4]
-        assert "name the training too" in answers[5]
+        assert "owner/name" in answers[4] and "model.safetensors" in answers[4]
+        assert "timm:convnext_tiny" in answers[5]
         assert "hf-hub:owner/name" in answers[6]
         assert all("\n" not in answer for answer in answers[4:])
 

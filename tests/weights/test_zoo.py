@@ -155,10 +155,10 @@ def test_find_takes_names_sources_and_tags():
         find("convnextv2_bas_1k_224_fcmae")
     message = str(caught.value)
     assert message.startswith("convnextv2_bas_1k_224_fcmae: ")
-    assert "did you mean convnextv2_base_1k_224_fcmae or " in message and "\n" not in message
+    assert "convnextv2_base_1k_224_fcmae" in message and "\n" not in message
     with pytest.raises(InputError) as caught:
         find("resnet50")
-    assert "did you mean" not in str(caught.value)
+    assert "convnext" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

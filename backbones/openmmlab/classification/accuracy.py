@@ -9,7 +9,7 @@ from mmengine.registry import METRICS
 
 @METRICS.register_module()
 class TopAccuracy(BaseMetric):
-    """Percentage of images whose label is among the k classes with the highest scores.
+    """Compute the percentage of images whose label is among the k highest-scoring classes.
 
     Args:
         topk: values of k; those not below the number of classes are left out.
@@ -24,7 +24,7 @@ class TopAccuracy(BaseMetric):
         self.topk = tuple(topk)
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Record whether each image's label is among the best k."""
+        """Record whether each image's label is among its k best classes."""
         scores = torch.stack([sample["scores"] for sample in data_samples])
         labels = data_batch["labels"].to(scores.device)
         kept = [k for k in self.topk if k < scores.shape[1]]
@@ -33,5 +33,5 @@ class TopAccuracy(BaseMetric):
         self.results += [{k: hits[k][i] for k in kept} for i in range(len(labels))]
 
     def compute_metrics(self, results: list[dict[int, bool]]) -> dict[str, float]:
-        """Return `top1` and so on."""
+        """Return the accuracies as `top1`, `top5` and so on."""
         return {f"top{k}": 100 * sum(r[k] for r in results) / len(results) for k in results[0]}

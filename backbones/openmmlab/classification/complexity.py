@@ -1,4 +1,4 @@
-"""A classifier as it runs on one image, for multiply-adds and the memory of a training step."""
+"""Run a classifier on one image to count multiply-adds and predict training memory."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def default_size(config: Config) -> tuple[int, int]:
 
 
 def run_parts(model: Any, image: Tensor, run: PartRunner) -> None:
-    """Run the network, which is all there is."""
+    """Run the network, the only part of a classifier."""
     run("network", model.network, image)
 
 

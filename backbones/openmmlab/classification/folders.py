@@ -18,7 +18,7 @@ IMAGENETS = ("imagenet-1k", "imagenet-22k")  # whose folders timm knows
 
 @DATASETS.register_module()
 class ClassFolders(ImageFolder):
-    """torchvision's ImageFolder: one folder of images for each class, in `data_root/split`.
+    """Read torchvision's ImageFolder layout: one folder of images per class in `data_root/split`.
 
     Args:
         data_root: folder of the data set.
@@ -50,7 +50,7 @@ class ClassFolders(ImageFolder):
         super().__init__(str(folder))
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        """Return the folders and their labels, which torchvision asks for."""
+        """Return the class folders and their labels; called by torchvision."""
         _check_folders(Path(directory), self.folders)
         return list(self.folders), {name: label for label, name in enumerate(self.folders)}
 
@@ -58,7 +58,7 @@ class ClassFolders(ImageFolder):
     def make_dataset(
         directory: str, class_to_idx: dict[str, int], *args: Any, **kwargs: Any
     ) -> list[tuple[str, int]]:
-        """List images and labels, which torchvision asks for; hidden files are passed over."""
+        """List images and labels, without hidden files; called by torchvision."""
         return [
             (str(path), label)
             for name, label in class_to_idx.items()
@@ -111,7 +111,7 @@ class ClassFolders(ImageFolder):
 def _missing(folder: Path) -> InputError:
     return InputError(
         f"{folder}: no such folder; it should hold a folder of images for each class "
-        "(--data ROOT names another place)",
+        "(--data ROOT selects another folder)",
         code="not-found",
         where=folder,
     )

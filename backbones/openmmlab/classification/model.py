@@ -1,4 +1,4 @@
-"""Classify images: a network, mixing of its batches and timm's losses."""
+"""Classify images: a network, mixup and CutMix, and timm's losses."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from backbones.errors import InputError
 
 @MODELS.register_module()
 class ImageClassifier(BaseModel):
-    """A network that turns images into logits, trained on one label for each image.
+    """Train a network to classify images with one label each.
 
     Args:
         network: config of a module that takes `num_classes` and turns images (N, 3, H, W) into
@@ -68,7 +68,7 @@ class ImageClassifier(BaseModel):
         img_path: Sequence[str] | None = None,
         mode: str = "tensor",
     ) -> Tensor | dict[str, Tensor] | list[LabelData]:
-        """Return logits, the loss or predictions, as mmengine's runner asks for them.
+        """Return logits, losses or predictions, as mmengine's runner requests.
 
         Args:
             inputs: normalised images (N, 3, H, W).
@@ -86,7 +86,7 @@ class ImageClassifier(BaseModel):
         return [LabelData(scores=row, label=row.argmax(0, keepdim=True)) for row in scores]
 
     def loss(self, inputs: Tensor, labels: Any) -> dict[str, Tensor]:
-        """Return the loss of a batch, mixed first where the config says so.
+        """Return the loss of a batch, mixed first if the config asks for it.
 
         Raises:
             InputError: an odd number of images, which cannot be paired.

@@ -19,7 +19,7 @@ from backbones.openmmlab.data.decoding import read_image
 
 @TRANSFORMS.register_module()
 class LoadRGB(BaseTransform):
-    """Read `img_path` into a PIL image `img` in RGB, or take an `img` that is there already.
+    """Read `img_path` into an RGB PIL image `img`, unless `img` is present already.
 
     Such an image is (H, W, 3) uint8 in BGR order. The decoder is that of every other task: the EXIF
     orientation of JPEG, PNG and TIFF is applied.
@@ -92,7 +92,7 @@ class ResizeForTest(BaseTransform):
 
     Args:
         input_size: side of the result in pixels.
-        mean, std: of the channels, of values in [0, 1].
+        mean, std: mean and std of the channels, for values in [0, 1].
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class ResizeForTest(BaseTransform):
 
 
 def _pack(results: dict, transform: Callable[[Image.Image], Tensor]) -> dict[str, Any]:
-    """Pack an image for `ImageClassifier`; it has no label when it is only predicted."""
+    """Pack an image for `ImageClassifier`; the label is left out in prediction."""
     packed = dict(inputs=transform(results["img"]), img_path=str(results["img_path"]))
     if "label" in results:
         packed["labels"] = results["label"]

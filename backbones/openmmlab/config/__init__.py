@@ -1,4 +1,4 @@
-"""Configs: reading, checking and changing them."""
+"""Read, check and change configs."""
 
 from .loading import DTYPES, RunConfig, inference_dtype, leave_training_out, load_config
 from .tta import use_tta

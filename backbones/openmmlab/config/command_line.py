@@ -1,4 +1,4 @@
-"""The arguments that every tool which runs a config has in common."""
+"""Define the arguments that all tools which run a config share."""
 
 import argparse
 from pathlib import Path
@@ -18,13 +18,13 @@ def parser_for(documentation: str | None) -> argparse.ArgumentParser:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name a config, change it and give it data."""
-    parser.add_argument("config", type=Path, help="config file, ours or mmdet's or mmseg's")
+    parser.add_argument("config", type=Path, help="config file of this suite, mmdet or mmseg")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         action=Overrides,
         metavar="KEY=VALUE",
-        help="change keys of the config",
+        help="set config keys",
     )
 
 
@@ -34,7 +34,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="ROOT",
-        help="folder of the data set that the config names, or of your own",
+        help="folder of the config's data set, or of your own data",
     )
 
 
@@ -56,12 +56,12 @@ def run_parser(documentation: str | None) -> argparse.ArgumentParser:
         "--launcher",
         choices=["none", "pytorch", "slurm", "mpi"],
         default="none",
-        help="what started the ranks of this run (default: none, one rank)",
+        help="launcher of the ranks (default: none, a single rank)",
     )
     parser.add_argument(
         "--trust-checkpoint",
         action="store_true",
-        help="allow a checkpoint to run the code that is in it",
+        help="allow a checkpoint to run code while it loads",
     )
     # Older launchers pass it; newer ones set the variable that mmengine reads.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)

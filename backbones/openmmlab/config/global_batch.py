@@ -1,4 +1,4 @@
-"""Take the recipe's optimizer steps on any number of ranks, by accumulating gradients.
+"""Keep the recipe's global batch size on any number of ranks by accumulating gradients.
 
 An iteration of the training loop stays one optimizer step: the loader gives a rank all its images
 of the step, and the step takes them in micro-batches of the size that fits the machine. So
@@ -33,7 +33,7 @@ def recipe_batch(config: Config) -> int | None:
 
 
 def micro_batch_size(config: Config) -> int:
-    """Return how many images a rank computes at once."""
+    """Return the micro-batch size of a rank: how many images it computes at once."""
     for hook in config.get("custom_hooks") or []:
         if hook.get("type") == HOOK:
             return hook.batch_size
@@ -41,10 +41,10 @@ def micro_batch_size(config: Config) -> int:
 
 
 def set_global_batch(config: Config, size: int | None = None, scale_lr: str | None = None) -> str:
-    """Let every optimizer step see `size` images, however many ranks there are.
+    """Set the global batch size: every optimizer step sees `size` images on any number of ranks.
 
     Args:
-        config: to change: the loader's batch size and batch sampler, and the hooks.
+        config: config to change: the loader's batch size and batch sampler, and the hooks.
         size: global batch size; None for the recipe's, or what the config gives if it names none.
         scale_lr: `linear` or `sqrt`, how the learning rate follows the global batch size.
 
@@ -79,15 +79,15 @@ def set_global_batch(config: Config, size: int | None = None, scale_lr: str | No
     if counts != 1:
         if size is not None or scale_lr is not None:
             raise InputError(
-                "config key optim_wrapper.accumulative_counts: set it to 1 where --global-batch or "
-                "--scale-lr is given, which accumulate without it",
+                "config key optim_wrapper.accumulative_counts: must be 1 with --global-batch and "
+                "--scale-lr, which accumulate by themselves",
                 code="unsupported",
                 where="optim_wrapper.accumulative_counts",
             )
         return (
             f"global batch size {ranks * images * counts}: {_plural(ranks, 'rank')} x "
-            f"{_plural(images, 'image')} x accumulative_counts {counts}, counted as mmengine does: "
-            "schedules and intervals are in micro-batches"
+            f"{_plural(images, 'image')} x accumulative_counts {counts}; schedules and "
+            "intervals count micro-batches, as in mmengine"
         )
     together = ranks * images
     size = size if size is not None else recipe or together
@@ -106,7 +106,7 @@ def set_global_batch(config: Config, size: int | None = None, scale_lr: str | No
 
 
 def batch_norm_note(config: Config) -> str | None:
-    """Return what accumulation cannot give a batch norm and what to do, or None."""
+    """Return why accumulation changes a batch norm's statistics and the remedy, or None."""
     recipe, seen = recipe_batch(config), micro_batch_size(config)
     norms = list(norm_keys(config.model))
     if recipe is None or not norms:
@@ -118,8 +118,8 @@ def batch_norm_note(config: Config) -> str | None:
     first = norms[0]
     others = f", and likewise {', '.join(norms[1:])}" if norms[1:] else ""
     return (
-        f"batch norm takes its statistics from {_plural(seen, 'image')} at once, {recipe} in the "
-        "recipe: accumulation does not change that. Group norm does not depend on it: "
+        f"batch norm computes its statistics over {_plural(seen, 'image')} at once, {recipe} in "
+        "the recipe; accumulation does not change that. Group norm does not depend on the batch: "
         f"--cfg-options {first}.type=GN {first}.num_groups=32{others}"
     )
 
@@ -157,7 +157,7 @@ def _does_not_divide(size: int, ranks: int, images: int, is_recipes: bool) -> st
 
 
 def _accumulate(config: Config, images: int, count: int) -> None:
-    """Write into the config that a rank's step has `count` micro-batches of `images` images."""
+    """Set `count` micro-batches of `images` images for each step of a rank."""
     loader = config.train_dataloader
     hooks = [hook for hook in config.get("custom_hooks") or [] if hook.get("type") != HOOK]
     batches = loader.get("batch_sampler")
@@ -176,7 +176,7 @@ def _accumulate(config: Config, images: int, count: int) -> None:
 
 
 def _scale(config: Config, size: int, recipe: int | None, rule: str | None) -> str:
-    """Scale the learning rates if asked; return what there is to log about them."""
+    """Scale the learning rates if asked; return the lines to log about them."""
     if rule is None:
         if recipe in (None, size):
             return ""

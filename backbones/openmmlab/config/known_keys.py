@@ -1,4 +1,4 @@
-"""What is known to be read from the untyped dicts of a config."""
+"""List the keys that are known to be read from the untyped dicts of a config."""
 
 from dataclasses import fields
 
@@ -79,7 +79,7 @@ UNTYPED_KEYS = {
     },
     "auto_scale_lr": {"enable", "base_batch_size"},
     "randomness": {"seed", "diff_rank_seed", "deterministic"},
-    "env_cfg": {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"},
+    "env_cfg": {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit", "tf32"},
     "mp_cfg": {"mp_start_method", "opencv_num_threads"},
     "dist_cfg": {"backend", "timeout", "init_backend"},
     "custom_imports": {"imports", "allow_failed_imports"},
@@ -113,7 +113,7 @@ NAMED = {"tta"}  # dicts whose keys are the user's own and whose values are not:
 FOREIGN = {"Albu": {"transforms", "bbox_params"}}
 FOREIGN_KEYS = (".adapt_cfg", "_trans")  # StageCascadeRPNHead's, FPG's
 
-# What a constructor of the optimizer wrapper reads from its paramwise_cfg; ours says it itself.
+# What a constructor of the optimizer wrapper reads from its paramwise_cfg; ours lists its own.
 CONSTRUCTOR_KEYS = {
     "DefaultOptimWrapperConstructor": {
         "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "flat_decay_mult",

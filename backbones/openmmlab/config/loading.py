@@ -1,4 +1,4 @@
-"""Read a config so that every key in it means something."""
+"""Read a config and check that every key in it is read by something."""
 
 import os
 from collections.abc import Mapping
@@ -24,18 +24,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class RunConfig(Config):
-    """A config whose text is laid out once: that takes a second, and each checkpoint holds it."""
+    """Format a config as text once: that takes a second, and each checkpoint holds the text."""
 
     @classmethod
     def of(cls, config: Config) -> "RunConfig":
-        """Return a config of the same keys, not copied."""
+        """Return a config of the same keys, without copying them."""
         made = cls.__new__(cls)
         made.__setstate__(config.__getstate__())
         return made
 
     @property
     def pretty_text(self) -> str:
-        """The config as Python; laid out anew where a value has changed."""
+        """Return the config as Python text, formatted again after a value has changed."""
         state = repr(self._cfg_dict)
         known, text = self.__dict__.get("_laid_out", (None, ""))
         if state != known:
@@ -65,7 +65,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping[str, Any] | None = N
         )
     _find_libraries()
     try:
-        # Importing mmpretrain, as a config may ask, works only after its task's room.
+        # Importing mmpretrain, as a config may ask, works only after its task's package.
         config = RunConfig.of(Config.fromfile(path, import_custom_modules=False))
     except Exception as error:  # a config is code: it may fail in any way
         raise _broken(path, error) from error
@@ -87,9 +87,9 @@ def load_config(path: str | os.PathLike, overrides: Mapping[str, Any] | None = N
 
 
 def inference_dtype(config: Config) -> torch.dtype:
-    """Return what validation, testing and prediction compute in: the config's `inference_dtype`.
+    """Return the dtype of validation, testing and prediction: the config's `inference_dtype`.
 
-    Anything but float32 is automatic mixed precision: weights stay as they are.
+    Anything but float32 is automatic mixed precision: weights stay float32.
 
     Raises:
         InputError: it is not one of `DTYPES`.
@@ -106,14 +106,14 @@ def inference_dtype(config: Config) -> torch.dtype:
 
 
 def leave_training_out(config: Config) -> None:
-    """Make it a config of an evaluation alone."""
+    """Remove what only training needs from the config."""
     for split in ("train", "val"):
         config[f"{split}_dataloader"] = config[f"{split}_cfg"] = None
     config.val_evaluator = config.optim_wrapper = config.param_scheduler = None
 
 
 def _find_libraries() -> None:
-    """Let mmengine find the configs behind `mmseg::` whatever the distribution is called.
+    """Make mmengine find the configs behind `mmseg::` whatever the distribution's name is.
 
     It asks for `mmsegmentation`; the wheels of today are called `onedl-mmsegmentation`.
     """

@@ -10,11 +10,35 @@ from backbones.openmmlab.walk import replace_type
 
 # The variable in which each launcher gives the number of ranks.
 PROCESS_COUNTS = dict(pytorch="WORLD_SIZE", slurm="SLURM_NTASKS", mpi="OMPI_COMM_WORLD_SIZE")
+# And that in which it tells each process its rank.
+RANKS = dict(pytorch="RANK", slurm="SLURM_PROCID", mpi="OMPI_COMM_WORLD_RANK")
+# Optimizers of which PyTorch has such a kernel.
+FUSED = ("Adam", "AdamW", "SGD")
 
 
 def process_count(config: Config) -> int:
     """Return how many ranks the config's launcher has started."""
     return int(os.environ.get(PROCESS_COUNTS.get(config.get("launcher", "none"), ""), 1))
+
+
+def is_first_rank(config: Config) -> bool:
+    """Return whether this is the first of the ranks that the config's launcher has started.
+
+    Known before they can talk to one another, which is when data and config are checked.
+    """
+    return int(os.environ.get(RANKS.get(config.get("launcher", "none"), ""), 0)) == 0
+
+
+def use_fused_optimizer(config: Config) -> None:
+    """Let the optimizer take its step in one kernel for many weights, where training has a GPU.
+
+    That kernel looks for gradients that are not finite itself, so the host does not wait for them.
+    A config that sets `fused` or `foreach` keeps what it says.
+    """
+    optimizer = (config.get("optim_wrapper") or {}).get("optimizer") or {}
+    if torch.cuda.is_available() and optimizer.get("type") in FUSED:
+        if not {"fused", "foreach"} & optimizer.keys():
+            optimizer["fused"] = True
 
 
 def fit_to_machine(config: Config) -> None:

@@ -18,7 +18,7 @@ MOST_BRACKETS = 1000  # the time of mmengine's parser grows with their square
 class Overrides(DictAction):
     """Parse mmengine's KEY=VALUE arguments, with mistakes reported in one line."""
 
-    def __call__(self, parser, namespace: Namespace, values, option_string=None) -> None:
+    def __call__(self, parser, namespace: Namespace, values: Any, option_string=None) -> None:
         for given in values:
             key, equals, _ = given.partition("=")
             if not equals or not key.isprintable():
@@ -28,7 +28,7 @@ class Overrides(DictAction):
                     raise AssertionError
                 super().__call__(parser, namespace, [given], option_string)
             except AssertionError:
-                reason = "its brackets do not match, or there are too many"
+                reason = "has unmatched brackets, or too many of them"
                 raise _refused(f"{given:.60}:", reason, key) from None
 
 
@@ -83,7 +83,7 @@ def _check_kind(dotted: str, former: Any, value: Any) -> None:
         example = next(iter(former), "KEY")
         raise _refused(
             f"{dotted}:",
-            f"{value!r:.40} cannot replace a dict; set its keys, as {dotted}.{example}=...",
+            f"{value!r:.40} cannot replace a dict; set its keys, such as {dotted}.{example}=...",
             dotted,
         )
     dicts = isinstance(former, list | tuple) and any(isinstance(each, dict) for each in former)
@@ -91,7 +91,7 @@ def _check_kind(dotted: str, former: Any, value: Any) -> None:
         if not isinstance(value, list | tuple) or not all(isinstance(v, dict) for v in value):
             raise _refused(
                 f"{dotted}:",
-                f"{value!r:.40} cannot replace a list of dicts; set their keys, as "
+                f"{value!r:.40} cannot replace a list of dicts; set their keys, such as "
                 f"{dotted}.0.type=..., or write a config",
                 dotted,
             )

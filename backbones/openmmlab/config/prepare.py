@@ -1,4 +1,4 @@
-"""Turn a tool's options into the config of a run: which transforms, in which order.
+"""Turn a tool's options into the config of a run: apply the transforms in the right order.
 
 Every tool that runs a config parses its options, has them prepared here, checks the data and runs.
 """
@@ -18,11 +18,12 @@ from mmengine.logging import print_log
 from backbones.errors import InputError
 from backbones.openmmlab.data.own_data import use_data
 from backbones.openmmlab.tasks import task_of
+from backbones.openmmlab.walk import nodes, type_name
 from backbones.weights import check_path, trusted
 
 from .global_batch import batch_norm_note, set_global_batch
 from .loading import leave_training_out, load_config
-from .machine import fit_to_machine
+from .machine import fit_to_machine, use_fused_optimizer
 from .strategy import check_strategy
 from .tracking import track
 from .tta import use_tta
@@ -39,16 +40,16 @@ HOOKS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What may be asked of a run; the names are those of the tools' arguments.
+    """Hold the options of a run, under the names of the tools' arguments.
 
     Attributes:
         config: the config file.
         cfg_options: dotted keys and their values.
         data: folder of the data set; None for the config's own.
         work_dir: folder for results; by default `work_dirs/` and the config's name.
-        launcher: what started the ranks.
-        local_rank: of this rank, from launchers that set no variable.
-        checkpoint: of the model to evaluate.
+        launcher: launcher of the ranks.
+        local_rank: local rank of this process, from launchers that set no variable.
+        checkpoint: checkpoint of the model to evaluate.
         trust_checkpoint: whether a checkpoint may run code.
         tta: protocol of test-time augmentation.
         resume: whether to continue from the work dir's last checkpoint.
@@ -81,7 +82,7 @@ class Options:
 
     @classmethod
     def of(cls, arguments: Namespace) -> "Options":
-        """Return those of a tool's parsed arguments that are options of a run."""
+        """Return the options of a run among a tool's parsed arguments."""
         given = vars(arguments)
         names = [field.name for field in fields(cls) if field.name in given]
         return cls(**{name: given[name] for name in names})
@@ -91,8 +92,8 @@ def prepare(options: Options, purpose: Purpose) -> Config:
     """Read a config and change it as the options ask.
 
     Args:
-        options: of the run.
-        purpose: what the config is for.
+        options: options of the run.
+        purpose: purpose of the config.
 
     Returns:
         The config, checked key by key; of a run, fitted to this machine and ready for the runner.
@@ -113,6 +114,7 @@ def prepare(options: Options, purpose: Purpose) -> Config:
     if purpose == "inspect":
         return config
     add_hooks(config)
+    use_our_decoder(config)
     if purpose == "evaluate":
         leave_training_out(config)
         config.load_from = options.checkpoint
@@ -131,6 +133,7 @@ def _prepare_training(config: Config, options: Options) -> None:
     if options.compile:
         config.setdefault("compile", True)
     check_strategy(config)
+    use_fused_optimizer(config)
     track(config, options.track)
     start_from(config, options.init_from)
     if options.skip_bad_images:
@@ -142,18 +145,41 @@ def _prepare_training(config: Config, options: Options) -> None:
 
 
 def add_hooks(config: Config) -> None:
-    """Give a config of another origin the progress bar and the report of our runs.
+    """Add the progress bar and the report of our runs to a config from elsewhere.
 
-    A config that imports them itself, or that sets one of these hooks to None, keeps what it says.
+    A config that imports them itself, or that sets one of these hooks to None, keeps its settings.
     """
     hooks = config.setdefault("default_hooks", {})
-    imports = config.get("custom_imports") or dict(imports=[], allow_failed_imports=False)
     for name, (kind, module) in HOOKS.items():
-        import_module(module)
-        if module not in imports["imports"]:
+        if _import(config, module):
             hooks.setdefault(name, dict(type=kind))
-            imports["imports"] = [*imports["imports"], module]  # the saved config runs by itself
+
+
+def use_our_decoder(config: Config) -> None:
+    """Load a stock config's images with `LoadImage`.
+
+    Training and evaluation then decode as prediction does (EXIF orientation of every format), and
+    a file that cannot be read is named.
+    """
+    loaders = [config.get(f"{split}_dataloader") for split in ("train", "val", "test")]
+    steps = [step for _, step in nodes(loaders) if type_name(step) == "LoadImageFromFile"]
+    for step in steps:
+        step["type"] = "LoadImage"
+    if steps:
+        _import(config, "backbones.openmmlab.data.loading")
+
+
+def _import(config: Config, module: str) -> bool:
+    """Import a module, and have the saved config do so; return whether it did not before."""
+    import_module(module)
+    imports: dict[str, Any] = config.get("custom_imports") or dict(
+        imports=[], allow_failed_imports=False
+    )
+    missing = module not in imports["imports"]
+    if missing:
+        imports["imports"] = [*imports["imports"], module]
     config.custom_imports = imports
+    return missing
 
 
 def start_from(config: Config, checkpoint: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Find what a class or function can be called with, its base classes and decorators included."""
+"""Find the arguments of a class or function, through its base classes and decorators."""
 
 import ast
 import inspect
@@ -13,7 +13,7 @@ Rest = Literal["none", "dropped", "used"]
 
 @dataclass(frozen=True)
 class Signature:
-    """What something can be called with.
+    """Hold the arguments that a class or function can be called with.
 
     Attributes:
         arguments: names and defaults, `inspect.Parameter.empty` where there is none.
@@ -26,7 +26,7 @@ class Signature:
 
 @cache
 def signature_of(built: Any) -> Signature | None:
-    """Return what a class or function takes; None if it takes anything.
+    """Return the signature of a class or function; None if it accepts any argument.
 
     A class that hands its **kwargs to its base takes what that takes. One that does something else
     with them, or nothing at all, takes any argument besides those that it names.
@@ -58,7 +58,7 @@ def signature_of(built: Any) -> Signature | None:
 
 
 def _functions(built: Any) -> Iterator[Any]:
-    """Yield what is called to build it: the function, or every `__init__` of a class in turn."""
+    """Yield the callables that receive the arguments: a function, or each `__init__` of a class."""
     if not inspect.isclass(built):
         yield built
         return
@@ -77,7 +77,7 @@ def _former_names(function: Any) -> tuple[str, ...]:
 
 
 def _fate(function: Any, name: str) -> Rest:
-    """Return what an `__init__` does with its **kwargs; none if they are for its base alone."""
+    """Return the use that an `__init__` makes of **kwargs; `none` if only its base takes them."""
     try:
         tree = ast.parse(dedent(inspect.getsource(inspect.unwrap(function))))
     except (OSError, TypeError, SyntaxError):  # compiled, or generated as those of dataclasses

@@ -1,4 +1,4 @@
-"""How several ranks share the work, and what FSDP cannot be combined with."""
+"""Choose how several ranks share the work, and reject what FSDP cannot be combined with."""
 
 from mmengine.config import Config
 from mmengine.hooks import EMAHook

@@ -1,4 +1,4 @@
-"""Send a run's figures to TensorBoard, Weights & Biases or MLflow, by mmengine's backends."""
+"""Send a run's figures to TensorBoard, Weights & Biases or MLflow, through mmengine's backends."""
 
 import os
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ def track(config: Config, trackers: Sequence[str]) -> None:
     """Make a config's visualizer write to these trackers too.
 
     Args:
-        config: of the run; its name becomes the run's.
-        trackers: of `TRACKERS`.
+        config: config of the run; its name becomes the run's.
+        trackers: names of `TRACKERS`.
 
     Raises:
         InputError: the package of a tracker is not installed.

@@ -1,4 +1,4 @@
-"""Test-time augmentation by the name of a protocol."""
+"""Apply test-time augmentation by the name of a protocol."""
 
 from mmengine.config import Config
 
@@ -9,8 +9,8 @@ def use_tta(config: Config, protocol: str) -> None:
     """Evaluate with multi-scale and flip test-time augmentation.
 
     Args:
-        config: with the protocol under `tta`; changed in place.
-        protocol: for a segmentor `paper`, whole images at ratios of the base scale, or `mmseg`,
+        config: config that has the protocol under `tta`; changed in place.
+        protocol: `paper` for a segmentor, whole images at ratios of the base scale, or `mmseg`,
             sliding windows at ratios of the original image; for a detector `flip` or `multi_scale`.
 
     Raises:
@@ -26,7 +26,7 @@ def use_tta(config: Config, protocol: str) -> None:
         )
     if config.get("tta_model") is None:
         raise InputError(
-            f"config key tta_model: {config.filename} has tta and no tta_model",
+            f"config key tta_model: {config.filename} has tta but no tta_model",
             code="bad-config",
             where="tta_model",
         )
@@ -35,5 +35,7 @@ def use_tta(config: Config, protocol: str) -> None:
         config.model.test_cfg = protocols[protocol].test_cfg
     if "keep_logits" in config.model:
         config.model.keep_logits = True  # the mean over augmentations is taken of them
+    # Views differ in size from image to image, and cuDNN would try its kernels for each anew.
+    config.setdefault("env_cfg", {})["cudnn_benchmark"] = False
     config.tta_model.module = config.model
     config.model = config.tta_model

@@ -46,7 +46,7 @@ from .signatures import signature_of
 
 @dataclass(frozen=True)
 class Reader:
-    """What reads a dict of a config.
+    """Describe what reads a dict of a config.
 
     Attributes:
         keys: the keys that it takes.
@@ -92,7 +92,7 @@ def notes(config: Config) -> list[Issue]:
 
 
 def near_miss(key: object, known: Collection[str]) -> str | None:
-    """Return the known key that this one looks like a misspelling of, or None.
+    """Return the known key that this one probably misspells, or None.
 
     One slip of the keyboard is: a letter too many or too few, another one, or two exchanged; in a
     key of eight letters or more, two of them. difflib's ratio would take `norm_cfg` for `env_cfg`
@@ -119,7 +119,7 @@ def _slips(one: str, other: str) -> int:
 
 
 def suggest(name: object, known: Collection[object]) -> str:
-    """Return `; did you mean ...?` with the known name that is most like this one, or nothing."""
+    """Return `; did you mean ...?` with the most similar known name, or an empty string."""
     close = get_close_matches(str(name), [str(each) for each in known], n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -137,7 +137,7 @@ def known_keys(config: Config, path: str, node: dict) -> Collection[str]:
 
 
 def _unread(config: Config) -> Iterator[tuple[str, str, Reader]]:
-    """Yield path, key and reader for each key that is not among those known."""
+    """Yield path, key and reader of each key that is not known."""
     if not isinstance(config.get("model", {}), dict):
         raise InputError(
             f"config key model: {config.model!r:.40} is not a dict", code="bad-value", where="model"
@@ -163,7 +163,7 @@ def _unread(config: Config) -> Iterator[tuple[str, str, Reader]]:
 
 
 def _is_read(path: str) -> bool:
-    """Whether a dict is in what the runner reads, and not in a helper variable."""
+    """Return whether a dict is read by the runner, and not part of a helper variable."""
     return not path or path.partition(".")[0] in TOP_KEYS
 
 
@@ -185,7 +185,7 @@ def _scope_above(path: str, scopes: dict[str, str]) -> str:
 
 
 def _reader(config: Config, path: str, node: dict, scope: str) -> Reader | None:
-    """Return what reads a dict; None where any key may be in it."""
+    """Return what reads a dict; None if it may hold any key."""
     if path == "optim_wrapper.paramwise_cfg":
         return _constructor_reader(config.optim_wrapper, scope)
     if path.endswith(FOREIGN_KEYS):
@@ -251,15 +251,20 @@ def _class_reader(path: str, node: dict, scope: str) -> Reader | None:
     return Reader(known, owner, rests == {"none"}, "used" not in rests)
 
 
-def _named_class(where: str, name: Any, scope: str) -> list[tuple[str | None, Any]]:
-    """Return root registry and object for everything that a key which names a class may mean."""
-    if not isinstance(name, str) and not callable(name):
+def _named_class(where: str, name: Any, scope: str) -> list[tuple[str, Any]]:
+    """Return root registry and object for everything that a key which names a class may mean.
+
+    A class itself is in no registry; the name of its root is empty.
+    """
+    if callable(name):
+        return [("", name)]
+    if not isinstance(name, str):
         raise InputError(
             f"config key {where}: {name!r} is not the name of a class",
             code="bad-value",
             where=where,
         )
-    found = [(None, name)] if callable(name) else list(_registered(name, scope))
+    found = list(_registered(name, scope))
     if not found:
         everything = {known for root in _root_registries() for known in _names(root, scope)}
         raise InputError(
@@ -296,7 +301,7 @@ def _registered(name: str, scope: str) -> Iterator[tuple[str, Any]]:
 
 
 def _import_registries(scope: str) -> None:
-    """Make another library's registries known, as mmengine does when it meets such a type."""
+    """Import another library's registries, as mmengine does for a type with its scope."""
     try:
         import_module(f"{scope}.registry")
     except ImportError:

@@ -1,4 +1,4 @@
-"""Let the widths of necks and heads follow a backbone that is changed on the command line."""
+"""Adapt the widths of necks and heads to a backbone that is changed on the command line."""
 
 from collections.abc import Iterable, Iterator
 
@@ -12,12 +12,12 @@ PARTS = ("neck", "decode_head", "auxiliary_head")  # what reads the backbone's m
 
 
 def may_change_widths(key: str) -> bool:
-    """Whether a dotted key may decide how wide the maps are that a neck or head reads."""
+    """Return whether a dotted key may change the width of the maps that a neck or head reads."""
     return key.startswith("model.backbone") and not key.endswith("init_cfg") or "in_index" in key
 
 
 def follow_backbone(config: Config, before: Config, changed: Iterable[str]) -> None:
-    """Give necks and heads the widths of the changed backbone, where they had the former one's.
+    """Give necks and heads the widths of the changed backbone where they had those of the original.
 
     So one `--cfg-options model.backbone.arch=small` is enough. A part whose `in_channels` is
     changed itself keeps that.
@@ -57,7 +57,7 @@ def _parts(config: Config) -> Iterator[tuple[str, dict]]:
 
 
 def _widths(config: Config) -> list[int] | None:
-    """Return the widths of the maps that the backbone gives; None where it does not say them."""
+    """Return the widths of the maps that the backbone returns; None if it does not tell."""
     scope = config.get("default_scope") or "mmengine"
     try:
         with DefaultScope.overwrite_default_scope(scope), torch.device("meta"):
@@ -74,7 +74,7 @@ def _widths(config: Config) -> list[int] | None:
 
 
 def _read(name: str, part: dict, widths: list[int]) -> int | list[int]:
-    """Return the widths of the maps that a part reads, those of its `in_index`."""
+    """Return the widths of the maps that a part reads, selected by its `in_index`."""
     index = part.get("in_index", range(len(widths)))
     try:
         return widths[index] if isinstance(index, int) else [widths[i] for i in index]

@@ -1,1 +1,1 @@
-"""Data as users have it: read, held against its format, and fitted into a config."""
+"""Read users' data, check it against its format, and adapt configs to it."""

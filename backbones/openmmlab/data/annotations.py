@@ -1,4 +1,4 @@
-"""Boxes and masks as people have them, found in a folder and read into COCO's form."""
+"""Find boxes and masks in a folder in any known format and read them as COCO content."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def find_annotations(root: Path) -> tuple[str, Found]:
 
 
 def read_annotations(root: Path) -> tuple[str, dict[str | None, Annotations]]:
-    """Read every split's annotations in a folder; the key None stands for data that is not split.
+    """Read every split's annotations in a folder; the key None stands for data without splits.
 
     Raises:
         InputError: there are none, two for a split, or something in them is wrong.
@@ -46,21 +46,21 @@ def read_annotations(root: Path) -> tuple[str, dict[str | None, Annotations]]:
             names = ", ".join(one_line(path.relative_to(root)) for path in paths[:3])
             raise InputError(
                 f"{one_line(root)}: {len(paths)} sets of {kind} annotations for one split, "
-                f"{split or 'unnamed'} ({names}); leave one in the folder",
+                f"{split or 'unnamed'} ({names}); keep only one in the folder",
                 code="bad-annotations",
                 where=root,
             )
     if None in found and len(found) > 1:
         raise InputError(
-            f"{one_line(found[None][0])}: for which split? others in {one_line(root)} say it; put "
-            "train, val or test into the name",
+            f"{one_line(found[None][0])}: belongs to no split, but others in {one_line(root)} "
+            "do; put train, val or test into its name",
             code="bad-annotations",
             where=found[None][0],
         )
     if kind == "COCO":
         if "test" in found and len(found) > 1 and not has_objects(found["test"][0]):
             (path,) = found.pop("test")
-            print_log(f"{one_line(path)}: no objects, nothing to evaluate on", "current")
+            print_log(f"{one_line(path)}: has no objects to evaluate on", "current")
         read = {split: coco.read(root, paths[0]) for split, paths in found.items()}
     elif kind == "YOLO":
         read = yolo.read(root, found[None][0])
@@ -68,7 +68,7 @@ def read_annotations(root: Path) -> tuple[str, dict[str | None, Annotations]]:
         read = voc.read(root, {split: paths[0] for split, paths in found.items()})
     else:
         raise InputError(
-            f"{one_line(root)}: no COCO, YOLO or Pascal VOC annotations in it",
+            f"{one_line(root)}: contains no COCO, YOLO or Pascal VOC annotations",
             code="no-data",
             where=root,
         )

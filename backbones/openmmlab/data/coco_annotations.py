@@ -1,4 +1,4 @@
-"""Faults in a COCO annotation file that mmdet drops, repairs or trips over without a word."""
+"""Find faults in a COCO annotation file that mmdet drops, repairs or fails on silently."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +13,11 @@ from .files import one_line
 from .issues import Issue, first_of
 from .masks import are_numbers, mask_fault
 
-REREAD = "give its folder as --data, which reads it repaired"
+REREAD = "pass its folder as --data, which repairs it when reading"
 
 
 class CocoAnnotations:
-    """A COCO annotation file of a config, read whole.
+    """Hold a COCO annotation file of a config, read whole.
 
     Args:
         path: the file.
@@ -42,7 +42,7 @@ class CocoAnnotations:
         return [image["file_name"] for image in self.images]
 
     def check(self, with_mask: bool) -> Iterator[Issue]:
-        """Check the file alone.
+        """Check the file without its images.
 
         Args:
             with_mask: masks are trained or scored.
@@ -84,13 +84,13 @@ class CocoAnnotations:
             if wrong:
                 yield self._issue(
                     "error",
-                    f"{what_ids_are(wrong, part)}: COCO's evaluation scores them wrongly or ends",
-                    f"number them from 1 on, or {REREAD}",
+                    f"{what_ids_are(wrong, part)}: COCO's evaluation scores them wrongly or fails",
+                    f"number them from 1, or {REREAD}",
                 )
             repeated = [each for each, count in Counter(ids).items() if count > 1]
             yield from self._found(
-                "error", "several have this id, all but one are lost", repeated,
-                f"number them anew, or {REREAD}",
+                "error", "several share this id; all but one are lost", repeated,
+                f"renumber them, or {REREAD}",
                 dict(images="image", annotations="annotation", categories="category")[part],
             )  # fmt: skip
         files = Counter(self.names())
@@ -100,7 +100,7 @@ class CocoAnnotations:
         )
         orphans = [a["id"] for a in self.annotations if a["image_id"] not in self._by_image]
         yield from self._found(
-            "error", "their image is not in the file", orphans, "add the image or take them out"
+            "error", "their image is not in the file", orphans, "add the image or remove them"
         )
 
     def _check_categories(self) -> Iterator[Issue]:
@@ -110,7 +110,7 @@ class CocoAnnotations:
         kinds = [one_line(repr(kind)) for kind in kinds]
         yield from self._found(
             "error", f"of category {first_of(kinds)}, which the file does not define", unknown,
-            "define it or take them out: mmdet drops them",
+            "define it or remove them; mmdet drops them",
         )  # fmt: skip
         used = Counter(known.get(a["category_id"]) for a in self.annotations)
         unused = [name for name in self.classes if name in known.values() and not used[name]]
@@ -118,7 +118,7 @@ class CocoAnnotations:
             yield self._issue(
                 "warning",
                 f"no annotation of {first_of([one_line(name) for name in unused])}",
-                "it can be neither learnt nor scored",
+                "it can be neither trained nor scored",
             )
         order = [c["name"] for c in self.categories if c["name"] in self.classes]
         if order != list(self.classes) and sorted(order) == sorted(self.classes):
@@ -150,7 +150,7 @@ class CocoAnnotations:
                     beyond.append(annotation["id"])
         for severity, what, ids, advice in (
             ("error", "bbox is not four finite numbers", malformed, "write [x, y, width, height]"),
-            ("warning", "box of no area, or thinner than a pixel", empty,
+            ("warning", "box with no area, or thinner than a pixel", empty,
              "mmdet drops it; correct or delete it"),
             ("warning", "box outside its image", outside,
              "mmdet drops it; is it [x, y, width, height] in pixels?"),
@@ -179,15 +179,15 @@ class CocoAnnotations:
             yield self._issue(
                 "error",
                 f"annotation id {one_line(first)}: segmentation: {one_line(fault)}{more}",
-                f"correct it, or {REREAD} where it can be",
+                f"correct it, or {REREAD} if possible",
             )
 
     def check_sizes(self, folder: Path, headers: Mapping[Path, Header]) -> Iterator[Issue]:
-        """Check the file's width and height against those of the images as they are decoded.
+        """Check the file's width and height against those of the decoded images.
 
         Args:
-            folder: that the images' names are relative to.
-            headers: of some or all images.
+            folder: folder that the images' names are relative to.
+            headers: headers of some or all images.
         """
         turned, other = [], []
         for image in self.images:
@@ -200,9 +200,9 @@ class CocoAnnotations:
             image, header = turned[0]
             yield Issue(
                 "error", one_line(folder / image["file_name"]),
-                f"EXIF turns it to {_by(header.upright)}, annotated as {_by(header.size)} "
+                f"EXIF rotates it to {_by(header.upright)}, annotated as {_by(header.size)} "
                 f"({len(turned)} of {len(headers)} images)",
-                "boxes do not lie on what is seen: store it upright, without EXIF orientation",
+                "boxes do not match the rotated image: store it upright, without EXIF orientation",
                 "bad-annotations",
             )  # fmt: skip
         if other:

@@ -1,4 +1,4 @@
-"""The one reader of COCO annotation files: in part, as they lie, or whole, with rows checked.
+"""Read COCO annotation files, in part or whole, with every row checked.
 
 Every part is found by parsing, never by looking for a word: a file may have the word "categories"
 in its info, or in an attribute of an object. What is asked early of a file of 450 MB is read row by
@@ -33,7 +33,7 @@ OPTIONAL = dict(area=float, iscrowd=int, segmentation=(list, dict, type(None)))
 
 
 class _Pieces:
-    """A text file that grows in memory as far as it is asked for, and forgets what was read."""
+    """Read a text file piece by piece, and forget what has been parsed."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -45,7 +45,7 @@ class _Pieces:
         self.parser = json.JSONDecoder()
 
     def more(self) -> bool:
-        """Read on; False at the end of the file."""
+        """Read the next piece; return False at the end of the file."""
         if self.ended:
             return False
         content = self.file.read(max(PIECE, len(self.text) - self.at))
@@ -55,7 +55,7 @@ class _Pieces:
         return True
 
     def peek(self) -> str:
-        """Return the next character that is not blank; empty at the end."""
+        """Return the next character that is not blank; an empty string at the end."""
         while True:
             self.at = BLANK.match(self.text, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.text):
@@ -64,7 +64,7 @@ class _Pieces:
                 return ""
 
     def take(self, expected: str) -> str:
-        """Go past one of these characters.
+        """Consume one of these characters.
 
         Raises:
             ValueError: another follows, or none.
@@ -72,7 +72,7 @@ class _Pieces:
         found = self.peek()
         if not found or found not in expected:
             raise ValueError(
-                f"{found!r} where {' or '.join(expected)} belongs" if found else "cut off"
+                f"{found!r} instead of {' or '.join(expected)}" if found else "cut off"
             )
         self.at += 1
         return found
@@ -127,7 +127,7 @@ def _stream(path: Path) -> Iterator[tuple[str, int, Any]]:
         while True:
             key = pieces.value()
             if not isinstance(key, str):
-                raise ValueError("a key that is no text")
+                raise ValueError("a key that is not a string")
             pieces.take(":")
             if pieces.peek() != "[":
                 yield key, -1, pieces.value()
@@ -145,7 +145,7 @@ def _stream(path: Path) -> Iterator[tuple[str, int, Any]]:
             if pieces.take(",}") == "}":
                 break
         if pieces.peek():
-            raise ValueError("something follows its end")
+            raise ValueError("data after its end")
 
 
 def _unreadable(path: Path, reason: str) -> InputError:
@@ -157,7 +157,7 @@ def _unreadable(path: Path, reason: str) -> InputError:
 
 
 def is_coco(path: Path) -> bool:
-    """Return whether a JSON file holds images and categories as COCO's files do.
+    """Return whether a JSON file holds images and categories as COCO files do.
 
     A file that breaks off after it has shown one of these lists is COCO's too: `read_coco` says
     what is wrong with it.
@@ -188,7 +188,7 @@ def _is_coco(path: Path, *state: int) -> bool:
 
 
 def has_objects(path: Path) -> bool:
-    """Return whether a COCO file lists any annotation.
+    """Return whether a COCO file lists at least one annotation.
 
     Raises:
         InputError: it is cut off before its first, or not JSON.
@@ -205,7 +205,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def read_categories(path: Path) -> list[str]:
-    """Read the names of a COCO file's categories, in their order, and nothing that comes after.
+    """Read the names of a COCO file's categories in their order, and nothing after them.
 
     Raises:
         InputError: the file is missing, empty, cut off or has no categories.
@@ -277,10 +277,10 @@ def _not_coco(path: Path, reason: str) -> InputError:
 
 
 def check_rows(content: object, path: Path, own: bool = False) -> None:
-    """Refuse what is not in COCO's format, by the first row that is not.
+    """Reject content that is not in COCO's format, at the first invalid row.
 
     Args:
-        content: of the file.
+        content: content of the file.
         path: the file.
         own: it is to be completed: images need no width and height, objects no id, and a box or a
             mask will do.
@@ -298,7 +298,7 @@ def check_rows(content: object, path: Path, own: bool = False) -> None:
             kinds = kinds | OPTIONAL
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
-                raise _not_coco(path, f"{name}[{number}] is no dict")
+                raise _not_coco(path, f"{name}[{number}] is not a dict")
             for key, kind in kinds.items():
                 if key not in row:
                     if key in needed:
@@ -315,8 +315,8 @@ def _is(value: object, kind: type | tuple[type, ...]) -> bool:
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if int in kinds or float in kinds:  # JSON of other languages has 3.0 and false for them
         largest = 2**63 if str in kinds else LARGEST
-        number = isinstance(value, int | float) and abs(value) < largest
-        if number and (float in kinds or value == int(value)):
-            return True
+        if isinstance(value, int | float) and abs(value) < largest:
+            if float in kinds or value == int(value):
+                return True
         kinds = tuple(k for k in kinds if k not in (int, float))
     return isinstance(value, kinds)

@@ -1,7 +1,7 @@
-"""The one rule about ids of images, objects and categories in COCO files.
+"""Check and repair the ids of images, objects and categories in COCO files.
 
-COCO's evaluation takes an object's id for whether a detection has been matched: of ids that are
-text, or 0, it makes misses, and says nothing. An id is sound if it is a whole number (from 1 for
+COCO's evaluation uses an object's id as the flag of a matched detection: ids that are strings or 0
+silently count as misses. An id is valid if it is an integer (from 1 for
 objects, from 0 for images and categories), and nothing else has it.
 """
 
@@ -13,7 +13,7 @@ from backbones.errors import InputError
 
 from .files import one_line
 
-# Beyond it whole numbers are no longer told apart once they are floating-point numbers.
+# Beyond it floating-point numbers no longer distinguish integers.
 LARGEST_ID = 2**53
 LEAST = dict(images=0, annotations=1, categories=0)
 NAMES = dict(images="image", annotations="annotation", categories="category")
@@ -25,14 +25,14 @@ def is_sound(value: object, part: str) -> bool:
 
 
 def what_ids_are(values: list, part: str) -> str:
-    """Say what is wrong with ids that are not sound, by the first of each kind."""
+    """Describe invalid ids, with the first example of each kind."""
     kinds = {
         "missing": [v for v in values if v is None],
         "text": [v for v in values if isinstance(v, str)],
         "0": [v for v in values if type(v) is int and v == 0],
         "below 0": [v for v in values if type(v) is int and v < 0],
         "beyond 2^53": [v for v in values if type(v) is int and v >= LARGEST_ID],
-        "no whole numbers": [v for v in values if isinstance(v, bool | float)],
+        "not integers": [v for v in values if isinstance(v, bool | float)],
     }
     shown = [
         kind if kind in ("missing", "0") else f"{kind} ({one_line(repr(of[0]))[:40]})"
@@ -43,7 +43,7 @@ def what_ids_are(values: list, part: str) -> str:
 
 
 def number_anew(content: dict[str, Any], path: Path) -> list[str]:
-    """Give every row of a COCO file's content a sound id, and every reference the row's.
+    """Give every row of a COCO file a valid id, and update every reference to it.
 
     Rows with ids that are sound keep them. An image or a category that is listed twice is kept
     once. An image_id or category_id in another kind than the id it means (the text "7" for 7) finds
@@ -79,12 +79,12 @@ def number_anew(content: dict[str, Any], path: Path) -> list[str]:
             row[key] = ids[meant]
     for key, count in changed.items():
         if count:
-            lines.append(f"{key} of {count} objects is of another kind than the id it means")
+            lines.append(f"{key} of {count} objects has another type than the id it refers to")
     ids = [row.get("id") for row in rows]
     wrong = [value for value in ids if not is_sound(value, "annotations")]
     if wrong or len(set(ids)) < len(ids):
         what = what_ids_are(wrong, "annotations") if wrong else "annotation ids are not unique"
-        lines.append(f"{what}: numbered anew from 1")
+        lines.append(f"{what}: renumbered from 1")
         for number, row in enumerate(rows, start=1):
             row["id"] = number
     return lines
@@ -93,7 +93,7 @@ def number_anew(content: dict[str, Any], path: Path) -> list[str]:
 def _number_rows(
     content: dict[str, Any], part: str, name: str, path: Path, lines: list[str]
 ) -> dict[Any, int]:
-    """Drop rows that are listed twice and number the others; the new id of every former one."""
+    """Drop rows that are listed twice and number the others; return the new id of every old one."""
     first: dict[Any, dict] = {}
     for row in content[part]:
         other = first.setdefault(row["id"], row)
@@ -111,7 +111,7 @@ def _number_rows(
     wrong = [value for value in first if not is_sound(value, part)]
     if not wrong:
         return {value: value for value in first}
-    lines.append(f"{what_ids_are(wrong, part)}: numbered anew from 1")
+    lines.append(f"{what_ids_are(wrong, part)}: renumbered from 1")
     renumbered = {value: number for number, value in enumerate(first, start=1)}
     for value, row in first.items():
         row["id"] = renumbered[value]
@@ -119,7 +119,7 @@ def _number_rows(
 
 
 def _by_text(ids: Mapping[Any, int]) -> dict[str, Any]:
-    """Ids by their text, where no other has it."""
+    """Map ids by their text where it is unambiguous."""
     texts: dict[str, list] = {}
     for value in ids:
         texts.setdefault(str(value), []).append(value)

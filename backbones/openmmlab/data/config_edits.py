@@ -1,4 +1,4 @@
-"""Parts of a config that follow the data: steps of pipelines and the heads' class counts."""
+"""Edit the parts of a config that depend on the data: pipeline steps and class counts of heads."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,15 +7,15 @@ from backbones.openmmlab.walk import class_counts, nodes
 
 
 def typed_dicts(node: Any, kind: str) -> Iterator[dict]:
-    """Yield every dict whose type ends in this name, however deep."""
+    """Yield every dict whose type ends in this name, at any depth."""
     return (found for _, found in nodes(node) if str(found.get("type")).endswith(kind))
 
 
 def set_class_count(node: Any, count: int) -> None:
-    """Set the classes of every head but the RPN, which knows objects only.
+    """Set the class count of every head except the RPN, which only tells objects from background.
 
-    A head of things and stuff gets all of them as things. Weights of classes that differ for the
-    background alone, the last, are laid out anew.
+    In a head of things and stuff all classes become things. Class weights that are equal for all
+    classes and differ only for the background, the last, get the new length.
     """
     for _, head in class_counts(node):
         head["num_classes"] = count

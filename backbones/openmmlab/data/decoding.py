@@ -1,4 +1,4 @@
-"""The one way in which an image file becomes pixels, and the size that these have.
+"""Decode image files: the one decoder of training, evaluation and prediction.
 
 Images are decoded by OpenCV from a file's bytes, in training, evaluation and prediction alike, and
 every annotation is compared with the size that this gives. It applies the EXIF orientation of JPEG,
@@ -32,7 +32,7 @@ DAMAGED = "empty, cut off or not an image"
 
 
 class Header(NamedTuple):
-    """What a file says about its image.
+    """Hold what the header of an image file states.
 
     Attributes:
         size: (width, height) as stored.
@@ -50,11 +50,11 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of an image file, without decoding it.
+    """Read the header of an image file without decoding its pixels.
 
     Raises:
         OSError: it is missing, empty, cut off, not an image or one that OpenCV does not decode; its
-            text says which.
+            text states it.
     """
     try:
         with path.open("rb") as file, _any_size():
@@ -67,11 +67,11 @@ def read_header(path: Path) -> Header:
                 orientation = _applied_orientation(image)
                 size = image.size
                 mode, transparent = image.mode, image.has_transparency_data
-                turns = orientation in (5, 6, 7, 8)
+                turned = (size[1], size[0]) if orientation in (5, 6, 7, 8) else size
                 if image.format == "TIFF":  # Pillow has turned it
-                    stored, upright = size[::-1] if turns else size, size
+                    stored, upright = turned, size
                 else:
-                    stored, upright = size, size[::-1] if turns else size
+                    stored, upright = size, turned
     except OSError:
         raise
     except Exception as error:  # a damaged file may fail anywhere in a reader
@@ -80,7 +80,7 @@ def read_header(path: Path) -> Header:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return width and height of an image file as it is decoded.
+    """Return width and height of an image file as decoded.
 
     Raises:
         UnreadableImage: it is missing, cut off, not an image or one that OpenCV does not decode.
@@ -129,9 +129,9 @@ def decode_image(content: bytes, path: object) -> np.ndarray:
 
 
 def read_label_map(path: Path) -> np.ndarray:
-    """Decode a label map: (H, W) values, palette images by their index, or (H, W, channels).
+    """Decode a label map: (H, W) values, indices of a palette image, or (H, W, channels).
 
-    Label maps are decoded by Pillow, as mmseg does: values are to be had as they are stored.
+    Label maps are decoded by Pillow, as mmseg does: the stored values are needed.
 
     Raises:
         OSError: it is missing, cut off, damaged or not an image.
@@ -156,7 +156,7 @@ def read_label_map(path: Path) -> np.ndarray:
 
 
 def reason_of(error: OSError) -> str:
-    """Say in a few words why `read_header` has failed."""
+    """Describe briefly why `read_header` has failed."""
     if isinstance(error, FileNotFoundError):
         return "no such image"
     if error.errno is not None:
@@ -171,7 +171,7 @@ def _unreadable(path: Path, error: OSError) -> UnreadableImage:
 
 @contextmanager
 def _any_size() -> Iterator[None]:
-    """Let Pillow open images beyond its limit, which OpenCV's 2^30 pixels are."""
+    """Raise Pillow's size limit to OpenCV's 2^30 pixels."""
     former, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -197,7 +197,7 @@ def _applied_orientation(image: Image.Image) -> int:
 
 
 def _is_whole(file: BinaryIO, kind: str | None) -> bool:
-    """Return whether a JPEG or PNG reaches its end; phones append videos and depth behind it."""
+    """Return whether a JPEG or PNG is complete; phones append videos and depth maps to it."""
     size = file.seek(0, 2)
     if kind == "PNG":
         at = 8
@@ -218,7 +218,7 @@ def _is_whole(file: BinaryIO, kind: str | None) -> bool:
 
 
 def _jpeg_ends(content: mmap.mmap) -> bool:
-    """Walk over the segments and scans of a JPEG to its end marker."""
+    """Walk through the segments and scans of a JPEG to its end marker."""
     at = 2
     while found := MARKER.search(content, at):
         at, marker = found.end(), content[found.end() - 1]
@@ -236,7 +236,7 @@ def _undecodable(file: BinaryIO) -> str:
 
 
 def _tiff_reason(source: BinaryIO | bytes) -> str:
-    """Say why OpenCV decodes no TIFF of these samples; empty if that is not why."""
+    """Describe why OpenCV cannot decode such a TIFF; empty if the samples are not the reason."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     file.seek(0)
     start = file.read(8)
@@ -253,9 +253,9 @@ def _tiff_reason(source: BinaryIO | bytes) -> str:
     except Exception:  # a damaged one, which its reader names
         return ""
     if numbers == 3:
-        return f"TIFF of {bits}-bit floating-point samples; write 8 or 16 bits, whole numbers"
+        return f"TIFF of {bits}-bit floating-point samples; write 8-bit or 16-bit integers"
     if bands > MOST_BANDS:
         return f"TIFF of {bands} bands; images have 1, 3 or 4: write three of them"
     if bits > 16:
-        return f"TIFF of {bits}-bit samples; write 8 or 16 bits, whole numbers"
+        return f"TIFF of {bits}-bit samples; write 8-bit or 16-bit integers"
     return ""

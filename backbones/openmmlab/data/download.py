@@ -1,4 +1,4 @@
-"""COCO 2017 and ADE20K: downloads that resume, are checked, and are unpacked whole."""
+"""Download COCO 2017 and ADE20K: resume, verify, and unpack atomically."""
 
 import fcntl
 import hashlib
@@ -26,7 +26,7 @@ QUIET = not CONSOLE.is_terminal  # no progress bars in a log file
 
 @dataclass(frozen=True)
 class Archive:
-    """A published zip file.
+    """Describe a published zip file.
 
     Attributes:
         url: where it is.
@@ -137,7 +137,7 @@ def fetch(archive: Archive, folder: Path, patience: float = 1.0) -> Path:
             failures += 1
     if flaw := find_flaw(part, archive):
         part.unlink()
-        raise _failed(archive, folder, f"{archive.url}: the file received {flaw}; it was removed")
+        raise _failed(archive, folder, f"{archive.url}: the file received {flaw}; it was deleted")
     part.rename(final)
     return final
 
@@ -201,7 +201,7 @@ def _failed(archive: Archive, folder: Path, problem: str) -> InputError:
 
 
 def unpack(path: Path, target: Path) -> None:
-    """Unpack the top-level folder of target's name; it appears at `target` when it is complete.
+    """Unpack the top-level folder of target's name; `target` appears when it is complete.
 
     Raises:
         InputError: the disk has too little space, the file is damaged or has no such folder, or one
@@ -251,7 +251,7 @@ def byte_bar() -> Progress:
 
 @contextmanager
 def emptied(folder: Path) -> Iterator[None]:
-    """Make an empty folder to work in, without what a killed run left; remove it afterwards."""
+    """Create an empty scratch folder, without leftovers of a killed run; remove it afterwards."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
@@ -262,7 +262,7 @@ def emptied(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Make the root and lock it: two runs would write the same .part files.
+    """Create the root and lock it, since two runs would write the same .part files.
 
     Raises:
         InputError: the folder above does not exist, or another run holds the lock.

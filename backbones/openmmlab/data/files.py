@@ -1,4 +1,4 @@
-"""Which files of a folder belong to a data set, and text that people's editors have written."""
+"""Select the files of a data set in a folder, and read text files in any common encoding."""
 
 import codecs
 import os
@@ -24,7 +24,7 @@ BYTE_ORDER_MARKS = {
 
 
 def is_clutter(name: str) -> bool:
-    """Return whether a file or folder of this name is none of the data set's."""
+    """Return whether a file or folder of this name does not belong to the data set."""
     return name.startswith(".") or name.lower() in CLUTTER
 
 
@@ -41,7 +41,7 @@ def files_in(folder: Path, *suffixes: str) -> list[Path]:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """List the folders directly in a folder, links to folders too."""
+    """List the folders directly in a folder, including links to folders."""
     return [path for path in entries(folder) if path.is_dir()]
 
 
@@ -52,7 +52,7 @@ def files_below(folder: Path, *suffixes: str, depth: int | None = None) -> list[
 
     Args:
         folder: where to start.
-        suffixes: in lower case.
+        suffixes: suffixes in lower case.
         depth: how many folders deep to look; None for all.
     """
     above = tuple(map(str, Path(os.path.realpath(folder)).parents))
@@ -80,7 +80,7 @@ def _by_lower_name(folder: str, _changed: int) -> dict[str, str]:
 
 
 def find_file(path: Path) -> Path | None:
-    """Find a file; one whose name differs in the case of its letters will do."""
+    """Find a file; accept a name that differs only in case."""
     if path.is_file():
         return path
     try:
@@ -138,7 +138,7 @@ def one_line(text: object) -> str:
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
-    """Return `count` of these, evenly spread; all of them if there are no more or `count` is 0."""
+    """Return `count` items, evenly spread; all of them if there are no more or `count` is 0."""
     if count == 0 or len(items) <= count:
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]

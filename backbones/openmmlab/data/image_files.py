@@ -1,4 +1,4 @@
-"""Faults of the image files of a data set: missing, broken, of odd channels, depth or size."""
+"""Find faults in a data set's image files: missing, broken, of unusual channels, depth or size."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -38,11 +38,11 @@ def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, Header], list[Issue]
             failed.setdefault(reason_of(error), []).append(path)
     issues = []
     for reason, broken in sorted(failed.items(), key=lambda one: one[0] != "no such image"):
-        advice = "copy it again or take it out"
+        advice = "copy it again or remove it"
         if reason == "no such image":
-            advice = "put it there or take it out of the annotations"
+            advice = "add the file or remove it from the annotations"
         elif reason.startswith("TIFF"):
-            advice = "convert it or take it out"
+            advice = "convert it or remove it"
         issues.append(
             Issue("error", one_line(broken[0]), _these(broken, reason), advice, "bad-image")
         )
@@ -50,12 +50,12 @@ def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, Header], list[Issue]
 
 
 def check_left_out(folder: Path, read: Sequence[Path], suffixes: Sequence[str]) -> Iterator[Issue]:
-    """Check for files that a folder of classes has and its data set passes over.
+    """Report files in folders of classes that the data set does not read.
 
     Args:
-        folder: of a split, with a folder for each class.
+        folder: folder of a split, with a folder for each class.
         read: the images that the data set reads.
-        suffixes: that it knows an image by.
+        suffixes: suffixes of the images that it reads.
     """
     known, deep = set(read), len(folder.parts)
     files = (
@@ -72,10 +72,10 @@ def check_left_out(folder: Path, read: Sequence[Path], suffixes: Sequence[str]) 
         kind.append(path)
     shown = " ".join(suffixes)
     for severity, paths, what, advice in (
-        ("warning", homeless, "outside the folders of the classes, not read",
-         "put it into its class's folder or take it out"),
-        ("warning", unread, f"an image of a kind that is not read ({shown} are)",
-         "convert it to JPEG or PNG or take it out"),
+        ("warning", homeless, "outside the class folders, not read",
+         "move it into its class folder or remove it"),
+        ("warning", unread, f"an image of a format that is not read ({shown} are)",
+         "convert it to JPEG or PNG or remove it"),
         ("note", others, "not an image, not read", "rename it if it is one"),
     ):  # fmt: skip
         if paths:
@@ -90,19 +90,19 @@ def _these(paths: Sequence[Path], what: str) -> str:
 def check_images(
     headers: dict[Path, Header], key: str, scales: Sequence[tuple[int, int]]
 ) -> Iterator[Issue]:
-    """Check channels and depth, and sizes against the recipe's.
+    """Check channels and depth, and compare sizes with the recipe's.
 
     Args:
-        headers: of a data set's images.
-        key: of the data set in the config.
+        headers: headers of a data set's images.
+        key: config key of the data set.
         scales: (long, short) sides that the pipeline resizes to; empty if it does not.
     """
     kinds = [
-        ("note", lambda h: h.mode in ("1", "L", "LA"), "grey", "its one channel is read as three"),
+        ("note", lambda h: h.mode in ("1", "L", "LA"), "grey", "its channel is read as three"),
         ("warning", lambda h: h.transparent, "with transparency", "the alpha channel is dropped: "
-         "what is invisible in the image is seen by the network; compose it on a background"),
-        ("warning", lambda h: h.mode in DEEP, "of more than 8 bits a channel",
-         "cut to 8 when read; stretch the values to 8 bits yourself"),
+         "the network sees transparent pixels; blend the image with a background"),
+        ("warning", lambda h: h.mode in DEEP, "with more than 8 bits per channel",
+         "reduced to 8 bits when read; rescale the values to 8 bits yourself"),
         ("warning", lambda h: h.mode == "CMYK", "in CMYK", "convert it to RGB"),
     ]  # fmt: skip
     for severity, is_so, what, advice in kinds:
@@ -118,8 +118,8 @@ def check_images(
     if small:
         yield Issue(
             "warning", one_line(small[0]),
-            f"image of less than 32 pixels ({len(small)} of {len(headers)})",
-            "the coarsest map has no cell for it; enlarge or leave out",
+            f"image smaller than 32 pixels ({len(small)} of {len(headers)})",
+            "the coarsest map has no cell for it; enlarge or remove it",
         )  # fmt: skip
     if headers and scales:
         yield from _check_scale(headers, key, scales)
@@ -138,7 +138,7 @@ def _check_scale(
         yield Issue(
             "warning", f"{key}.pipeline",
             f"resizes to {shown}, which enlarges the median image {factor:.1f} times",
-            "set a scale nearer to the images': it costs time and adds nothing",
+            "set a scale closer to the images'; enlarging costs time and adds no detail",
         )  # fmt: skip
     elif factor < 1 / LARGEST_REDUCTION:
         yield Issue(

@@ -1,4 +1,4 @@
-"""What checks of a config, its data and this machine report."""
+"""Define the issues that checks of a config, its data and this machine report."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +12,7 @@ SEVERITIES = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Issue:
-    """One thing to know before a run.
+    """Describe one issue found before a run.
 
     Attributes:
         severity: `error`, `warning` or `note`.
@@ -49,13 +49,13 @@ class Issue:
 
 
 def with_code(issues: Iterable[Issue], code: Code) -> Iterator[Issue]:
-    """Yield these issues; those without a code get this one."""
+    """Yield these issues; give this code to those without one."""
     for issue in issues:
         yield issue if issue.code else replace(issue, code=code)
 
 
 def by_severity(issues: Iterable[Issue]) -> list[Issue]:
-    """Return each issue once, the gravest first, otherwise in their order."""
+    """Return each issue once, the most severe first, otherwise in their order."""
     return sorted(dict.fromkeys(issues), key=lambda issue: SEVERITIES.index(issue.severity))
 
 
@@ -65,6 +65,6 @@ def of_weight(issues: Iterable[Issue]) -> bool:
 
 
 def first_of(names: Sequence[object], count: int = 3) -> str:
-    """Return how many names there are and the first of them: `12, first a, b, c`."""
+    """Return the count of names and the first of them: `12, first a, b, c`."""
     shown = ", ".join(map(str, names[:count]))
     return shown if len(names) <= count else f"{len(names)}, first {shown}"

@@ -1,9 +1,9 @@
-"""Folders of images and label maps as people have them: pairs, class names, what values mean."""
+"""Read folders of images and label maps: pairs, class names and the meaning of pixel values."""
 
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,11 @@ Pair = tuple[Path, Path]
 
 @dataclass
 class ClassList:
-    """Names of classes, and what they are called in the label maps where that is said.
+    """Hold class names and, if stated, their values in the label maps.
 
     Attributes:
         source: file that names them; None if nothing does.
-        names: in the order of the labels.
+        names: class names in label order.
         values: pixel value to name; empty where only the order is known.
         colours: (R, G, B) to name; empty for label maps of values.
     """
@@ -49,10 +49,15 @@ class ClassList:
     values: dict[int, str] = field(default_factory=dict)
     colours: dict[tuple[int, int, int], str] = field(default_factory=dict)
 
+    @property
+    def file_name(self) -> str:
+        """The name of the file; empty where nothing names the classes."""
+        return self.source.name if self.source else ""
+
 
 @dataclass
 class LabelRule:
-    """How pixels of the label maps become labels.
+    """Define how pixels of the label maps become labels.
 
     Attributes:
         names: the classes in the order of their labels.
@@ -68,13 +73,13 @@ class LabelRule:
 
     @property
     def reduces_zero(self) -> bool:
-        """Return whether it is mmseg's: 0 is ignored, other labels are one less."""
+        """Return whether it is mmseg's `reduce_zero_label`: 0 is ignored, others are one less."""
         rule = {IGNORED: IGNORED, 0: IGNORED}
         return all(rule.get(value, _minus_one(value)) == x for value, x in self.labels.items())
 
     @property
     def is_plain(self) -> bool:
-        """Return whether the values are the labels."""
+        """Return whether the pixel values are the labels."""
         return all(value == label for value, label in self.labels.items())
 
 
@@ -83,7 +88,7 @@ def _minus_one(value: Any) -> Any:
 
 
 def find_label_maps(root: Path) -> dict[str | None, tuple[Path, Path]]:
-    """Find folders of images and of label maps by split; None is for data that is not split."""
+    """Find folders of images and of label maps by split; None stands for data without splits."""
     found: dict[str | None, tuple[Path, Path]] = {}
     images, labels = _named(root, IMAGE_FOLDERS), _named(root, LABEL_FOLDERS)
     if images and labels:
@@ -110,7 +115,7 @@ def _named(root: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def read_pairs(root: Path) -> dict[str | None, list[Pair]]:
-    """List images with their label maps by split, ImageSets/Segmentation's lists heeded.
+    """List images with their label maps by split, by ImageSets/Segmentation's lists if present.
 
     Raises:
         InputError: an image has no label map, or there are no images.
@@ -181,19 +186,19 @@ def read_classes(root: Path) -> ClassList:
             rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
             for row in rows[1:]:  # a line of headings comes first
                 if len(row) >= 4:  # name, r, g, b
-                    found.colours[tuple(map(int, row[1:4]))] = row[0]
+                    found.colours[_colour(row[1:4])] = row[0]
                 else:  # pixel value, class
                     found.values[int(row[0])] = row[1]
         else:  # CVAT's: name:r,g,b:parts:actions
             for line in text.split("\n"):
                 if line.strip() and not line.startswith("#"):
                     name, colour = line.split(":")[:2]
-                    found.colours[tuple(map(int, colour.split(",")))] = name
+                    found.colours[_colour(colour.split(","))] = name
         found.names = found.names or [*found.values.values(), *found.colours.values()]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise _bad_list(path, f"cannot be read as a list of classes ({error})") from None
     if not found.names:
-        raise _bad_list(path, "names no class")
+        raise _bad_list(path, "lists no class")
     if len(set(found.names)) < len(found.names):
         twice = next(name for name in found.names if found.names.count(name) > 1)
         raise _bad_list(path, f"names {twice!r} twice")
@@ -219,13 +224,18 @@ def _from_json(data: Any, found: ClassList) -> None:
         elif isinstance(value, int):
             found.values[value] = key
         else:
-            found.colours[tuple(int(x) for x in value[:3])] = key
+            found.colours[_colour(value[:3])] = key
     if found.values:
         found.values = dict(sorted(found.values.items()))
 
 
+def _colour(channels: Sequence[Any]) -> tuple[int, int, int]:
+    r, g, b = map(int, channels)
+    return r, g, b
+
+
 def label_rule(where: Mapping[Any, Path], classes: ClassList) -> LabelRule:
-    """Decide what the pixels in all label maps mean.
+    """Decide what the pixel values in all label maps mean.
 
     Args:
         where: every value or colour that occurs and a file with it, as from `values_in`.
@@ -238,7 +248,7 @@ def label_rule(where: Mapping[Any, Path], classes: ClassList) -> LabelRule:
     present = set(where) - {IGNORED}
     if classes.colours or classes.values:
         means: dict = dict(classes.colours or classes.values)
-        statement = f"{'colours' if classes.colours else 'values'} as in {classes.source.name}"
+        statement = f"{'colours' if classes.colours else 'values'} as in {classes.file_name}"
         ignored = {value for value, name in means.items() if name.lower() in IGNORED_NAMES}
         names = [name for value, name in means.items() if value not in ignored]
         labels = {v: IGNORED if v in ignored else names.index(n) for v, n in means.items()}
@@ -272,15 +282,15 @@ def label_rule(where: Mapping[Any, Path], classes: ClassList) -> LabelRule:
             given = ", ".join(f'"{value}": "..."' for value in sorted(where)[:3])
             raise _bad_map(
                 where[highest],
-                f"values {first_of(sorted(where))} occur, and nothing says which class is which; "
-                f"put classes.json, {{{given}}}, into the folder",
+                f"values {first_of(sorted(where))} occur, but no file states their classes; put "
+                f"classes.json, {{{given}}}, into the folder",
             )
         names = [f"label {value}" for value in range(highest + 1)]
         labels = {value: value for value in range(len(names))}
-        statement = f"no list of classes: one for each value up to {highest}"
+        statement = f"no list of classes: assuming one class per value up to {highest}"
     elif highest == len(names):  # a value for every name and 0 besides
         labels = {0: IGNORED} | {i: i - 1 for i in range(1, len(names) + 1)}
-        statement = f"values 1 to {len(names)} are {classes.source.name}'s classes, 0 is ignored"
+        statement = f"values 1 to {len(names)} are {classes.file_name}'s classes, 0 is ignored"
     elif highest > len(names):
         raise _bad_map(
             where[highest],
@@ -288,7 +298,7 @@ def label_rule(where: Mapping[Any, Path], classes: ClassList) -> LabelRule:
         )
     else:
         labels = {value: value for value in range(len(names))}
-        statement = f"values 0 to {len(names) - 1} are {classes.source.name}'s classes"
+        statement = f"values 0 to {len(names) - 1} are {classes.file_name}'s classes"
     ignored = {v for v, i in labels.items() if i < IGNORED and names[i].lower() in IGNORED_NAMES}
     if ignored:
         kept = [name for name in names if name.lower() not in IGNORED_NAMES]
@@ -296,7 +306,7 @@ def label_rule(where: Mapping[Any, Path], classes: ClassList) -> LabelRule:
             v: i if i == IGNORED or v in ignored else kept.index(names[i])
             for v, i in labels.items()
         } | dict.fromkeys(ignored, IGNORED)
-        names, statement = kept, f"values in the order of {classes.source.name}"
+        names, statement = kept, f"values in the order of {classes.file_name}"
     labels[IGNORED] = IGNORED
     return LabelRule(names, labels, None, _with_ignored(statement, ignored, where))
 
@@ -309,7 +319,7 @@ def _with_ignored(statement: str, ignored: set, where: Mapping) -> str:
 
 
 def values_in(pairs: Iterable[Pair], coloured: bool) -> dict[Any, Path]:
-    """Find every value or colour in label maps, and one file that holds it.
+    """Find every value or colour in the label maps, each with one file that holds it.
 
     Args:
         pairs: images and their label maps.
@@ -338,11 +348,11 @@ def values_in(pairs: Iterable[Pair], coloured: bool) -> dict[Any, Path]:
                 raise _bad_map(
                     path,
                     "the label map is coloured (RGB); put palette.json, "
-                    '{"name": [r, g, b], ...}, into the folder to say which colour is which class',
+                    '{"name": [r, g, b], ...}, into the folder to assign the colours to classes',
                 )
             found = np.unique(pixels).tolist()
             if found[-1] > IGNORED:
-                raise _bad_map(path, f"holds value {found[-1]}; labels end at 255")
+                raise _bad_map(path, f"holds value {found[-1]}; labels must not exceed 255")
         for value in found:
             where.setdefault(value, path)
     return where
@@ -353,7 +363,7 @@ def _bad_map(path: Path, what: str) -> InputError:
 
 
 def load_label_map(path: Path) -> np.ndarray:
-    """Load (H, W) values, palette images by their index; (H, W, 3) of a coloured label map.
+    """Load (H, W) values, palette indices for palette images; (H, W, 3) for a coloured label map.
 
     Raises:
         InputError: the file is missing or not an image, or holds no whole numbers.
@@ -365,14 +375,14 @@ def load_label_map(path: Path) -> np.ndarray:
             f"{one_line(path)}: missing, empty, cut off or not an image", where=path
         ) from None
     if pixels.dtype.kind not in "bui" or pixels.min(initial=0) < 0:
-        raise _bad_map(path, "a label map holds whole numbers from 0 on, one for each pixel")
+        raise _bad_map(path, "a label map must hold one non-negative integer per pixel")
     if pixels.ndim == 3 and pixels.shape[2] == 2:  # grey with transparency
         pixels = pixels[..., 0]
     return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
 
 
 def converted(pixels: np.ndarray, labels: Mapping[Any, int]) -> np.ndarray:
-    """Convert a label map in values (H, W) or colours (H, W, 3) into uint8 labels (H, W)."""
+    """Convert a label map of values (H, W) or colours (H, W, 3) into uint8 labels (H, W)."""
     if pixels.ndim == 3:
         flat = pixels[..., :3].astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
         out = np.full(flat.shape, IGNORED, np.uint8)

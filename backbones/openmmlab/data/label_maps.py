@@ -1,4 +1,4 @@
-"""Faults in the label maps of a segmentation data set."""
+"""Find faults in the label maps of a segmentation data set."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ IGNORED = 255
 
 
 class LabelMaps:
-    """The label maps of one split.
+    """Hold the label maps of one split.
 
     Args:
         pairs: (image, label map) files.
         classes: the config's, in the order of their labels.
         reduce_zero_label: label 0 of the files is ignored and the others move down by one.
-        key: of the data set in the config.
+        key: config key of the data set.
         complete: these are all of the split's, not a sample.
     """
 
@@ -35,10 +35,10 @@ class LabelMaps:
         self.reduces, self.complete = reduce_zero_label, complete
 
     def check(self, headers: dict[Path, Header], training: bool) -> Iterator[Issue]:
-        """Check all maps.
+        """Check all label maps.
 
         Args:
-            headers: of the images.
+            headers: headers of the images.
             training: the split is trained on; in others a class may well be missing.
         """
         yield from with_code(self._check(headers, training), "bad-labels")
@@ -85,7 +85,7 @@ class LabelMaps:
                 "label map has colours, not labels",
                 "write each pixel's label, one channel",
             ),
-            (odd, "labels are not whole numbers from 0 on", "write 8 bits a pixel"),
+            (odd, "labels are not non-negative integers", "write 8 bits per pixel"),
             (deep, "label above 255", "mmseg reads 8 bits: 256 would become 0"),
         ):
             if paths:
@@ -96,10 +96,10 @@ class LabelMaps:
             yield Issue(
                 "error", one_line(path),
                 f"label map is {size[0]}x{size[1]}, its image {header.upright[0]}x"
-                f"{header.upright[1]}{' as EXIF turns it' if turned else ''} "
+                f"{header.upright[1]}{' as rotated by EXIF' if turned else ''} "
                 f"({len(unlike)} of {len(self.pairs)})",
                 "store the image upright, without EXIF orientation" if turned
-                else "they must lie on each other pixel by pixel",
+                else "they must match pixel by pixel",
             )  # fmt: skip
         if pixels.any():
             yield from self._check_values(pixels, beyond, training)
@@ -117,7 +117,7 @@ class LabelMaps:
         if pixels[IGNORED] and set(seen) <= {0}:
             yield Issue(
                 "error", one_line(self.pairs[0][1]),
-                "holds no label but 0 and 255, and 255 is ignored: nothing is left to tell apart",
+                "holds only the labels 0 and 255, and 255 is ignored: only label 0 is left",
                 "write the foreground as 1, not 255",
             )  # fmt: skip
             return
@@ -129,7 +129,7 @@ class LabelMaps:
                 f"label {value} is none of {number} classes ({len(beyond)} of {len(self.pairs)} "
                 f"label maps; labels are {int(self.reduces)} to {number - 1 + self.reduces}, 255 "
                 "is ignored)",
-                f"set {key}=True, here and in LoadAnnotations, if label 0 is the unlabelled"
+                f"set {key}=True, here and in LoadAnnotations, if label 0 means unlabelled"
                 if starts_at_one else "correct num_classes and metainfo.classes, or the map",
             )  # fmt: skip
             if starts_at_one:
@@ -139,7 +139,7 @@ class LabelMaps:
             yield Issue(
                 "error" if self.complete else "warning", key,
                 f"True, but the files hold labels 0 to {number - 1} for {number} classes: "
-                f"{self.classes[0]} would be ignored, {self.classes[-1]} never be seen",
+                f"{self.classes[0]} would be ignored, {self.classes[-1]} never occur",
                 "set it to False, here and in LoadAnnotations"
                 + (f", unless 255 is written for {self.classes[-1]}" if pixels[IGNORED] else ""),
             )  # fmt: skip
@@ -147,13 +147,13 @@ class LabelMaps:
         unseen = [self.classes[i] for i in np.flatnonzero(counts == 0)]
         if unseen and counts.any():
             last = self.classes[-1] in unseen and training and self.complete
-            among = "" if self.complete else f" in {len(self.pairs)} label maps looked at"
+            among = "" if self.complete else f" in {len(self.pairs)} label maps inspected"
             what = f"last class {self.classes[-1]} is" if last else f"{first_of(unseen)}:"
             yield Issue(
                 "warning" if last else "note", self.key,
-                f"{what} never seen{among}",
-                "are there one too many, or is a label written as 255? its IoU will be nan"
-                if last else "IoU is nan where a class is in no label map",
+                f"{what} never used{among}",
+                "is there one class too many, or is a label written as 255? IoU will be NaN"
+                if last else "IoU is NaN for a class that is in no label map",
             )  # fmt: skip
         share = pixels[IGNORED] + (pixels[0] if self.reduces else 0)
         if share > 0.5 * pixels.sum():
@@ -161,7 +161,7 @@ class LabelMaps:
                 "warning", self.key,
                 f"{share / pixels.sum():.0%} of all pixels are ignored "
                 f"(255{' and 0' if self.reduces else ''})",
-                "is a class written as 255, or reduce_zero_label not meant?",
+                "is a class written as 255, or reduce_zero_label set by mistake?",
             )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Loading images so that a bad file is named, in training, evaluation and prediction alike."""
+"""Load images and name the file on failure, in training, evaluation and prediction alike."""
 
 import cv2
 from mmcv.transforms import LoadImageFromFile
@@ -29,7 +29,7 @@ class LoadImage(LoadImageFromFile):
                 content = client.get(path)
             else:
                 content = fileio.get(path, backend_args=self.backend_args)
-            image = decode_image(content, path)
+            image = decode_image(bytes(content), path)
         except UnreadableImage:
             if self.ignore_empty:
                 return None

@@ -1,11 +1,11 @@
-"""Polygons and run lengths of COCO files: what is wrong with them, found without drawing a pixel.
+"""Check polygons and run lengths of COCO files without rasterising them.
 
 pycocotools and faster-coco-eval trust run lengths: those that do not fill their size are read
 beyond their memory or never end.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict, TypeGuard
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -16,18 +16,30 @@ LEAST_CORNERS = 3
 Segmentation = list | dict
 
 
-def are_numbers(values: object) -> bool:
-    """Return whether it is a list of finite numbers, none beyond any number of pixels."""
+class RunLengths(TypedDict):
+    """Run lengths as pycocotools has them.
+
+    Attributes:
+        size: [height, width].
+        counts: the code.
+    """
+
+    size: list[int]
+    counts: str | bytes
+
+
+def are_numbers(values: object) -> TypeGuard[list[float]]:
+    """Return whether it is a list of finite numbers within a plausible range of pixels."""
     return isinstance(values, list) and all(
         isinstance(value, int | float) and abs(value) < LARGEST for value in values
     )
 
 
 def mask_fault(segmentation: object, size: tuple[int, int] | None) -> str:
-    """Say what is wrong with a mask that is there; empty if nothing is.
+    """Describe what is wrong with a mask; empty if nothing is.
 
     Args:
-        segmentation: of a COCO annotation.
+        segmentation: segmentation of a COCO annotation.
         size: (height, width) of its image, if known.
     """
     if isinstance(segmentation, list):
@@ -46,7 +58,7 @@ def _polygon_fault(polygons: list) -> str:
                 return "polygons are pairs of numbers: write [[x, y, x, y, ...], ...]"
             return f"polygon {number} holds something other than finite numbers"
         if len(polygon) % 2:
-            return f"polygon {number} has {len(polygon)} numbers, which are no pairs of x and y"
+            return f"polygon {number} has {len(polygon)} numbers, not pairs of x and y"
     short = [len(polygon) // 2 for polygon in polygons if len(polygon) < 2 * LEAST_CORNERS]
     if short:
         return f"polygon of fewer than three points ({short[0]})"
@@ -69,7 +81,7 @@ def _run_length_fault(code: dict, size: tuple[int, int] | None) -> str:
     elif are_numbers(counts) and all(_is_whole(x) for x in counts):
         runs = np.array(counts, np.int64)
     else:
-        return "run lengths have no counts, a text or a list of whole numbers"
+        return "run lengths have no counts: a string or a list of integers"
     if (runs < 0).any():
         return f"run lengths hold {int(runs.min())}, a negative count"
     pixels = int(stated[0]) * int(stated[1])
@@ -83,9 +95,9 @@ def _is_whole(value: float) -> bool:
 
 
 def decode_counts(text: str) -> np.ndarray:
-    """Decode COCO's compressed run lengths, whatever they are: nothing is checked against a size.
+    """Decode COCO's compressed run lengths without checking them against a size.
 
-    Each count is a little-endian number of 5 bits a character, 32 says that another follows, 16 in
+    Each count is a little-endian number of 5 bits per character, 32 marks continuation, 16 in
     the last one is the sign; from the fourth on they are differences from the last but one.
 
     Raises:
@@ -95,7 +107,7 @@ def decode_counts(text: str) -> np.ndarray:
     if len(characters) == 0:
         return np.zeros(0, np.int64)
     if characters.min() < 0 or characters.max() > 63:
-        raise ValueError("characters that are none of COCO's code")
+        raise ValueError("characters outside COCO's code")
     ends = np.flatnonzero(characters < 32)
     if len(ends) == 0 or ends[-1] != len(characters) - 1:
         raise ValueError("they end in the middle of a number")
@@ -112,7 +124,7 @@ def decode_counts(text: str) -> np.ndarray:
 
 
 def tidied(segmentation: Any) -> Any:
-    """Bring polygons written in another way into COCO's, `[[x, y, x, y, ...], ...]`.
+    """Convert polygons written in another way into COCO's form, `[[x, y, x, y, ...], ...]`.
 
     One that is not nested is nested, pairs of numbers are joined, empty parts and parts of fewer
     than three points are left out. Anything else comes back as it is.
@@ -124,6 +136,7 @@ def tidied(segmentation: Any) -> Any:
         return None
     if not isinstance(segmentation, list):
         return segmentation
+    polygons: list[Any]
     if are_numbers(segmentation):  # one polygon, not nested
         polygons = [segmentation]
     elif len(segmentation) >= LEAST_CORNERS and all(_is_pair(part) for part in segmentation):
@@ -142,7 +155,7 @@ def tidied(segmentation: Any) -> Any:
 
 
 def _is_pair(value: object) -> bool:
-    return are_numbers(value) and isinstance(value, list) and len(value) == 2
+    return are_numbers(value) and len(value) == 2
 
 
 def rectangle(box: Sequence[float]) -> list[list[float]]:
@@ -151,7 +164,8 @@ def rectangle(box: Sequence[float]) -> list[list[float]]:
     return [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
 
-def _encoded(segmentation: Segmentation, size: tuple[int, int]) -> dict:
+def encoded(segmentation: Any, size: tuple[int, int]) -> RunLengths:
+    """Return the run lengths of a sound mask in an image of (height, width)."""
     height, width = size
     if isinstance(segmentation, list):
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
@@ -161,14 +175,14 @@ def _encoded(segmentation: Segmentation, size: tuple[int, int]) -> dict:
 
 
 def box_of(segmentation: Segmentation, size: tuple[int, int]) -> list[float]:
-    """Return [x, y, width, height] of a sound mask in an image of (height, width)."""
+    """Return [x, y, width, height] of a valid mask in an image of (height, width)."""
     if isinstance(segmentation, list):
         corners = np.concatenate([np.array(part, float).reshape(-1, 2) for part in segmentation])
         low, high = corners.min(0), corners.max(0)
         return [*low.tolist(), *(high - low).tolist()]
-    return coco_mask.toBbox(_encoded(segmentation, size)).tolist()
+    return coco_mask.toBbox(encoded(segmentation, size)).tolist()
 
 
 def area_of(segmentation: Segmentation, size: tuple[int, int]) -> float:
-    """Return the number of pixels of a sound mask in an image of (height, width)."""
-    return float(coco_mask.area(_encoded(segmentation, size)))
+    """Return the number of pixels of a valid mask in an image of (height, width)."""
+    return float(coco_mask.area(encoded(segmentation, size)))

@@ -1,9 +1,10 @@
-"""What a data set calls its classes, and the colours they are drawn in."""
+"""Find the class names of a data set, and the colours to draw them in."""
 
 import colorsys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from mmengine.registry import DATASETS
@@ -23,13 +24,13 @@ def dataset_metainfo(dataset: dict, scope: str | None) -> dict:
 
 def dataset_class(dataset: dict, scope: str | None) -> type:
     """Return the class that a data set's `type` names, looked up in a scope's registry first."""
-    registry = DATASETS.children.get(scope, DATASETS)
+    registry = DATASETS.children.get(scope or "", DATASETS)
     built = dataset["type"]
-    return registry.get(built) if isinstance(built, str) else built
+    return cast(type, registry.get(built)) if isinstance(built, str) else built
 
 
 def class_colours(count: int) -> np.ndarray:
-    """Return (count, 3) uint8 RGB colours, neighbours far apart in hue, none too dark or pale."""
+    """Return (count, 3) uint8 RGB colours: neighbours far apart in hue, none too dark or pale."""
     golden = 0.61803398875
     colours = [
         colorsys.hls_to_rgb((0.58 + i * golden) % 1, (0.55, 0.45, 0.62)[i // 8 % 3], 0.75)
@@ -48,10 +49,10 @@ def class_names(checkpoint: object) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes that a config or a checkpoint has before the data is seen.
+    """Hold the classes that a config or a checkpoint has before the data is read.
 
     Attributes:
-        names: in the order of the labels.
+        names: class names in label order.
         exist: whether a trained model has them, which is to be evaluated.
         certain: whether its checkpoint names them.
     """
@@ -65,9 +66,9 @@ class Classes:
         has all that occur; else the data's.
 
         Args:
-            names: of the data's classes.
+            names: class names of the data.
             used: those that occur.
-            source: of the data.
+            source: source of the data.
 
         Raises:
             InputError: objects occur that the model to evaluate does not know.
@@ -77,7 +78,7 @@ class Classes:
             return list(self.names)
         if self.certain:
             raise InputError(
-                f"{one_line(source)}: has {one_line(stray[0])}, which is none of the model's "
+                f"{one_line(source)}: has {one_line(stray[0])}, which is not one of the model's "
                 f"{len(self.names)} classes ({', '.join(self.names[:5])}, ...)",
                 code="class-mismatch",
                 where=stray[0],

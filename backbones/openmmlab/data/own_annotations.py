@@ -1,8 +1,9 @@
-"""A detector's config made to read one's own boxes and masks."""
+"""Make a detector's config read one's own boxes and masks."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -34,10 +35,10 @@ def use_annotations(
     """Read splits from a folder of COCO, YOLO or Pascal VOC annotations.
 
     Args:
-        config: of a detector; changed.
+        config: a detector's config; changed in place.
         root: the folder.
         folder: where converted annotations go.
-        splits: to read.
+        splits: splits to read.
         model: the classes that the config or checkpoint has.
 
     Raises:
@@ -80,7 +81,7 @@ def _count(one: Annotations) -> tuple[str, int, str]:
 def _split_annotations(
     only: Annotations, root: Path, folder: Path
 ) -> dict[str | None, Annotations]:
-    """A training and a validation split of the images of one set of annotations."""
+    """Split the images of one set of annotations into training and validation."""
     files = {image["id"]: only.images / image["file_name"] for image in only.content["images"]}
     chosen = choose_validation(files.values(), root, folder)
     made: dict[str | None, Annotations] = {}
@@ -151,7 +152,7 @@ def _category_order(read: Mapping[str | None, Annotations], model: Classes) -> t
 
 
 def _have_masks(read: Mapping[str | None, Annotations]) -> bool:
-    """Return whether the objects have masks; some with and some without are an error."""
+    """Return whether the objects have masks; raise an error if only some have."""
     bare, masked = [], 0
     for one in read.values():
         for row in one.content["annotations"]:
@@ -173,16 +174,16 @@ def _have_masks(read: Mapping[str | None, Annotations]) -> bool:
 
 
 def _leave_masks_out(config: Config, splits: Sequence[str], root: Path, keep_head: bool) -> None:
-    """Make the config one of boxes alone; a model to evaluate keeps its mask head unused."""
+    """Remove masks from the config; a model to evaluate keeps its mask head unused."""
     for step in typed_dicts(config._cfg_dict, "LoadAnnotations"):
         step["with_mask"] = False
     for split in splits:
-        evaluator = config.get(f"{split}_evaluator") or {}
+        evaluator: dict[str, Any] = config.get(f"{split}_evaluator") or {}
         if "metric" in evaluator:
-            evaluator.metric = ["bbox"]
-    roi_head = config.model.get("roi_head") or {}
+            evaluator["metric"] = ["bbox"]
+    roi_head: dict[str, Any] = config.model.get("roi_head") or {}
     if roi_head.get("mask_head") and not keep_head:
-        roi_head.mask_head = roi_head.mask_roi_extractor = None
+        roi_head["mask_head"] = roi_head["mask_roi_extractor"] = None
         print_log(f"{one_line(root)}: boxes without masks: the model has no mask head", "current")
     elif roi_head.get("mask_head"):
         print_log(f"{one_line(root)}: boxes without masks: only box AP is computed", "current")

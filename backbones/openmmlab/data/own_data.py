@@ -1,4 +1,4 @@
-"""A config made to read one's own data: splits, classes, heads, evaluators follow the folder.
+"""Make a config read one's own data: adapt splits, classes, heads and evaluators to the folder.
 
 What the config cannot read as it lies is written into the work dir and depends on nothing but the
 folder: the same folder gives the same files, and the saved config reruns by itself.
@@ -26,7 +26,7 @@ from .metainfo import Classes, class_names, dataset_class, dataset_metainfo
 from .own_annotations import use_annotations
 from .own_label_maps import use_label_maps
 
-LOOKED_AT = 200  # label maps of a split that are looked at before they are taken for the config's
+LOOKED_AT = 200  # label maps per split to inspect before they count as the config's
 
 
 def use_data(
@@ -41,10 +41,10 @@ def use_data(
     the datasets, the classes of every head, evaluators and metainfo are set to what is in it.
 
     Args:
-        config: of a detector or a segmentor; of a classifier the folder alone is changed.
+        config: a detector's or a segmentor's config; of a classifier's only the folder is changed.
         root: the folder; docs/own-data.md has the layouts.
         work_dir: where converted annotations and the list of a made validation split go.
-        checkpoint: of a model to evaluate on the test split: its classes are kept where they cover
+        checkpoint: checkpoint to evaluate on the test split: its classes are kept if they cover
             the data's, and so is a mask head that the data has no masks for.
 
     Raises:
@@ -92,7 +92,7 @@ def _moved(file: str, former: str, dataset: dict, root: Path) -> Path:
 
 
 def _is_config_layout(config: Config, root: Path, splits: Sequence[str]) -> bool:
-    """Return whether the config's own files are there, of its own classes, and need no repair.
+    """Return whether the folder holds the config's own files, with its classes, needing no repair.
 
     `check_data` has the rest.
     """
@@ -132,7 +132,7 @@ def _needs_repair(path: Path, classes: Sequence[str]) -> bool:
 def _are_config_maps(
     config: Config, root: Path, splits: Sequence[str], classes: Sequence[str]
 ) -> bool:
-    """Return whether label maps under the config's folder names are of the config's classes.
+    """Return whether label maps under the config's folder names use the config's classes.
 
     Folders in ADE20K's layout are common: without a list of classes their values decide.
 
@@ -176,8 +176,8 @@ def _are_config_maps(
         )
     print_log(
         f"{one_line(root)}: no list of classes, and labels up to "
-        f"{max(seen - {IGNORED}, default=IGNORED)}: taken for the config's {len(classes)} classes; "
-        "a classes.txt in it names others",
+        f"{max(seen - {IGNORED}, default=IGNORED)}: assumed to be the config's {len(classes)} "
+        "classes; add a classes.txt to name others",
         "current",
     )
     return True

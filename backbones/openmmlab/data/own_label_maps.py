@@ -1,4 +1,4 @@
-"""A segmentor's config made to read one's own label maps."""
+"""Make a segmentor's config read one's own label maps."""
 
 import json
 import os
@@ -44,10 +44,10 @@ def use_label_maps(
     """Read splits from folders of images and label maps.
 
     Args:
-        config: of a segmentor; changed.
+        config: a segmentor's config; changed in place.
         root: the folder that they are in.
         folder: where converted label maps and lists of pairs go.
-        splits: to read.
+        splits: splits to read.
         model: the classes that the config or checkpoint has.
 
     Raises:

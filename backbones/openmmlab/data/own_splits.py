@@ -1,4 +1,4 @@
-"""Which splits one's own data has and needs, and what is logged about them."""
+"""Determine which splits one's own data has and needs, and log them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +16,9 @@ SEGMENTATION = "folders of images and of label maps in PNG"
 
 
 def no_layout(root: Path, wanted: str) -> InputError:
-    """Return the error about a folder in which nothing is known."""
+    """Return the error about a folder that holds no known data."""
     return InputError(
-        f"{one_line(root)}: no {wanted} in it; docs/own-data.md has the layouts",
+        f"{one_line(root)}: contains no {wanted}; docs/own-data.md describes the layouts",
         code="no-data",
         where=root,
     )
@@ -34,11 +34,11 @@ def other_task(config: Config, root: Path, found: str, model: str, wanted: str) 
 
 
 def take_unsplit(read: dict[str | None, Any], splits: Sequence[str]) -> Any:
-    """Take out what a validation split has to be made of; None if there is one, or none is needed.
+    """Return the data to split validation from, and drop unsplit data; None if not needed.
 
     Args:
         read: the data by split; under None data that is not split.
-        splits: that the run needs.
+        splits: splits that the run needs.
     """
     if None in read:
         return read.pop(None)
@@ -48,7 +48,7 @@ def take_unsplit(read: dict[str | None, Any], splits: Sequence[str]) -> Any:
 
 
 def require(read: Mapping[str | None, Any], splits: Sequence[str], root: Path) -> None:
-    """Check that every split that the run needs is there; validation stands in for test.
+    """Check that every split that the run needs exists; validation stands in for test.
 
     Raises:
         InputError: one is not.
@@ -57,7 +57,7 @@ def require(read: Mapping[str | None, Any], splits: Sequence[str], root: Path) -
         if split not in read and (split == "train" or "val" not in read):
             found = ", ".join(sorted(str(name) for name in read))
             raise InputError(
-                f"{one_line(root)}: no {split} split in it, only {found}",
+                f"{one_line(root)}: has no {split} split, only {found}",
                 code="no-data",
                 where=root,
             )
@@ -68,8 +68,8 @@ def log_reading(root: Path, kind: str, names: Sequence[str], splits: list[tuple]
 
     Args:
         root: folder of the data set.
-        kind: of annotations, or the rule of the label maps.
-        names: of the classes.
+        kind: kind of the annotations, or the rule of the label maps.
+        names: names of the classes.
         splits: split, source, number of images and what else there is, of each.
     """
     shown = ", ".join(map(one_line, names[:8])) + (", ..." if len(names) > 8 else "")

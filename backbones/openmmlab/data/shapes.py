@@ -1,9 +1,10 @@
-"""The demo set: drawn shapes on textured grounds, in COCO's, ADE20K's and ImageNet's layouts."""
+"""Draw the demo set: shapes on textured grounds, in COCO's, ADE20K's and ImageNet's layouts."""
 
 import io
 import json
 from colorsys import hsv_to_rgb
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -17,7 +18,7 @@ from .download import CONSOLE, QUIET, emptied
 # The demo set's classes: COCO's categories 1..4 are the shapes, label maps go on with the grounds.
 DEMO_SHAPES = ("circle", "square", "triangle", "star")
 DEMO_GROUNDS = ("gradient", "noise", "stripes", "checks")
-DEMO_VERSION = 3  # of the drawing: a set of another version is drawn anew
+DEMO_VERSION = 3  # of the drawing: a set of another version is drawn again
 CROP = 64  # width and height of a image of one shape
 SIZES = (0.06, 0.11), (0.13, 0.22), (0.25, 0.38)  # radius / image size: small, medium, large
 # Each kind of shape favours a hue, as things do; a sixth of them have one nearer to another kind's.
@@ -38,7 +39,7 @@ def shape_outline(shape: str, radius: float, angle: float) -> np.ndarray:
 
 
 def polygon_coverage(points: np.ndarray, size: int) -> np.ndarray:
-    """Return the share of each pixel that a polygon covers, (size, size), from 4 x 4 samples."""
+    """Return the coverage of each pixel by a polygon, (size, size), from 4 x 4 samples."""
     canvas = Image.new("L", (4 * size, 4 * size))
     # Pixel i spans [i, i + 1], samples 4i to 4i + 3 lie inside it: hence the half. Pillow cuts off.
     corners = (4 * points - 0.5).round()
@@ -83,7 +84,7 @@ def draw_scene(
     Returns:
         The image, (size, size, 3) uint8 RGB; its label map, (size, size) uint8; and for each shape
         its class 1..4 and its visible pixels, (size, size) bool. A pixel belongs to the last shape
-        painted that covers half of it.
+        painted that covers half the pixel.
     """
     y, x = np.mgrid[:size, :size] + 0.5
     near, far = rng.choice(len(DEMO_GROUNDS), 2, replace=False)
@@ -139,7 +140,7 @@ def draw_scene(
 
 
 def encode_image(pixels: np.ndarray, kind: str, quality: int = 93) -> bytes:
-    """Encode an image file in memory: Pillow's own writing hides the reason on a full disk."""
+    """Encode an image in memory, since Pillow's own writing hides the reason on a full disk."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, quality=quality)
     return file.getvalue()
@@ -166,6 +167,7 @@ def write_demo(folder: Path, size: int, counts: dict[str, int], seed: int) -> No
             images.append(dict(id=i + 1, file_name=name, width=size, height=size, license=1))
             for kind, mask in shapes:
                 code = rle.encode(np.asfortranarray(mask, np.uint8))
+                runs = cast(bytes, code["counts"]).decode()
                 annotations.append(
                     dict(
                         id=len(annotations) + 1,
@@ -173,7 +175,7 @@ def write_demo(folder: Path, size: int, counts: dict[str, int], seed: int) -> No
                         category_id=kind,
                         bbox=rle.toBbox(code).tolist(),
                         area=int(rle.area(code)),
-                        segmentation=dict(size=code["size"], counts=code["counts"].decode()),
+                        segmentation=dict(size=code["size"], counts=runs),
                         iscrowd=0,
                     )
                 )
@@ -198,7 +200,7 @@ def write_demo(folder: Path, size: int, counts: dict[str, int], seed: int) -> No
 
 
 def prepare_demo(root: Path, size: int, train: int, val: int, seed: int) -> None:
-    """Make root/demo, unless it exists already with the same arguments.
+    """Create root/demo, unless it exists already with the same arguments.
 
     Raises:
         InputError: root/demo exists and was not made by this function.

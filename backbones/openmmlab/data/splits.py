@@ -1,4 +1,4 @@
-"""Which split the words of a path name."""
+"""Find the split that the words of a path name."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ SPLITS = {
 
 
 def split_of(path: Path) -> str | None:
-    """Return train, val or test as the words of a relative path have it; None if none does."""
+    """Return train, val or test if a word of a relative path names it; else None."""
     words = set(re.split(r"[^a-z]+", path.as_posix().lower()))
     found = [split for split, names in SPLITS.items() if words & names]
     return found[-1] if found else None

@@ -1,4 +1,4 @@
-"""The validation split that is made where data has none."""
+"""Make a validation split where the data has none."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ HEAD = 2**16  # bytes that tell most images apart
 
 
 def choose_validation(paths: Iterable[Path], root: Path, folder: Path) -> set[Path]:
-    """Choose a fifth of the images, the same ones every time, and list both sides in split.json.
+    """Choose a fifth of the images, always the same ones, and list both sides in split.json.
 
     Copies of an image stay together, and so do Roboflow's augmentations of one (x.rf.HASH.jpg). A
     group's place in the draw depends on its name alone, so that more images move few others.
@@ -36,7 +36,7 @@ def choose_validation(paths: Iterable[Path], root: Path, folder: Path) -> set[Pa
     members = _groups(paths)
     if len(members) < 2:
         raise InputError(
-            f"{one_line(root)}: {len(paths)} images are too few to set some aside to validate",
+            f"{one_line(root)}: {len(paths)} images are too few to set some aside for validation",
             code="no-data",
             where=root,
         )
@@ -64,7 +64,7 @@ def choose_validation(paths: Iterable[Path], root: Path, folder: Path) -> set[Pa
 
 
 def _groups(paths: Sequence[Path]) -> dict[Path, list[Path]]:
-    """Group images that are copies of one or made of one; the key is the first of each group."""
+    """Group images that are copies or were made from the same original; key by the first."""
     leader = {path: path for path in paths}
 
     def first(path: Path) -> Path:

@@ -1,13 +1,14 @@
-"""COCO box, mask and boundary AP; masks are encoded while the network works on the next images."""
+"""Compute COCO box, mask and boundary AP; masks are encoded while the network runs."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
+from mmdet.datasets.api_wrappers import COCO as MMDetCOCO
 from mmdet.evaluation.metrics import CocoMetric, FasterCocoMetric
 from mmdet.structures.mask import encode_mask_results
 from mmengine.logging import MMLogger
@@ -26,12 +27,12 @@ STATS = (
 
 @METRICS.register_module()
 class CocoAP(FasterCocoMetric):
-    """COCO box and mask AP by faster-coco-eval, equal to mmdet's and pycocotools'.
+    """Compute COCO box and mask AP with faster-coco-eval, equal to mmdet's and pycocotools'.
 
     Unlike mmdet's metric it scores 0 when nothing is detected, instead of returning no score, so
     that a best checkpoint and a metrics file exist then too. Masks are run-length encoded in a
     thread, while the network computes outside Python's lock. Where the model or the data set has
-    no masks, boxes alone are measured, and a warning says so.
+    no masks, only boxes are measured, with a warning.
 
     Args:
         ann_file: annotations in COCO's format; without one, mmdet collects them from the samples.
@@ -80,7 +81,7 @@ class CocoAP(FasterCocoMetric):
         self._waiting: list = []
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Take over a batch's predictions; `masks` (n, H, W) are encoded later.
+        """Record a batch's predictions; `masks` (n, H, W) are encoded in the background.
 
         Raises:
             InputError: only masks are measured, and the model or the data set has none.
@@ -99,7 +100,7 @@ class CocoAP(FasterCocoMetric):
             self._waiting.pop(0).result()
 
     def evaluate(self, size: int) -> dict:
-        """Return the figures of all ranks' results, after the last mask has been encoded."""
+        """Return the metrics over all ranks' results, after the last mask has been encoded."""
         self.precision = {}
         waiting, self._waiting = self._waiting, []
         for encoded in waiting:
@@ -110,7 +111,7 @@ class CocoAP(FasterCocoMetric):
         """Return AP, AP50, AP75 and AP by size, in [0, 1], or -1 where there is no such object.
 
         Args:
-            results: of `process`, for each image its size and its predictions.
+            results: results of `process`: size and predictions of each image.
         """
         samples, predictions = zip(*results, strict=True)
         if self._coco_api is None:
@@ -144,7 +145,8 @@ class CocoAP(FasterCocoMetric):
         return figures
 
     def _evaluated(self, kind: str, truth: COCO, predictions: Sequence[dict]) -> COCOeval_faster:
-        evaluation = COCOeval_faster(truth, truth.loadRes(self._rows(kind, predictions)), kind)
+        found = truth.loadRes(self._rows(kind, predictions))
+        evaluation = COCOeval_faster(truth, found, cast(Any, kind))
         evaluation.params.catIds = self.cat_ids
         evaluation.params.imgIds = self.img_ids
         evaluation.params.maxDets = list(self.proposal_nums)
@@ -153,7 +155,7 @@ class CocoAP(FasterCocoMetric):
         return evaluation
 
     def _rows(self, kind: str, predictions: Sequence[dict]) -> list[dict]:
-        """Return predictions as COCO's result files have them.
+        """Return predictions in the format of COCO's result files.
 
         Those of masks have no box: COCO would take the object's size from it.
         """
@@ -185,7 +187,7 @@ class CocoAP(FasterCocoMetric):
         return self.dataset_meta["classes"]
 
     def _check_masks(self, predicted: bool) -> None:
-        """Measure boxes alone where the model predicts no masks or the data set has none.
+        """Measure boxes alone if the model predicts no masks or the data set has none.
 
         Raises:
             InputError: boxes are not measured, boundaries are asked for, or only some of the
@@ -223,20 +225,20 @@ class CocoAP(FasterCocoMetric):
         MMLogger.get_current_instance().warning(f"only box AP is measured: {reason}")
 
 
-def ground_truth(metric: CocoMetric) -> COCO | None:
-    """Return the annotations that a COCO metric compares with; None if it has no file of them."""
+def ground_truth(metric: CocoMetric) -> COCO | MMDetCOCO | None:
+    """Return the annotations of a COCO metric; None if it has no annotation file."""
     return metric._coco_api
 
 
 def _by_label(evaluation: COCOeval_faster, cat_ids: Sequence[int]) -> np.ndarray:
-    """Return the precision with most detections; COCOeval sorts the classes by category id."""
+    """Return the precision at most detections; COCOeval sorts the classes by category id."""
     precision = np.asarray(evaluation.eval["precision"])[..., -1]  # (T, R, K, A)
     order = np.searchsorted(np.unique(cat_ids), cat_ids)
     return np.where(precision < 0, np.nan, precision)[:, :, order]
 
 
 def _rounded(value: float) -> float:
-    """Round to three digits as mmdet does: NumPy takes another side of a half than Python."""
+    """Round to three digits as mmdet does: NumPy resolves ties differently from Python."""
     return float(np.round(value, 3))
 
 

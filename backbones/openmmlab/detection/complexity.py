@@ -1,4 +1,4 @@
-"""The parts of a detector as they run on one image, for counting multiply-adds."""
+"""Run the parts of a detector on one image to count multiply-adds."""
 
 from typing import Any
 
@@ -26,12 +26,12 @@ MASK_REGIONS = 100
 
 
 def default_size(config: Config) -> tuple[int, int]:
-    """Return the papers' (width, height)."""
+    """Return the (width, height) used in the papers."""
     return SIZE
 
 
 def run_parts(model: Any, image: Tensor, run: PartRunner) -> None:
-    """Run backbone, neck and heads; a region head sees regions of its extractor's size.
+    """Run backbone, neck and heads; RoI heads run on regions of their extractor's size.
 
     Args:
         model: a two-stage, a one-stage or a DETR-like detector.
@@ -62,12 +62,12 @@ def run_parts(model: Any, image: Tensor, run: PartRunner) -> None:
 
 
 def has_regions(model: Any) -> bool:
-    """Return whether a detector has heads for regions."""
+    """Return whether a detector has RoI heads."""
     return isinstance(model, TwoStageDetector)
 
 
 def _refuse_other_heads(model: Any) -> None:
-    """Refuse a two-stage detector some of whose heads would be left out of a count."""
+    """Reject a two-stage detector if a count would leave out some of its heads."""
     known = {"data_preprocessor", "backbone", "neck", "rpn_head", "semantic_head", "roi_head"}
     known |= {f"roi_head.{part}_head" for part in ("bbox", "mask", "shared")}
     children = [(name, child) for name, child in model.named_children()]
@@ -75,14 +75,14 @@ def _refuse_other_heads(model: Any) -> None:
     for name, child in children:
         if name not in known and any(True for _ in child.parameters()):
             raise InputError(
-                f"{type(model).__name__}: what {name} computes depends on what is in the image",
+                f"{type(model).__name__}: what {name} computes depends on the image's content",
                 code="unsupported",
                 where=name,
             )
 
 
 def run_dense_heads(model: Any, maps: tuple[Tensor, ...], image: Tensor, run: PartRunner) -> Any:
-    """Run the heads of a detector without regions on its feature maps; return what they put out.
+    """Run the heads of a single-stage detector on its feature maps; return their outputs.
 
     Raises:
         InputError: what the heads compute depends on what is in the image.
@@ -106,7 +106,7 @@ def run_dense_heads(model: Any, maps: tuple[Tensor, ...], image: Tensor, run: Pa
     # Where there are both, the mask head follows the boxes that the other one found.
     if not isinstance(model, kinds) or (heads["bbox_head"] and heads["mask_head"]):
         raise InputError(
-            f"{name}: what its heads compute for an image depends on what is in the image; "
+            f"{name}: what its heads compute depends on the image's content; "
             "two-stage, one-stage and DETR-like detectors have no such heads",
             code="unsupported",
             where=name,
@@ -143,6 +143,6 @@ def region_heads(model: Any, name: str) -> list[tuple[Any, Any]]:
 
 
 def region_features(extractor: Any, number: int, like: Tensor) -> Tensor:
-    """Return features (number, C, h, w) of the extractor's size, without values."""
+    """Return valueless features (number, C, h, w) of the extractor's size."""
     height, width = extractor.roi_layers[0].output_size
     return torch.empty(number, extractor.out_channels, height, width, device=like.device)

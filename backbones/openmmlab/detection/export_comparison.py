@@ -1,14 +1,15 @@
-"""Detections of an exported file against those of mmdet's own prediction."""
+"""Compare the detections of an exported file with those of mmdet's own prediction."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmdet.structures.bbox import bbox2roi
-from mmengine.structures import BaseDataElement, InstanceData
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from backbones.openmmlab.export.differences import Differences
+from backbones.openmmlab.tasks import Sample
 
 NEAR = 0.005  # of the image's longer side: corners of one detection's boxes
 
@@ -17,7 +18,7 @@ class DetectorComparison:
     """Compare a file's detections with those that mmdet's own methods predict.
 
     Args:
-        model: with the heads of Mask R-CNN or Cascade Mask R-CNN.
+        model: detector with the heads of Mask R-CNN or Cascade Mask R-CNN.
     """
 
     def __init__(self, model: Any):
@@ -25,7 +26,7 @@ class DetectorComparison:
         self.config = model.roi_head.test_cfg
 
     def reference(self, batch: dict) -> list[Tensor]:
-        """Return what mmdet's unchanged methods find, in the form of `DetectorGraph`."""
+        """Return the detections of mmdet's unchanged methods, in the form of `DetectorGraph`."""
         batch = self.model.data_preprocessor(batch, False)
         samples = batch["data_samples"]
         metas = [sample.metainfo for sample in samples]
@@ -44,7 +45,7 @@ class DetectorComparison:
     def differences(
         self, reference: Sequence[Tensor], outputs: Sequence[Tensor], batch: dict
     ) -> Differences:
-        """Pair detections of one class and nearly one place; count those without a counterpart."""
+        """Pair detections of one class at nearly one place; count those without a counterpart."""
         longer = max(batch["inputs"][0].shape[-2:])
         one, other = (
             [x[0].double() for x in (found[0][..., :4] / longer, found[0][..., 4], *found[1:])]
@@ -64,13 +65,13 @@ class DetectorComparison:
         return Differences(found, max(len(one[1]), len(other[1])), unpaired)
 
     def _margin(self, scores: Tensor) -> float:
-        """Return the score up to which rounding alone may keep a detection out of a list."""
+        """Return the score below which rounding alone may drop a detection from a list."""
         least = self.config.score_thr
         if len(scores) == self.config.max_per_img:
             least = max(least, float(scores.min()))
         return least * 1.01
 
-    def sample(self, outputs: Sequence[Tensor], batch: dict) -> BaseDataElement:
+    def sample(self, outputs: Sequence[Tensor], batch: dict) -> Sample:
         """Return the data sample that the evaluator takes, in pixels of the original image."""
         sample = batch["data_samples"][0].clone()
         boxes = outputs[0][0, :, :4] / outputs[0].new_tensor([*sample.scale_factor] * 2)

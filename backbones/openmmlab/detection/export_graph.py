@@ -5,7 +5,7 @@ on tensors, so that one graph serves images of every size and any number of boxe
 """
 
 from math import log
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from .roi_heads import CascadeMaskRoIHead, MaskRoIHead
 
 
 class DetectorGraph(nn.Module):
-    """One image to its detections, the best first: boxes with scores, labels, masks in the boxes.
+    """Compute the detections of one image, best first: boxes with scores, labels, box masks.
 
     dets (1, n, 5): x1, y1, x2, y2 in pixels of the input, and the score. labels (1, n) int64.
     masks (1, n, 28, 28): probability of each cell of a box to be of the object, for its label.
@@ -144,7 +144,7 @@ def exact_sigmoid(x: Tensor) -> Tensor:
 
 
 def _with_image(boxes: Tensor) -> Tensor:
-    """Return RoIs (n, 5) of boxes (n, 4) in the one image."""
+    """Return RoIs (n, 5) of boxes (n, 4) in the only image."""
     return torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
 
 
@@ -160,7 +160,7 @@ def _extract(extractor: Any, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:
     )
     for level, (x, layer) in enumerate(zip(maps, extractor.roi_layers, strict=True)):
         chosen = (levels == level).nonzero().squeeze(1)
-        part = roi_align(
+        part: Tensor = cast(Any, roi_align)(  # whose decorator hides that it is a function
             x.float(),
             rois[chosen],
             layer.output_size,
@@ -185,7 +185,7 @@ def _decode(coder: Any, boxes: Tensor, deltas: Tensor, size: tuple[int, int]) ->
 
 
 def _keep(boxes: Tensor, scores: Tensor, groups: Tensor, config: Any) -> Tensor:
-    """Return indices of the boxes that suppression within each group keeps, the best first.
+    """Return the indices of the boxes that NMS within each group keeps, best first.
 
     mmcv's batched_nms: groups are moved apart by more than the largest coordinate.
     """
@@ -197,7 +197,7 @@ def _keep(boxes: Tensor, scores: Tensor, groups: Tensor, config: Any) -> Tensor:
 
 
 def _check(model: Any) -> None:
-    """Refuse what the graph would compute differently from the model."""
+    """Reject models that the graph would compute differently."""
     roi_head = getattr(model, "roi_head", None)
     if not isinstance(roi_head, CascadeMaskRoIHead | MaskRoIHead):
         name = type(model).__name__
@@ -227,7 +227,7 @@ def _check(model: Any) -> None:
         if kind != "nms":
             raise InputError(
                 f"model.test_cfg.{name}.nms.type={kind!r}: cannot be exported; "
-                f"--cfg-options model.test_cfg.{name}.nms.type=nms takes plain suppression",
+                f"--cfg-options model.test_cfg.{name}.nms.type=nms uses plain NMS",
                 code="unsupported",
                 where=f"model.test_cfg.{name}.nms.type",
             )

@@ -1,17 +1,19 @@
-"""What an evaluation of a detector tells beyond its scores."""
+"""Collect a detector's report figures: AP by class and size, confusions, worst images."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from mmdet.evaluation.metrics import CocoMetric
 from mmengine.evaluator import BaseMetric
-from mmengine.structures import BaseDataElement
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from backbones.openmmlab.data.masks import encoded
 from backbones.openmmlab.evaluation.figures import Worst, confusion_triples, image_pair, read_rgb
 from backbones.openmmlab.prediction.drawing import draw_instances
+from backbones.openmmlab.tasks import Sample
 
 from .coco_ap import CocoAP, ground_truth
 
@@ -26,11 +28,11 @@ KINDS = {"bbox": "box", "segm": "mask", "boundary": "boundary"}
 def detection_figures(
     metrics: Sequence[BaseMetric], meta: Mapping, count: int
 ) -> "DetectionFigures | None":
-    """Return the figures that belong to a detector's evaluator; None without a COCO metric.
+    """Return the figures for a detector's evaluator; None without a COCO metric.
 
     Args:
-        metrics: of the evaluator.
-        meta: of the data set; its `classes` are those that count.
+        metrics: the evaluator's metrics.
+        meta: the data set's meta; only its `classes` count.
         count: how many of the worst images are kept.
     """
     for metric in metrics:
@@ -41,7 +43,7 @@ def detection_figures(
 
 
 class DetectionFigures:
-    """Confusions, AP by class and size, and the worst images of a detector.
+    """Collect confusions, AP by class and size, and the worst images of a detector.
 
     A detection with a score of at least 0.3 is right where it overlaps an object of its class that
     no better one has taken, by an IoU of at least 0.5. What is left after that is matched across
@@ -69,8 +71,8 @@ class DetectionFigures:
         self.confusion: Counter[tuple[int, int]] = Counter()
         self.images = 0
 
-    def add(self, sample: BaseDataElement) -> None:
-        """Count one image's `pred_instances`, in pixels of the original image."""
+    def add(self, sample: Sample) -> None:
+        """Add one image's `pred_instances`, in pixels of the original image."""
         found = sample.pred_instances.detach().cpu()
         kept = found[found.scores >= SCORE]
         boxes = kept.bboxes.float().numpy()
@@ -120,7 +122,7 @@ class DetectionFigures:
             )  # fmt: skip
 
     def state(self) -> tuple:
-        """Return what another rank adds to its own by `merge`."""
+        """Return the state that another rank merges into its own."""
         return self.confusion, self.images, list(self.worst)
 
     def merge(self, state: tuple) -> None:
@@ -132,7 +134,7 @@ class DetectionFigures:
             self.worst.add(score, name, sample)
 
     def to_dict(self) -> dict:
-        """Return everything as JSON can hold it, with the worst images drawn."""
+        """Return everything in JSON types, with the worst images drawn."""
         objects = Counter(
             self.labels[row["category_id"]]
             for rows in self.rows.values()
@@ -210,7 +212,7 @@ def match(
     truth: np.ndarray,
     true_labels: np.ndarray,
 ) -> np.ndarray:
-    """Return the object that each detection is taken for: (n,) indices, -1 for none.
+    """Return the index of the object that each detection matches: (n,), -1 for none.
 
     Best scores first, each takes the free object that it overlaps most, by 0.5 at least: those of
     its own class in a first round, any other in a second.
@@ -264,22 +266,15 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _curve(values: np.ndarray) -> list[float]:
-    """Average the columns of (101, n); round to what a chart shows."""
+    """Average the columns of (101, n), rounded to the precision of a chart."""
     return [round(_mean(row), 4) for row in values]
 
 
-def _decode(segmentation: object, size: tuple[int, int]) -> np.ndarray:
+def _decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     """Decode the polygons or run lengths of an annotation file into a mask (H, W)."""
-    height, width = size
     if not segmentation:
         return np.zeros(size, dtype=bool)
-    if isinstance(segmentation, list):
-        code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        code = coco_mask.frPyObjects(segmentation, height, width)
-    else:
-        code = segmentation
-    return coco_mask.decode(code).astype(bool)
+    return coco_mask.decode(encoded(segmentation, size)).astype(bool)
 
 
 def _instances(image, boxes, labels, scores, names, masks) -> Image.Image:

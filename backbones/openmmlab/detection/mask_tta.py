@@ -19,7 +19,7 @@ FLIPPED_AXES = dict(horizontal=[2], vertical=[1], diagonal=[1, 2])
 
 @MODELS.register_module()
 class MaskTTAModel(BaseTTAModel):
-    """Mask R-CNN or Cascade Mask R-CNN on several views of an image, scaled and flipped.
+    """Run Mask R-CNN or Cascade Mask R-CNN on several views of an image, scaled and flipped.
 
     The boxes of all views go through the model's own non-maximum suppression together. Each mask is
     the mean over the views of the mask heads' probabilities in the remaining box, as in mmdet 2
@@ -129,7 +129,7 @@ class MaskTTAModel(BaseTTAModel):
 
 
 def _flip(boxes: Tensor, meta: dict) -> Tensor:
-    """Flip boxes (n, 4 k) of a view back to the original image, or to the view again."""
+    """Flip boxes (n, 4 k) between a flipped view and the original image."""
     if not meta.get("flip"):
         return boxes
     return bbox_flip(boxes, meta["ori_shape"][:2], meta["flip_direction"])

@@ -30,10 +30,11 @@ PASTED = 2**30  # bytes of the images that masks are pasted into at once, on a G
 
 @MODELS.register_module()
 class FloatRoIExtractor(SingleRoIExtractor):
-    """mmdet's SingleRoIExtractor with boxes and sampling in float32 whatever the features' dtype.
+    """Extract RoI features as mmdet's SingleRoIExtractor, with boxes and sampling in float32.
 
     mmdet casts the boxes to the features' dtype; bf16 represents only every fourth pixel near 1000.
-    On the CPU RoIAlign runs on all threads, and channels-last.
+    On the CPU RoIAlign runs on all threads, and channels-last; in a deterministic run so does a
+    GPU's.
     """
 
     def forward(
@@ -55,7 +56,9 @@ class FloatRoIExtractor(SingleRoIExtractor):
         rois = rois.to(exact)
         layer = roi_layers[0]
         averages = isinstance(layer, RoIAlign) and layer.pool_mode == "avg"
-        if not averages or not rois.is_cpu:
+        # A GPU's own kernel adds gradients in no fixed order.
+        ours = rois.is_cpu or torch.are_deterministic_algorithms_enabled()
+        if not averages or not ours:
             maps: Any = feats
             return super().forward(maps, rois, roi_scale_factor).to(dtype)
         levels = self.map_roi_levels(rois, len(feats))
@@ -74,7 +77,7 @@ class FloatRoIExtractor(SingleRoIExtractor):
 
 @MODELS.register_module()
 class FloatRPNHead(RPNHead):
-    """mmdet's RPNHead with scores and deltas in float32 whatever the features' dtype.
+    """Predict proposals as mmdet's RPNHead, with scores and deltas in float32 for any features.
 
     bf16 has 128 values between 0.5 and 1: ties would decide which proposals are best.
     """
@@ -87,7 +90,7 @@ class FloatRPNHead(RPNHead):
 
 @MODELS.register_module()
 class FloatBBoxHead(ConvFCBBoxHead):
-    """mmdet's ConvFCBBoxHead with scores and deltas in float32 whatever the features' dtype.
+    """Predict boxes as mmdet's ConvFCBBoxHead, with scores and deltas in float32 for any features.
 
     In inference on a CPU the RoIs go through the head in chunks that stay in cache.
     """
@@ -103,14 +106,14 @@ class FloatBBoxHead(ConvFCBBoxHead):
 
 @MODELS.register_module()
 class ClassMaskHead(FCNMaskHead):
-    """mmdet's FCNMaskHead that can compute the map of each RoI's own class alone."""
+    """Predict masks as mmdet's FCNMaskHead, or the map of each RoI's own class alone."""
 
     convs: Any
     conv_logits: Any
     upsample: Any
 
     def probabilities(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Return the probability (n, h, w), in float32 or wider, that a RoI's cell is its object's.
+        """Return each RoI cell's object probability (n, h, w), in float32 or wider.
 
         Args:
             x: RoI features (n, C, h / 2, w / 2).
@@ -140,6 +143,8 @@ class ClassMaskHead(FCNMaskHead):
     ) -> Tensor:
         """Paste masks (n, *size) into an image; bool, or uint8 where `threshold` is negative.
 
+        In the boxes' dtype, also under autocast, whose products would move outlines.
+
         Args:
             probabilities: (n, h, w).
             boxes: (n, 4) in pixels of that image.
@@ -160,7 +165,8 @@ class ClassMaskHead(FCNMaskHead):
                 bottom = min(int(boxes[first, 3].ceil()) + 1, height)
             rows = _interpolation(boxes[part, 1::2], top, bottom, probabilities.shape[1])
             columns = _interpolation(boxes[part, ::2], left, right, probabilities.shape[2])
-            pasted = rows @ probabilities[part].to(rows.dtype) @ columns.mT
+            with torch.autocast(boxes.device.type, enabled=False):
+                pasted = rows @ probabilities[part].to(rows.dtype) @ columns.mT
             masks[part, top:bottom, left:right] = (
                 pasted >= threshold if threshold >= 0 else pasted * 255
             )
@@ -168,7 +174,7 @@ class ClassMaskHead(FCNMaskHead):
 
 
 def _interpolation(sides: Tensor, first: int, last: int, cells: int) -> Tensor:
-    """Return bilinear weights (n, last - first, cells) of a box's cells in pixels first to last.
+    """Return bilinear weights (n, last - first, cells) of a box's cells at pixels first to last.
 
     Those of mmdet's grid_sample; rows and columns are interpolated one after the other.
 
@@ -183,7 +189,7 @@ def _interpolation(sides: Tensor, first: int, last: int, cells: int) -> Tensor:
 
 
 class _ClassMasks:
-    """Predict masks from `mask_probabilities`, for both RoI heads."""
+    """Predict masks with `mask_probabilities`, for both RoI heads."""
 
     test_cfg: Any
     last_mask_head: Any
@@ -202,7 +208,7 @@ class _ClassMasks:
             x: maps (N, C, H, W), finest first.
             batch_img_metas: `ori_shape` and `scale_factor` (x, y) of each image.
             results_list: each image's boxes in pixels of the network's input, scores and labels.
-            rescale: to boxes and masks of the original image.
+            rescale: whether to scale to boxes and masks of the original image.
         """
         threshold = self.test_cfg.mask_thr_binary
         rois = bbox2roi([results.bboxes for results in results_list])
@@ -232,7 +238,7 @@ class _ClassMasks:
 
 @MODELS.register_module()
 class MaskRoIHead(_ClassMasks, StandardRoIHead):
-    """mmdet's StandardRoIHead that in inference computes the predicted class's mask alone."""
+    """Run mmdet's StandardRoIHead; in inference compute the predicted class's mask alone."""
 
     mask_head: Any
     mask_roi_extractor: Any
@@ -240,7 +246,7 @@ class MaskRoIHead(_ClassMasks, StandardRoIHead):
 
     @property
     def last_mask_head(self) -> ClassMaskHead:
-        """The mask head that pastes."""
+        """Return the mask head that pastes masks."""
         return self.mask_head
 
     def mask_probabilities(self, x: tuple[Tensor, ...], rois: Tensor, labels: Tensor) -> Tensor:
@@ -253,7 +259,7 @@ class MaskRoIHead(_ClassMasks, StandardRoIHead):
 
 @MODELS.register_module()
 class CascadeMaskRoIHead(_ClassMasks, CascadeRoIHead):
-    """mmdet's CascadeRoIHead that in inference computes the predicted class's mask alone."""
+    """Run mmdet's CascadeRoIHead; in inference compute the predicted class's mask alone."""
 
     mask_head: Any
     mask_roi_extractor: Any
@@ -261,7 +267,7 @@ class CascadeMaskRoIHead(_ClassMasks, CascadeRoIHead):
 
     @property
     def last_mask_head(self) -> ClassMaskHead:
-        """The mask head that pastes."""
+        """Return the mask head that pastes masks."""
         return self.mask_head[-1]
 
     def mask_probabilities(self, x: tuple[Tensor, ...], rois: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A detector's training step on tensors without values, for predicting its memory."""
+"""Run a detector's training step on valueless tensors to predict its memory."""
 
 from typing import Any
 
@@ -18,9 +18,9 @@ def step_loss(model: Any, batch: Tensor, config: Config) -> Tensor:
     (`pos_fraction`) in the mask heads. What assigning boxes to predictions takes is left out.
 
     Args:
-        model: in training mode.
+        model: the detector in training mode.
         batch: images (N, 3, H, W).
-        config: whose train_cfg has the samplers.
+        config: config whose train_cfg has the samplers.
     """
     maps = model.extract_feat(batch)
     if not has_regions(model):

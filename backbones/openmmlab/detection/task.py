@@ -4,7 +4,14 @@ import re
 
 from mmdet.models.detectors import BaseDetector
 
-from backbones.openmmlab.tasks import Export, Metric, PublicDataset, Task, register_task
+from backbones.openmmlab.tasks import (
+    Export,
+    Metric,
+    PublicDataset,
+    ReportLayout,
+    Task,
+    register_task,
+)
 
 from .complexity import default_size, run_parts
 from .export_comparison import DetectorComparison
@@ -49,6 +56,19 @@ DETECTION = register_task(
         compiled_region_parts=("roi_head.bbox_head", "roi_head.mask_head"),
         class_layers=re.compile(r"(?:^|\.)(?:fc_cls|fc_reg|conv_logits)$"),
         figures=detection_figures,
+        report_layout=ReportLayout(
+            class_scores=("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
+            class_count="objects",
+            confusion_unit="objects",
+            confusion_note="Only detections with a score of 0.3 or more are counted. Each is "
+            "matched to the object that it overlaps with an IoU of 0.5 or more, first within its "
+            "class, then across classes. An object predicted as nothing is a false negative; a "
+            "prediction where the truth is nothing is a false positive.",
+            background=True,
+            image_score="F1",
+            image_note="F1 is computed from the detections with a score of 0.3 or more at an IoU "
+            "of 0.5.",
+        ),
         parts=dict(
             backbone=("backbone",),
             neck=("neck",),

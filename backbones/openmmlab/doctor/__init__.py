@@ -1,1 +1,1 @@
-"""A config against its data and this machine, before anything expensive starts."""
+"""Check a config against its data and this machine before anything expensive starts."""

@@ -1,16 +1,16 @@
-"""The checks of a run against its config, its data and this machine.
+"""Check a run's config against its data and this machine.
 
 `check_data` is what every run begins with; it raises the first error. `check_quickly` opens no data
 file, `check_all` opens as much as the run would, and both return all that they find.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 
 from backbones.errors import InputError
+from backbones.openmmlab.config.machine import is_first_rank
 from backbones.openmmlab.data.issues import Issue, by_severity
 
 from . import classes, files, recipe, remaining, resources, weights
@@ -65,12 +65,12 @@ def check_data(config: Config, splits: Sequence[str]) -> None:
     for issue in _issues(BEFORE_A_RUN, RunPlan.of(config, splits, OPENED_BEFORE_A_RUN)):
         if issue.severity == "error":
             raise issue.as_error()
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_rank(config):
             print_log(f"{issue.severity}: {issue}", "current")
 
 
 def check_quickly(config: Config) -> list[Issue]:
-    """Return what is found without opening a data file or running anything, the gravest first.
+    """Return the issues found without opening a data file or running anything, most severe first.
 
     Args:
         config: a validated config; not changed.
@@ -79,7 +79,7 @@ def check_quickly(config: Config) -> list[Issue]:
 
 
 def check_all(config: Config, images: int = 1000) -> list[Issue]:
-    """Return all that there is to find before training, the gravest first.
+    """Return all issues that can be found before training, most severe first.
 
     Args:
         config: a validated config; not changed.
@@ -95,7 +95,7 @@ def _machine(config: Config) -> Iterator[Issue]:
 
 
 def _issues(checks: Sequence[Check], plan: RunPlan) -> Iterator[Issue]:
-    """Yield the issues of these checks; one that fails is an issue itself."""
+    """Yield the issues of these checks; a check that fails becomes an issue itself."""
     for check in checks:
         try:
             yield from check(plan)

@@ -1,4 +1,4 @@
-"""Checks of class names and counts: datasets against each other and against the model's heads."""
+"""Check class names and counts: datasets against each other and against the model's heads."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,14 +17,14 @@ OUTLINES = "boundary_threshold"
 
 
 def check_class_names(plan: RunPlan) -> Iterator[Issue]:
-    """Check that every dataset has class names, each once, and all the same in the same order."""
+    """Check that every dataset has unique class names, the same in the same order."""
     first: DatasetPlan | None = None
     for dataset in _compared(plan):
         classes = dataset.classes
         if classes is None:
             if not dataset.file_issues:
                 yield Issue(
-                    "warning", dataset.key, "has no class names: nothing can be compared with them",
+                    "warning", dataset.key, "has no class names to compare",
                     "set metainfo.classes", "class-mismatch",
                 )  # fmt: skip
             continue
@@ -56,7 +56,7 @@ def _other_classes(dataset: DatasetPlan, first: DatasetPlan) -> Issue:
     parts += [f"lacks {first_of(fewer)} of {first.key}"] if fewer else []
     parts = parts or [f"has the classes of {first.key} in another order"]
     return Issue(
-        "error", dataset.key, f"{' and '.join(parts)}: a label would mean two things",
+        "error", dataset.key, f"{' and '.join(parts)}: a label would mean different classes",
         "set both to the same classes", "class-mismatch",
     )  # fmt: skip
 
@@ -96,11 +96,11 @@ def _class_counts(model: Any, dataset: DatasetPlan) -> Iterator[tuple[str, int, 
 def _panoptic_counts(
     path: str, node: Mapping, whole: int, things: int, stuff: int
 ) -> Iterator[tuple[str, int, list[int]]]:
-    counts = [node.get(f"num_{kind}_classes") for kind in ("things", "stuff")]
-    if not all(isinstance(count, int) for count in counts):
+    of_things, of_stuff = node.get("num_things_classes"), node.get("num_stuff_classes")
+    if not isinstance(of_things, int) or not isinstance(of_stuff, int):
         return
     if things:
-        yield f"{path}.num_things_classes", counts[0], [things]
-        yield f"{path}.num_stuff_classes", counts[1], [stuff]
+        yield f"{path}.num_things_classes", of_things, [things]
+        yield f"{path}.num_stuff_classes", of_stuff, [stuff]
     else:  # instances are all things, a label map's classes may be all stuff
-        yield f"{path}.num_things_classes", counts[0], [whole - counts[1]]
+        yield f"{path}.num_things_classes", of_things, [whole - of_stuff]

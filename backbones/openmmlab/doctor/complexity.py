@@ -30,7 +30,7 @@ UNCOUNTABLE = (TypeError, ValueError, LookupError, AttributeError, AssertionErro
 
 @dataclass(frozen=True)
 class Complexity:
-    """Parameters and multiply-adds of a model by part, with the sum under `total`.
+    """Hold parameters and multiply-adds of a model by part, with the sum under `total`.
 
     Attributes:
         size: (width, height) of the image counted for.
@@ -47,7 +47,7 @@ class Complexity:
 
 
 class PartCounter:
-    """Runs parts of a model (`tasks.PartRunner`) and adds up their multiply-adds by name."""
+    """Run parts of a model (`tasks.PartRunner`) and add up their multiply-adds by name."""
 
     def __init__(self):
         self.macs: dict[str, int] = {}
@@ -70,13 +70,13 @@ class PartCounter:
 
 
 def count(config: Config, size: tuple[int, int] | None = None) -> Complexity:
-    """Count a config's model; no weights are read or downloaded.
+    """Count the multiply-adds of a config's model; no weights are read or downloaded.
 
-    Sizes alone decide what most models compute, so that they are counted on the meta device. One
-    whose attention reads the sizes of its maps from tensors runs on the CPU, all its weights 0.
+    Most models are counted on the meta device, since sizes alone decide what they compute. A model
+    whose attention reads the sizes of its maps from tensors runs on the CPU with zero weights.
 
     Args:
-        config: of a detector, a segmentor or an image classifier.
+        config: a detector's, a segmentor's or an image classifier's config.
         size: (width, height) of the image; None for the papers' choice.
 
     Raises:
@@ -146,14 +146,14 @@ def _uncountable(
 
 
 def build_on_meta(config: Config) -> Any:
-    """Build a config's model in evaluation mode, with shapes but no values."""
+    """Build a config's model in evaluation mode, with shapes but without values."""
     scope = config.get("default_scope") or "mmengine"
     with DefaultScope.overwrite_default_scope(scope), torch.device("meta"), _SchedulesOnCPU():
         return MODELS.build(deepcopy(config.model)).eval()
 
 
 class _SchedulesOnCPU(TorchFunctionMode):
-    """Keep `torch.linspace` on the CPU: Swin and others read their drop path rates from one."""
+    """Keep `torch.linspace` on the CPU: Swin and others read their drop path rates from it."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -187,7 +187,7 @@ def _reason(error: Exception) -> str:
 def multiply_adds(
     function: Callable[..., Any], *inputs: Any, **named_inputs: Any
 ) -> tuple[Any, int]:
-    """Run a module, and return its output and the multiply-adds that it took, on any device."""
+    """Run a module; return its output and its multiply-adds, on any device."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         output = function(*inputs, **named_inputs)

@@ -1,4 +1,4 @@
-"""One dataset of a run: what its config says, and what its files hold, each read once."""
+"""Describe one dataset of a run: its config and its files, each read once."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -18,13 +18,13 @@ from backbones.openmmlab.data.issues import Issue
 from backbones.openmmlab.data.metainfo import dataset_class, dataset_metainfo
 from backbones.openmmlab.walk import nodes, type_name
 
-WHERE_TO_GET = "tools/prepare_data.py makes or downloads it, --data ROOT names another folder"
+WHERE_TO_GET = "tools/prepare_data.py makes or downloads it; --data ROOT selects another folder"
 Kind = Literal["coco", "label maps", "class folders", "video", "other"]
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetPlan:
-    """A dataset that a run reads, without the wrappers around it.
+    """Describe a dataset that a run reads, without its wrappers.
 
     Attributes:
         key: its config key.
@@ -44,12 +44,12 @@ class DatasetPlan:
 
     @property
     def trained_on(self) -> bool:
-        """Whether the training loop reads it."""
+        """Return whether the training loop reads it."""
         return "train" in self.splits
 
     @cached_property
     def type(self) -> Any:
-        """The dataset's class, or None if nothing of its name is registered."""
+        """Return the dataset's class, or None if nothing of its name is registered."""
         try:
             return dataset_class(dict(self.settings), self.scope)
         except (LookupError, RuntimeError, TypeError, ImportError):
@@ -57,7 +57,7 @@ class DatasetPlan:
 
     @cached_property
     def kind(self) -> Kind:
-        """How its files are laid out, as far as the checks know."""
+        """Return the layout of its files, if the checks know it."""
         bases = {base.__name__: base for base in getattr(self.type, "__mro__", ())}
         coco = bases.get("CocoDataset")
         if hasattr(self.type, "check_files"):
@@ -70,7 +70,7 @@ class DatasetPlan:
 
     @cached_property
     def metainfo(self) -> dict[str, Any]:
-        """What is known of its classes; empty if nothing is."""
+        """Return what is known of its classes; empty if nothing is."""
         if self.type is None or not isinstance(self.settings.get("metainfo") or {}, Mapping):
             return {}
         settings = {key: value for key, value in self.settings.items() if value is not None}
@@ -81,7 +81,7 @@ class DatasetPlan:
 
     @cached_property
     def classes(self) -> tuple[str, ...] | None:
-        """The names of its classes in the order of their labels; None if nothing says them."""
+        """Return its class names in label order; None if nothing states them."""
         names = self.metainfo.get("classes")
         if isinstance(names, str):  # mmengine reads such a file line by line
             path = Path(names)
@@ -94,20 +94,20 @@ class DatasetPlan:
 
     @property
     def annotation_file(self) -> Path | None:
-        """Its annotation file or list of names."""
+        """Return its annotation file or list of names."""
         name = self._text("ann_file")
         return self.root / name if name else None
 
     @property
     def folders(self) -> dict[str, Path]:
-        """Its folders, by the keys of `data_prefix`."""
+        """Return its folders, by the keys of `data_prefix`."""
         prefixes = self.settings.get("data_prefix")
         entries = prefixes.items() if isinstance(prefixes, Mapping) else ()
         return {key: self.root / value for key, value in entries if isinstance(value, str)}
 
     @property
     def is_remote(self) -> bool:
-        """Whether mmengine reads it through a file backend other than the disk."""
+        """Return whether mmengine reads it through a file backend other than the disk."""
         settings = self.settings.get("backend_args") or self.settings.get("file_client_args") or {}
         backend = settings.get("backend", "local")
         return backend not in ("local", "disk") or "://" in self._text("data_root")
@@ -118,7 +118,7 @@ class DatasetPlan:
 
     @cached_property
     def coco(self) -> CocoAnnotations:
-        """The content of its COCO annotation file.
+        """Return the content of its COCO annotation file.
 
         Raises:
             InputError: the file is missing, empty, cut off or not in COCO's format.
@@ -143,7 +143,7 @@ class DatasetPlan:
 
     @cached_property
     def file_issues(self) -> tuple[Issue, ...]:
-        """What keeps its files from being read."""
+        """Return the error that keeps its files from being read."""
         try:
             return tuple(self._missing() or self._unreadable())
         except InputError as error:
@@ -155,7 +155,7 @@ class DatasetPlan:
 
     @property
     def is_readable(self) -> bool:
-        """Whether its files are there and can be looked into."""
+        """Return whether its files exist and can be checked."""
         return self.kind not in ("video", "other") and not self.is_remote and not self.file_issues
 
     def _missing(self) -> list[Issue]:
@@ -191,25 +191,25 @@ class DatasetPlan:
 
     @cached_property
     def built(self) -> Any:
-        """The dataset itself, of class folders or label maps, its annotations not yet loaded."""
+        """Return the dataset itself, of class folders or label maps, without loaded annotations."""
         lazily = {} if self.kind == "class folders" else {"lazy_init": True}
         with DefaultScope.overwrite_default_scope(self.scope):
             return DATASETS.build({**deepcopy(dict(self.settings)), **lazily})
 
     @cached_property
     def pairs(self) -> list[tuple[Path, Path]]:
-        """All its images, each with its label map."""
+        """Return all its images, each with its label map."""
         rows = self.built.load_data_list()
         return [(Path(row["img_path"]), Path(row.get("seg_map_path") or "")) for row in rows]
 
     @cached_property
     def sampled_pairs(self) -> list[tuple[Path, Path]]:
-        """The images and label maps that are opened."""
+        """Return the images and label maps that are opened."""
         return spread(self.pairs, self.limit)
 
     @cached_property
     def images(self) -> list[Path]:
-        """All its image files; none of a kind that the checks do not know."""
+        """Return all its image files; none for a kind that the checks do not know."""
         if self.kind == "coco":
             folder = self.folders.get("img", self.root)
             return [folder / name for name in dict.fromkeys(self.coco.names())]
@@ -221,22 +221,22 @@ class DatasetPlan:
 
     @cached_property
     def sampled_images(self) -> list[Path]:
-        """The images that are opened, spread evenly over all."""
+        """Return the images that are opened, spread evenly over all."""
         return spread(self.images, self.limit)
 
     @cached_property
     def headers_and_issues(self) -> tuple[dict[Path, Header], list[Issue]]:
-        """The headers of the opened images, and what is wrong with those without one."""
+        """Return the headers of the opened images, and the errors of those without one."""
         return read_headers(self.sampled_images)
 
     @property
     def headers(self) -> dict[Path, Header]:
-        """The headers of the opened images."""
+        """Return the headers of the opened images."""
         return self.headers_and_issues[0]
 
     @property
     def scales(self) -> list[tuple[int, int]]:
-        """The (long, short) sides that its pipeline resizes images to."""
+        """Return the (long, short) sides that its pipeline resizes images to."""
         return pipeline_scales(self.pipeline)
 
 

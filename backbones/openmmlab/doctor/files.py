@@ -1,4 +1,4 @@
-"""Checks of the files of datasets: folders, annotations, label maps and images."""
+"""Check the files of datasets: folders, annotations, label maps and images."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -16,9 +16,9 @@ from .plan import RunPlan
 
 
 def check_splits(plan: RunPlan) -> Iterator[Issue]:
-    """Check that there is a test set if one is asked for, and what evaluators read."""
+    """Check that a requested test set exists, and the files that evaluators read."""
     if plan.splits == ("test",) and plan.config.get("test_dataloader") is None:
-        text = f"{plan.config.filename} has none to evaluate on"
+        text = f"{plan.config.filename} has no test_dataloader"
         yield Issue("error", "test_dataloader", text, code="bad-config")
     own = {dataset.annotation_file for dataset in plan.datasets}
     for split in plan.splits:
@@ -40,7 +40,7 @@ def check_files(plan: RunPlan) -> Iterator[Issue]:
             yield Issue("note", dataset.key, text, code="unsupported")
         elif dataset.kind in ("video", "other"):
             name = type_name(dataset.settings)
-            text = f"of a {name} only folders and annotation file are checked, not what they hold"
+            text = f"only folders and annotation file of a {name} are checked, not their contents"
             yield Issue("note", dataset.key, text, code="unsupported")
 
 
@@ -54,11 +54,11 @@ def check_categories(plan: RunPlan) -> Iterator[Issue]:
         unknown = [one_line(name) for name in names if name not in classes]
         lacking = [one_line(name) for name in classes if name not in names]
         if lacking:
-            other = f" and has {first_of(unknown)} beside them" if unknown else ""
+            other = f" but has {first_of(unknown)}" if unknown else ""
             yield Issue(
                 "error", path,
                 f"{len(names)} categories against {len(classes)} classes: it lacks "
-                f"{first_of(lacking)} of the config's{other}",
+                f"{first_of(lacking)} of the config's classes{other}",
                 "set metainfo.classes and every num_classes", "class-mismatch",
             )  # fmt: skip
         elif unknown:
@@ -68,13 +68,13 @@ def check_categories(plan: RunPlan) -> Iterator[Issue]:
             yield Issue(
                 "warning" if count else "note", path,
                 f"{len(names)} categories against {len(classes)} classes: {count} objects of "
-                f"{first_of(unknown)} are left out",
-                "unless it is meant, set metainfo.classes and every num_classes", "class-mismatch",
+                f"{first_of(unknown)} are ignored",
+                "unless intended, set metainfo.classes and every num_classes", "class-mismatch",
             )  # fmt: skip
 
 
 def check_annotations(plan: RunPlan) -> Iterator[Issue]:
-    """Check the rows of COCO files, and that their images can be read and have the size given."""
+    """Check the rows of COCO files, and that their images are readable and of the stated size."""
     for dataset in plan.datasets:
         if dataset.kind != "coco" or not dataset.is_readable or dataset.classes is None:
             continue
@@ -115,7 +115,7 @@ def _loads_alike(dataset: DatasetPlan, reduces: bool) -> Iterator[Issue]:
             yield Issue(
                 "error", f"{dataset.key}.pipeline.{number}.reduce_zero_label",
                 f"{asked}, but the dataset's is {reduces}",
-                "make them equal: mmseg asserts it at the first image", "bad-config",
+                "make them equal; mmseg fails at the first image otherwise", "bad-config",
             )  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def check_class_folders(plan: RunPlan) -> Iterator[Issue]:
 
 
 def check_images(plan: RunPlan) -> Iterator[Issue]:
-    """Open images and check that they are whole, and of kinds and sizes that suit the recipe."""
+    """Open images and check that they are complete and suit the recipe in kind and size."""
     for dataset in plan.datasets:
         if not dataset.is_readable:
             continue

@@ -1,4 +1,4 @@
-"""Predict the peak memory of a training step by running it on tensors without values.
+"""Predict the peak memory of a training step by running it on valueless tensors.
 
 Forward and backward pass run on fake tensors, which have a device and a size but no storage, while
 the bytes of all live storages are counted. Workspaces inside kernels are not seen. On a CPU the
@@ -48,7 +48,7 @@ CONVOLUTIONS = (
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes that a training step needs on its device at its peak.
+    """Hold the bytes that a training step needs on its device at its peak.
 
     Attributes:
         parameters: weights and buffers.
@@ -64,19 +64,19 @@ class TrainingMemory:
 
     @property
     def peak(self) -> int:
-        """The sum of all."""
+        """Return the sum of all parts."""
         return self.parameters + self.optimizer + self.step + self.holes
 
 
 def predict_training(
     config: Config, images: int, size: tuple[int, int], device: str
 ) -> TrainingMemory:
-    """Predict the peak memory of training a config's model; nothing is read or computed.
+    """Predict the peak memory of training a config's model, without reading or computing anything.
 
     Stochastic depth keeps every sample here, as it may.
 
     Args:
-        config: of a detector, a segmentor or a classifier.
+        config: a detector's, a segmentor's or a classifier's config.
         images: computed at once.
         size: (width, height) of the padded batch.
         device: `cuda` or `cpu`.
@@ -118,7 +118,7 @@ def predict_training(
 
 
 def available_memory(device: str) -> int:
-    """Return the bytes that a new process could take on this machine's GPU or CPU."""
+    """Return the bytes available to a new process on this machine's GPU or CPU."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     for line in Path("/proc/meminfo").read_text().splitlines():
@@ -128,7 +128,7 @@ def available_memory(device: str) -> int:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count the bytes of all storages that are made inside and still alive, and their peak.
+    """Count the bytes of all storages that are created inside and still alive, and their peak.
 
     `heap` and `heap_peak` count those that are small enough for malloc's heap.
     """
@@ -166,7 +166,7 @@ class LiveBytes(TorchDispatchMode):
         self._note()
 
     def _note(self, passing: Sequence[int] = ()) -> None:
-        """Note the peaks, with blocks of these sizes beside those that are known."""
+        """Record the peaks, with blocks of these sizes beside the known ones."""
         self.peak = max(self.peak, self.now + sum(passing))
         small = sum(size for size in passing if size < HEAP_BLOCK)
         self.heap_peak = max(self.heap_peak, self.heap + small)

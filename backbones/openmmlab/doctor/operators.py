@@ -1,4 +1,4 @@
-"""Check of the compiled operators of mmcv that a model will call."""
+"""Check the compiled mmcv operators that a model calls."""
 
 from collections.abc import Iterator
 
@@ -70,7 +70,7 @@ def check_operators(plan: RunPlan) -> Iterator[Issue]:
 
 
 def _classes(plan: RunPlan) -> Iterator[tuple[str, str]]:
-    """Yield (class name, config key or module) for all that a model is made of."""
+    """Yield (class name, config key or module) for every component of a model."""
     for path, node in nodes(plan.config.get("model"), "model"):
         if name := type_name(node):
             yield name, path

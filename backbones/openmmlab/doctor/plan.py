@@ -1,4 +1,4 @@
-"""What the checks of a run need to know, taken out of its config once."""
+"""Extract what the checks of a run need from its config, once."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, eq=False)
 class RunPlan:
-    """A run as its config describes it.
+    """Describe a run as its config defines it.
 
     Attributes:
         config: a copy of the config.
@@ -69,6 +69,7 @@ class RunPlan:
         loader, optimizer = config.get("train_dataloader"), config.get("optim_wrapper")
         training = "train" in splits and isinstance(loader, Mapping) and optimizer is not None
         datasets = tuple(_datasets(config, splits, images))
+        summed = optimizer.get("accumulative_counts", 1) if training and optimizer else 1
         segments = task is not None and task.name == "segmentation"
         return cls(
             config=config,
@@ -76,7 +77,7 @@ class RunPlan:
             task=task,
             ranks=process_count(config),
             micro_batch=micro_batch_size(config) if training and "batch_size" in loader else None,
-            accumulative_counts=optimizer.get("accumulative_counts", 1) if training else 1,
+            accumulative_counts=summed,
             recipe_batch=recipe_batch(config),
             crop=_crop(datasets) if segments else None,
             norms=tuple(norm_keys(config.get("model"))),
@@ -85,7 +86,7 @@ class RunPlan:
 
     @cached_property
     def model_or_error(self) -> BaseModel | Exception:
-        """The model with shapes and no values, or why it cannot be built so."""
+        """Return the model with shapes but no values, or the reason why it cannot be built."""
         try:
             with _offline():
                 return build_on_meta(self.config)
@@ -94,13 +95,13 @@ class RunPlan:
 
     @property
     def model(self) -> BaseModel | None:
-        """The model with shapes and no values; None if it cannot be built so."""
+        """Return the model with shapes but no values; None if it cannot be built."""
         built = self.model_or_error
         return None if isinstance(built, Exception) else built
 
     @property
     def skips_bad_images(self) -> bool:
-        """Whether training replaces images that cannot be read by others."""
+        """Return whether training replaces unreadable images by others."""
         hooks = self.config.get("custom_hooks") or []
         return any(type_name(hook) == "SkipBadImagesHook" for hook in hooks)
 
@@ -111,12 +112,12 @@ class RunPlan:
         return [each for each in given if isinstance(each, Mapping)]
 
     def step_size(self) -> tuple[int, int] | None:
-        """Return (width, height) of the largest padded batch trained on; None if not known.
+        """Return (width, height) of the largest padded training batch; None if unknown.
 
         A detector's is the largest scale of its pipeline, or its largest image without one.
         """
         if self.crop:
-            return self.crop[::-1]
+            return self.crop[1], self.crop[0]
         trained = [dataset for dataset in self.datasets if dataset.trained_on]
         for step in (step for dataset in trained for step in dataset.pipeline):
             if isinstance(side := step.get("input_size"), int):
@@ -133,7 +134,7 @@ class RunPlan:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Keep a language model, which some detectors have, from being downloaded."""
+    """Prevent the download of the language model that some detectors have."""
     if find_spec("huggingface_hub") is None:
         yield
         return
@@ -177,7 +178,7 @@ def _datasets(config: Config, splits: Sequence[str], images: int) -> Iterator[Da
 def _inner(
     settings: Any, key: str, outer: Sequence[Mapping]
 ) -> Iterator[tuple[str, Mapping, list[Mapping]]]:
-    """Yield the key, config and transforms of what a dataset reads, through all its wrappers."""
+    """Yield the key, config and transforms of every dataset that is read, through all wrappers."""
     if not isinstance(settings, Mapping):
         return
     own = settings.get("pipeline")

@@ -1,4 +1,4 @@
-"""Checks of a config against its own recipe: batch size, norms and windows."""
+"""Check a config against its own recipe: batch size, norms and windows."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,9 +22,9 @@ def check_batch(plan: RunPlan) -> Iterator[Issue]:
     together = plan.micro_batch * plan.ranks
     if together * counts == recipe:
         return
-    text = f"{together * counts} images a step, the recipe's learning rate is for {recipe}"
+    text = f"{together * counts} images per step; the recipe's learning rate is for {recipe}"
     if counts > 1:
-        advice = "leave accumulative_counts out: tools/train.py accumulates by itself"
+        advice = "remove accumulative_counts: tools/train.py accumulates by itself"
         yield Issue("warning", BATCH_SIZE, text, advice, "bad-config")
     elif recipe % together:
         advice = "give --global-batch and --scale-lr, or another batch_size"
@@ -33,13 +33,13 @@ def check_batch(plan: RunPlan) -> Iterator[Issue]:
         yield Issue(
             "note", BATCH_SIZE,
             f"{together} images at once here, {recipe} in the recipe: tools/train.py accumulates "
-            f"{recipe // together} times; learning rate and schedule are the recipe's",
+            f"{recipe // together} times; learning rate and schedule stay the recipe's",
             code="bad-config",
         )  # fmt: skip
 
 
 def check_norms(plan: RunPlan) -> Iterator[Issue]:
-    """Check that every batch norm has values to take statistics of."""
+    """Check that every batch norm has enough values to compute statistics."""
     if plan.micro_batch is None or not plan.norms:
         return
     synchronised = plan.ranks if torch.cuda.is_available() else 1
@@ -47,7 +47,7 @@ def check_norms(plan: RunPlan) -> Iterator[Issue]:
     if pools and plan.micro_batch * synchronised == 1:
         yield Issue(
             "error", pools[0],
-            "batch norm of one image pooled to 1x1 has one value a channel: torch refuses it",
+            "batch norm of one image pooled to 1x1 has one value per channel, which torch rejects",
             f"set train_dataloader.batch_size=2, or {pools[0]}.type=GN {pools[0]}.num_groups=32",
             "bad-config",
         )  # fmt: skip
@@ -73,8 +73,8 @@ def check_windows(plan: RunPlan) -> Iterator[Issue]:
         if any(s > w for s, w in zip(stride, window, strict=True)):
             yield Issue(
                 "error", "model.test_cfg.stride",
-                f"{stride} is more than crop_size {window}: no window covers the strips between",
-                "make it smaller, two thirds of crop_size in the recipes", "bad-config",
+                f"{stride} is more than crop_size {window}: windows leave gaps between them",
+                "reduce it (the recipes use two thirds of crop_size)", "bad-config",
             )  # fmt: skip
     if plan.crop is None:
         return
@@ -86,7 +86,7 @@ def check_windows(plan: RunPlan) -> Iterator[Issue]:
         if value and value != plan.crop:
             yield Issue(
                 "warning", key, f"{value}, but training crops are {plan.crop} (height, width)",
-                "make them equal, unless it is meant", "bad-config",
+                "make them equal, unless this is intended", "bad-config",
             )  # fmt: skip
 
 

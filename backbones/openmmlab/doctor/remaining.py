@@ -1,4 +1,4 @@
-"""What of a COCO dataset is left to train on or to evaluate, after everything that is dropped."""
+"""Count what of a COCO dataset remains for training or evaluation after everything dropped."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -11,7 +11,7 @@ from .plan import RunPlan
 
 
 def check_remaining(plan: RunPlan) -> Iterator[Issue]:
-    """Count what mmdet and COCO's evaluation leave out of each COCO dataset."""
+    """Count what mmdet and COCO's evaluation ignore in each COCO dataset."""
     for dataset in plan.datasets:
         if dataset.kind != "coco" or not dataset.is_readable or dataset.classes is None:
             continue
@@ -115,7 +115,7 @@ def check_evaluated(
 
 
 def _dropped(row: Mapping[str, Any], sizes: Mapping, categories: Collection[object]) -> str:
-    """Return why an object is not learnt, by the rules of CocoDataset.parse_data_info; or ''."""
+    """Return why an object is not trained on, by CocoDataset.parse_data_info's rules; or ''."""
     if row.get("ignore"):
         return "marked ignore"
     if row["category_id"] not in categories:
@@ -143,7 +143,7 @@ def _area(row: Mapping[str, Any]) -> float:
 
 
 def _no_objects(images: int, where: str, worst: str) -> Issue:
-    advice = "is it the file that is meant?"
+    advice = "is it the intended file?"
     return Issue(worst, where, f"no objects in its {images} images", advice, "no-data")
 
 
@@ -154,7 +154,7 @@ def _counts(
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
     if not left:
         text = f"no {noun} of {total} is left to {purpose}: {reasons}"
-        advice = "correct the annotations or what filters them"
+        advice = "correct the annotations or the filter"
         yield Issue(worst, where, text, advice, "no-data")
     elif dropped:
         text = f"{left} of {total} {noun}s are left to {purpose}: {reasons}"

@@ -1,4 +1,4 @@
-"""Checks of what a run takes from this machine: whether its model can be built, memory and disk."""
+"""Check a run's demands on this machine: whether its model can be built, memory and disk."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ def check_model(plan: RunPlan) -> Iterator[Issue]:
 
 
 def check_memory(plan: RunPlan) -> Iterator[Issue]:
-    """Compare the memory that a training step needs with what is free."""
+    """Compare the memory of a training step with the free memory."""
     if plan.micro_batch is None or plan.model is None or (size := plan.step_size()) is None:
         return
     if plan.config.get("strategy") == "fsdp":
@@ -76,14 +76,14 @@ def check_memory(plan: RunPlan) -> Iterator[Issue]:
             )
         yield Issue("error", key, text, advice, "unsupported")
     elif needed > 0.9 * free:
-        advice = "it may run out now and then; make batch_size smaller"
+        advice = "memory may run out occasionally; reduce batch_size"
         yield Issue("warning", key, text, advice, "unsupported")
     else:
         yield Issue("note", key, text, code="unsupported")
 
 
 def check_disk(plan: RunPlan) -> Iterator[Issue]:
-    """Check that the checkpoints which the run will write have room."""
+    """Check that the disk has room for the checkpoints of the run."""
     config = plan.config
     checkpoint = (config.get("default_hooks") or {}).get("checkpoint") or {}
     train, optimizer = config.get("train_cfg"), config.get("optim_wrapper")
@@ -104,7 +104,7 @@ def check_disk(plan: RunPlan) -> Iterator[Issue]:
     )
     if kept * size > free:
         advice = (
-            "make room, give another --work-dir, or lower default_hooks.checkpoint.max_keep_ckpts"
+            "free space, give another --work-dir, or lower default_hooks.checkpoint.max_keep_ckpts"
         )
         yield Issue("error", str(folder), text, advice, "no-space")
     elif 2 * kept * size > free:

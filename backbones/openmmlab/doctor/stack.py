@@ -1,4 +1,4 @@
-"""The libraries below: their versions against the tested ones, and what this machine lacks."""
+"""Check the installed libraries: their versions against the tested ones, and missing ones."""
 
 import re
 import sys
@@ -55,7 +55,7 @@ def check_stack() -> Iterator[Issue]:
         yield Issue(
             "note", "mmcv",
             f"has no compiled operators: {len(mmcv_ops.OPERATORS)} are computed by torchvision and "
-            "PyTorch, the others raise when called",
+            "PyTorch, the others raise an error when called",
         )  # fmt: skip
     if not torch.cuda.is_available():
         why = " (torch is built for one: see nvidia-smi)" if torch.version.cuda else ""
@@ -90,7 +90,7 @@ def check_inference_dtype(config: Config) -> Iterator[Issue]:
 
 
 def _requirements() -> list[Requirement]:
-    """Of setup.py beside the library, or of the installed distribution; without the extras."""
+    """Return the requirements of setup.py or of the installed distribution, without extras."""
     if SETUP.is_file():
         (listed,) = re.findall(r"install_requires=\[(.*?)\]", SETUP.read_text(), re.DOTALL)
         lines = re.findall(r'"([^"]+)"', listed)

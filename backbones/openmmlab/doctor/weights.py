@@ -1,4 +1,4 @@
-"""Check of the pretrained weights that a config names."""
+"""Check the pretrained weights that a config names."""
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -21,7 +21,9 @@ def check_weights(plan: RunPlan) -> Iterator[Issue]:
     """Report how much of the backbone its pretrained file fills; nothing is downloaded."""
     for name in BACKBONES:
         backbone = (plan.config.get("model") or {}).get(name)
-        init = backbone.get("init_cfg") if isinstance(backbone, Mapping) else None
+        if not isinstance(backbone, Mapping):
+            continue
+        init = backbone.get("init_cfg")
         if isinstance(init, Mapping) and init.get("type") == "Pretrained":
             yield from _check_backbone(plan, f"model.{name}", backbone, init)
 
@@ -29,7 +31,7 @@ def check_weights(plan: RunPlan) -> Iterator[Issue]:
 def _check_backbone(plan: RunPlan, key: str, backbone: Mapping, init: Mapping) -> Iterator[Issue]:
     where, source = f"{key}.init_cfg.checkpoint", str(init.get("checkpoint"))
     if (place := _not_here(source)) is not None:
-        text = f"{source}: not here yet, would be downloaded {place}"
+        text = f"{source}: not on this machine; would be downloaded {place}"
         yield Issue("note", where, text, code="not-found")
         return
     scope = plan.config.get("default_scope") or "mmengine"
@@ -57,7 +59,7 @@ def _check_backbone(plan: RunPlan, key: str, backbone: Mapping, init: Mapping) -
 
 
 def _not_here(source: str) -> str | None:
-    """Return where a source that is not on this machine would be downloaded to, or None."""
+    """Return the download path of a source that is not on this machine, or None."""
     parts = urlparse(source)
     if parts.scheme in ("timm", "hf-hub"):
         from huggingface_hub import try_to_load_from_cache

@@ -1,1 +1,1 @@
-"""Evaluation beyond scores: the figures of reports, and scores on corrupted images."""
+"""Evaluate beyond scores: compute the figures of reports, and scores on corrupted images."""

@@ -1,4 +1,4 @@
-"""Corrupted images in evaluation: the 15 of Hendrycks & Dietterich, by image name and seed."""
+"""Corrupt images with the 15 corruptions of Hendrycks & Dietterich, by image name and seed."""
 
 import hashlib
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ OWN_GENERATOR = ("impulse_noise", "glass_blur")  # take a seed as an argument
 
 
 def load_library() -> str:
-    """Compile what the library compiles, once for all DataLoader workers; return its version.
+    """Compile the library's functions once for all DataLoader workers; return its version.
 
     Raises:
         InputError: it is not installed.
@@ -57,10 +57,10 @@ def corrupt(
 
     Args:
         image: (H, W, 3) uint8, RGB, 32 pixels or more on each side.
-        corruption: of `CORRUPTIONS`.
+        corruption: a name of `CORRUPTIONS`.
         severity: 1 to 5; 0 leaves the image as it is.
-        name: of the image; the draw depends on it.
-        seed: of the draw.
+        name: the image's name; the draw depends on it.
+        seed: seed of the draw.
     """
     if severity == 0:
         return image.copy()
@@ -86,12 +86,12 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @TRANSFORMS.register_module()
 class CorruptImage(BaseTransform):
-    """Corrupt `img`, (H, W, 3) BGR as LoadImage leaves it; boxes and labels stay as they are.
+    """Corrupt `img`, (H, W, 3) BGR as LoadImage returns it; boxes and labels stay unchanged.
 
     Args:
-        corruption: of `CORRUPTIONS`; None leaves images as they are, as severity 0 does.
+        corruption: a name of `CORRUPTIONS`; None leaves images unchanged, as severity 0 does.
         severity: 0 to 5.
-        seed: of the draws, together with the image's file name.
+        seed: seed of the draws, together with the image's file name.
 
     Raises:
         InputError: an image is smaller than 32 pixels.
@@ -110,7 +110,7 @@ class CorruptImage(BaseTransform):
         if min(image.shape[:2]) < LEAST_SIDE:
             height, width = image.shape[:2]
             raise InputError(
-                f"{path}: {width}x{height} pixels, but corruptions need {LEAST_SIDE} a side; "
+                f"{path}: {width}x{height} pixels, but corruptions need {LEAST_SIDE} per side; "
                 "remove it from the data set",
                 code="unsupported",
                 where=path,
@@ -122,7 +122,7 @@ class CorruptImage(BaseTransform):
 
 
 def insert_corruption(config: Config, seed: int) -> None:
-    """Insert a `CorruptImage` that does nothing yet after the loading of the test images.
+    """Insert an inactive `CorruptImage` after the loading of the test images.
 
     Raises:
         InputError: the test pipeline does not load images by LoadImage.
@@ -135,8 +135,8 @@ def insert_corruption(config: Config, seed: int) -> None:
             dataset.pipeline = [*dataset.pipeline[: i + 1], step, *dataset.pipeline[i + 1 :]]
             return
     raise InputError(
-        f"{config.filename}: test_dataloader.dataset.pipeline has no LoadImage, after which images "
-        "are corrupted; give the config of a detector or segmentor",
+        f"{config.filename}: test_dataloader.dataset.pipeline has no LoadImage to corrupt images "
+        "after; give the config of a detector or segmentor",
         code="unsupported",
         where="test_dataloader.dataset.pipeline",
     )

@@ -1,4 +1,4 @@
-"""What the figures of every task share: their interface, and the images predicted worst."""
+"""Define the interface of all tasks' report figures, and keep the images predicted worst."""
 
 import base64
 import heapq
@@ -9,30 +9,35 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
-from mmengine.structures import BaseDataElement
 from PIL import Image
+
+from backbones.openmmlab.tasks import Sample
 
 LONGEST_SIDE = 560  # pixels of an image in the report
 
 
 class Figures(Protocol):
-    """What an evaluation tells beyond its scores: a task's confusions, classes and worst images."""
+    """Collect what an evaluation reports beyond scores: confusions, classes and worst images."""
 
-    def add(self, sample: BaseDataElement) -> None:
-        """Count one image's predictions."""
+    def add(self, sample: Sample) -> None:
+        """Add one image's predictions."""
+        ...
 
     def state(self) -> Any:
-        """Return what another rank adds to its own by `merge`."""
+        """Return the state that another rank merges into its own."""
+        ...
 
     def merge(self, state: Any) -> None:
         """Add the images of another rank."""
+        ...
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON can hold it, with the worst images drawn."""
+        """Return everything in JSON types, with the worst images drawn."""
+        ...
 
 
 class Worst:
-    """Keep the few samples with the lowest score; iterating gives the lowest first.
+    """Keep the few samples with the lowest scores; iterate from the lowest.
 
     Args:
         count: how many are kept.
@@ -51,7 +56,7 @@ class Worst:
         """Keep a sample if its score is low enough.
 
         Args:
-            score: of the image; lower is worse.
+            score: score of the image; lower is worse.
             name: path of the image.
             sample: what is needed to draw it later.
         """
@@ -66,7 +71,7 @@ class Worst:
 
 
 def read_rgb(path: str) -> np.ndarray | None:
-    """Read an image as (H, W, 3) uint8 RGB; None if it is no longer there."""
+    """Read an image as (H, W, 3) uint8 RGB; None if it no longer exists."""
     image = cv2.imread(path)
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
@@ -77,8 +82,8 @@ def image_pair(
     """Return ground truth and prediction of an image for the report, drawn and named.
 
     Args:
-        path: of the image; its name is shown.
-        score: of the prediction.
+        path: path of the image; its name is shown.
+        score: score of the prediction.
         note: what is wrong with the prediction, in a few words.
         truth, prediction: drawn over the image.
     """

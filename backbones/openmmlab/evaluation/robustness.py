@@ -1,4 +1,4 @@
-"""What corruption costs a model: its evaluations, and `robustness.json` with their scores."""
+"""Evaluate a model on corrupted images, and keep the scores in `robustness.json`."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ FILE = "robustness.json"
 
 
 class Robustness:
-    """Scores by corruption and severity, in a file that is written atomically after each.
+    """Store scores by corruption and severity in a file, written atomically after each.
 
     Args:
         work_dir: where `robustness.json` is or will be.
@@ -55,7 +55,7 @@ class Robustness:
             self.record = found
 
     def scores(self, corruption: str | None, severity: int) -> dict | None:
-        """Return the figures of a finished evaluation; None if it has not been done.
+        """Return the metrics of a finished evaluation; None if it has not been run.
 
         Args:
             corruption, severity: None and 0 for clean images.
@@ -67,11 +67,11 @@ class Robustness:
     def add(
         self, corruption: str | None, severity: int, metrics: Mapping[str, float], write: bool
     ) -> None:
-        """Add the figures of an evaluation.
+        """Add the metrics of an evaluation.
 
         Args:
             corruption, severity: None and 0 for clean images.
-            metrics: of mmengine's evaluator; COCO's -1, no such object, becomes None.
+            metrics: metrics of mmengine's evaluator; COCO's -1, no such object, becomes None.
             write: whether this rank writes the file.
         """
         figures = {name: _score(float(value)) for name, value in metrics.items()}
@@ -85,7 +85,7 @@ class Robustness:
 
 
 def read_robustness(work_dir: str | os.PathLike) -> dict:
-    """Read `robustness.json` of a work dir; empty where there is none.
+    """Read `robustness.json` of a work dir; empty if it does not exist.
 
     Raises:
         InputError: it cannot be read.
@@ -141,12 +141,12 @@ def settings_digest(config: Config) -> str:
     """Return a digest of what scores depend on besides weights: model, data, evaluator, dtype."""
     keys = ("model", "test_evaluator", "inference_dtype")
     parts = [config.test_dataloader.dataset, *(config.get(key) for key in keys)]
-    text = "\n".join(Config(dict(part=part)).dump() for part in parts)
+    text = "\n".join(cast(str, Config(dict(part=part)).dump()) for part in parts)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def choose_images(config: Config, count: int | None) -> str:
-    """Have the config test on `count` images, spread evenly; return which these are, as text.
+    """Restrict the test to `count` evenly spread images; return them as text.
 
     Raises:
         InputError: `count` is below 1, or the config has a choice of its own.
@@ -160,8 +160,8 @@ def choose_images(config: Config, count: int | None) -> str:
         )
     if dataset.get("indices") is not None:
         raise InputError(
-            f"--images: {config.filename} chooses images by test_dataloader.dataset.indices "
-            "already; leave one of them out",
+            f"--images: {config.filename} already selects images by test_dataloader.dataset."
+            "indices; remove one of the two",
             code="bad-argument",
             where="test_dataloader.dataset.indices",
         )
@@ -173,11 +173,11 @@ def choose_images(config: Config, count: int | None) -> str:
 
 
 def count_these_only(dataset: Any, metrics: Sequence[Any]) -> None:
-    """Have COCO's metrics count the images of a data set alone; they would miss all others.
+    """Make COCO's metrics count only the images of a data set; all others would count as missed.
 
     Args:
-        dataset: that of the test DataLoader.
-        metrics: of the evaluator.
+        dataset: the test DataLoader's dataset.
+        metrics: the evaluator's metrics.
     """
     for metric in metrics:
         if hasattr(metric, "img_ids"):
@@ -190,7 +190,7 @@ def measure(
     corruptions: Sequence[str],
     severities: Sequence[int],
 ) -> None:
-    """Evaluate what is not yet in `results`, clean images first.
+    """Run the evaluations that `results` lacks, clean images first.
 
     Args:
         runner: mmengine's, with a `CorruptImage` in its test pipeline.
@@ -219,7 +219,7 @@ def summary_lines(record: Mapping, metrics: Sequence[Metric]) -> list[str]:
 
     Args:
         record: what `robustness.json` holds.
-        metrics: of the task.
+        metrics: the task's metrics.
     """
     lines = []
     for metric in _known([m for m in metrics if m.main], record["clean"]):

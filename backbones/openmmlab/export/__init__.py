@@ -1,4 +1,4 @@
-"""Models as files for other runtimes: ONNX and torch.export, compared with the model itself.
+"""Export models to ONNX and torch.export, compared with the model itself.
 
 `graphs` turns a model into a function of an image tensor with the help of its task, `files` writes
 that function to a file and runs it, `agreement` compares the file's outputs with the model's on

@@ -28,17 +28,17 @@ CLUSTERS = 5
 
 @dataclass
 class Agreement:
-    """How far an exported file is from the model it was made of.
+    """Measure how far an exported file is from its model.
 
     Attributes:
-        task: whose metrics the scores are.
+        task: the task whose metrics the scores are.
         images: how many were compared.
         differences: the largest difference by what was compared, each relative to its range: maps
             and logits to the largest magnitude, boxes to the image's longer side, scores and masks
             to 1, labels as the share of pixels.
         detections: how many the model or the file found, whichever found more.
         unpaired: how many of them only one of the two found.
-        scores: of the model and of the file, by metric, on these images alone.
+        scores: scores of the model and of the file, by metric, on these images alone.
         finite: whether no output was infinite or not a number.
     """
 
@@ -59,9 +59,9 @@ class Agreement:
             self.differences[name] = max(value, self.differences.get(name, 0.0))
 
     def problem(self, tolerance: float) -> str:
-        """Return the first thing that is beyond the tolerance as a phrase; empty if nothing is."""
+        """Describe the first figure beyond the tolerance in a phrase; empty if there is none."""
         if not self.finite:
-            return "an output is infinite or not a number"
+            return "an output is infinite or NaN"
         for name, value in self.differences.items():
             if not value <= tolerance:
                 return f"{name} differ by {value:.2g}"
@@ -74,7 +74,7 @@ class Agreement:
         return ""
 
     def lines(self) -> Iterator[str]:
-        """Yield the report, a line for each figure."""
+        """Yield the report, one line per figure."""
         yield f"compared on {self.images} images of the data set:"
         for name, value in self.differences.items():
             yield f"  largest difference of {name}: {value:.3g}"
@@ -95,7 +95,7 @@ class Agreement:
 
 
 class Images:
-    """Images spread evenly over a config's test set, and its evaluator.
+    """Hold images spread evenly over a config's test set, and its evaluator.
 
     Raises:
         InputError: the data set is empty.
@@ -117,12 +117,12 @@ class Images:
         self._collate: Any = FUNCTIONS.get(collate["type"])
 
     def __iter__(self) -> Iterator[dict]:
-        """Yield batches of one image as the test loader makes them, new ones each time."""
+        """Yield batches of one image as the test loader makes them, new objects each time."""
         for index in self.indices:
             yield self._collate([self.dataset[index]])
 
     def evaluate(self, samples: Sequence[Any]) -> dict[str, float]:
-        """Return the task's main metrics of predictions for these images, and for no others."""
+        """Return the task's main metrics of predictions on these images alone."""
         evaluator = Evaluator(self._config.test_evaluator)
         evaluator.dataset_meta = self.dataset.metainfo
         metrics: Any = evaluator.metrics
@@ -165,7 +165,7 @@ class BackboneComparison:
 
 
 class FileBackbone(nn.Module):
-    """A backbone that takes its maps from a file, to stand in for the model's own."""
+    """Replace a model's backbone by one that takes its maps from a file."""
 
     def __init__(self, run: Run, preprocessing: Preprocessing):
         super().__init__()
@@ -184,7 +184,7 @@ class FileBackbone(nn.Module):
 def compare(comparison: Comparison | BackboneComparison, images: Images, run: Run) -> Agreement:
     """Run the model and the file on the images and score both.
 
-    A backbone's file is scored in the model, in the place of its own backbone.
+    A backbone's file is scored in the model, instead of its own backbone.
     """
     agreement = Agreement(images.task)
     model_samples, file_samples = [], []
@@ -208,7 +208,7 @@ def compare(comparison: Comparison | BackboneComparison, images: Images, run: Ru
 def score_in_model(
     model: Any, images: Images, backbone: nn.Module
 ) -> dict[str, tuple[float, float]]:
-    """Return the scores of the model with its own backbone and with another in its place."""
+    """Return the scores of the model with its own backbone and with the replacement."""
     found = []
     for own in (True, False):
         kept = model.backbone

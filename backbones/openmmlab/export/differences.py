@@ -1,4 +1,4 @@
-"""How far the outputs of an exported file are from the model's, on one image."""
+"""Measure how far the outputs of an exported file are from the model's, on one image."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Differences(NamedTuple):
-    """What `Agreement` adds up over images.
+    """Hold the differences of one image, which `Agreement` adds up.
 
     Attributes:
         largest: the largest difference by what was compared, each relative to its range.

@@ -1,4 +1,4 @@
-"""Export a trained model to a file that is run on real images before it takes its name."""
+"""Export a trained model to a file that is tested on real images before it takes its name."""
 
 import json
 import os
@@ -48,17 +48,17 @@ def export(
     tolerance: float | None = None,
     opset: int = OPSET,
 ) -> tuple[Agreement, dict]:
-    """Write a model to `out` and a report beside it, if it agrees with the model on real images.
+    """Write a model to `out` with a report beside it, if it agrees with the model on real images.
 
     Args:
-        config: with the test set that the images are from.
+        config: config whose test set the images are from.
         checkpoint: anything `read_checkpoint` reads.
         out: the file; the report takes its name with `.json`.
         target: a key of `TARGETS`.
         part, logits, fp16: as in `build_graph`.
         images: how many to compare on.
         tolerance: see `TOLERANCES`, the defaults.
-        opset: of ONNX.
+        opset: opset version of ONNX.
 
     Returns:
         The agreement, and the report as written.
@@ -124,7 +124,7 @@ def export(
 def describe(
     config: Config, classes: tuple[str, ...], graph: Any, part: str, precision: str
 ) -> dict:
-    """Describe a file's input and outputs, as its metadata keep them."""
+    """Describe a file's input and outputs for its metadata."""
     preprocessing = graph.preprocessing
     steps = config.test_dataloader.dataset.pipeline
     resize = next((step for step in steps if step["type"] == "Resize"), None)
@@ -191,7 +191,7 @@ def _largest_activation(backbone: nn.Module, x: Tensor) -> float:
 
 @contextmanager
 def _folder_beside(out: Path) -> Iterator[Path]:
-    """Make a folder for unfinished files, removed at the end with what is left in it."""
+    """Create a folder for unfinished files; remove it with its contents at the end."""
     folder = out.with_name(f".{out.name}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def _folder_beside(out: Path) -> Iterator[Path]:
 
 
 def _take_names(folder: Path, out: Path) -> None:
-    """Flush every file and rename it, the model last, so that it never stands there alone."""
+    """Flush every file and rename it, the model last, so that it never exists alone."""
     for file in sorted(folder.iterdir(), key=lambda file: file.name == out.name):
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())

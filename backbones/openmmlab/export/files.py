@@ -25,12 +25,12 @@ Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of file that a graph can be written to.
+    """Describe a kind of file that a graph can be written to.
 
     Attributes:
-        suffix: of its files.
+        suffix: suffix of its files.
         packages: what writing and running it needs beyond PyTorch.
-        write: of (program, graph, path, metadata, opset) writes the file.
+        write: writes the file; called with (program, graph, path, metadata, opset).
         open: makes a function of images of a file.
         open_unoptimised: the same, where each operator runs as it stands in the file.
     """
@@ -43,7 +43,7 @@ class Target:
 
 
 def capture(graph: Any) -> ExportedProgram:
-    """Trace a module for every batch and size that its `inputs` leave open.
+    """Trace a module for every batch and image size that its `inputs` leave open.
 
     Raises:
         InputError: torch.export cannot write it as one graph.
@@ -202,3 +202,41 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def export_name(config: str, part: str, logits: bool, fp16: bool) -> str:
+    """Return the name of an exported file, without its suffix, where none is given.
+
+    Args:
+        config: the config's name.
+        part: what is exported.
+        logits, fp16: whether logits are returned, and half precision used.
+    """
+    parts = [config]
+    parts += [part] if part != "model" else []
+    parts += ["logits"] * logits + ["fp16"] * fp16
+    return "-".join(parts)
+
+
+def check_output(out: Path, kind: str, overwrite: bool) -> None:
+    """Check, before anything is computed, that a file may be written.
+
+    Args:
+        out: the file.
+        kind: a key of `TARGETS`.
+        overwrite: whether it may exist.
+
+    Raises:
+        InputError: it does not end as files of this kind do, or it exists.
+    """
+    suffix = TARGETS[kind].suffix
+    if out.suffix != suffix:
+        raise InputError(
+            f"--out {out}: --to {kind} writes files that end in {suffix}",
+            code="bad-argument",
+            where="--out",
+        )
+    if out.exists() and not overwrite:
+        raise InputError(
+            f"{out}: exists already; --force overwrites it", code="bad-argument", where=out
+        )

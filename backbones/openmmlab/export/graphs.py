@@ -1,4 +1,4 @@
-"""Turn models into functions of an image tensor alone, in operators that every exporter knows."""
+"""Turn models into functions of an image tensor, in operators that every exporter supports."""
 
 from copy import deepcopy
 from typing import Any
@@ -18,7 +18,7 @@ PARTS = ("model", "backbone")
 
 
 class Preprocessing(nn.Module):
-    """Channel order, mean and std of a model's data preprocessor, and its padding.
+    """Apply the channel order, mean, std and padding of a model's data preprocessor.
 
     Images (N, 3, H, W) in float32, 0 to 255, in OpenCV's channel order (BGR) become normalised
     ones, padded right and below to a multiple of `divisor`.
@@ -49,7 +49,7 @@ class Preprocessing(nn.Module):
 
 
 class BackboneGraph(nn.Module):
-    """Images to the feature maps of the backbone, in float32."""
+    """Compute the feature maps of the backbone from images, in float32."""
 
     inputs = {"input": {0: "batch", 2: "height", 3: "width"}}
 
@@ -69,7 +69,7 @@ def build_graph(
     """Copy a model, or its backbone, as a function of images that can be exported.
 
     Args:
-        model: of a task that can be exported; left as it is.
+        model: model of a task that can be exported; it is not changed.
         part: one of `PARTS`.
         logits: return a segmentor's logits instead of labels.
         fp16: weights and activations in half precision; statistics of norms, boxes, scores and
@@ -105,7 +105,7 @@ def build_graph(
 
 
 def halve(graph: Any) -> None:
-    """Convert a graph to half precision but for its norms, whose statistics overflow fp16.
+    """Convert a graph to half precision except its norms, whose statistics overflow fp16.
 
     The casts stand in the graph by themselves, as not every runtime takes the statistics in float32
     of its own accord. GRN takes its sums of squares in float32 anyway.

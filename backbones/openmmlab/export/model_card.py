@@ -40,9 +40,9 @@ def model_card(
     """Return the text of README.md: facts as YAML, then in words.
 
     Args:
-        config: that the model is run with.
-        model: whose parameters are counted.
-        entry: what the zoo shows of it.
+        config: config that the model is run with.
+        model: model whose parameters are counted.
+        entry: its entry in the zoo.
         classes: class names; empty if not known.
         inherited: checkpoints that training started from, with their licences where known.
         scores: figures by metric.
@@ -104,7 +104,7 @@ def model_card(
 
 
 def public_dataset(config: Config) -> PublicDataset | None:
-    """Return the data set that a config trains on, if it is a public one left as it is."""
+    """Return the data set that a config trains on, if it is a public one left unchanged."""
     loader = config.get("train_dataloader") or config.get("test_dataloader")
     dataset = {} if loader is None else loader.dataset
     if "metainfo" in dataset:  # its classes are others
@@ -114,5 +114,5 @@ def public_dataset(config: Config) -> PublicDataset | None:
 
 
 def without_folders(source: str) -> str:
-    """Return an address as it is; of a path on this machine only the file's name."""
+    """Return a URL unchanged; of a local path only the file name."""
     return Path(source).name if Path(source).is_absolute() else source

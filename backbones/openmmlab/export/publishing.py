@@ -39,10 +39,10 @@ from .model_card import model_card, public_dataset, without_folders
 
 @dataclass(frozen=True)
 class Published:
-    """What `publish` made.
+    """Hold the results of `publish`.
 
     Attributes:
-        folder: with everything in it.
+        folder: folder with everything in it.
         weights: the file of weights.
         lines: a report of weights, licence and scores.
     """
@@ -61,7 +61,7 @@ def publish(
     metrics: str | os.PathLike | None = None,
     licence: str | None = None,
 ) -> Published:
-    """Make a folder of a checkpoint's weights alone and everything that using them takes.
+    """Write a folder with a checkpoint's weights alone and everything needed to use them.
 
     The weights are those that the model evaluates with: the EMA where there is one.
 
@@ -69,9 +69,9 @@ def publish(
         config: a validated config; written out as it is.
         checkpoint: anything `read_checkpoint` reads.
         folder: must not exist; it appears complete or not at all.
-        name: of the model; the config's name if None.
+        name: name of the model; the config's name if None.
         metrics: what tools/test.py wrote for this checkpoint; metrics.json beside it if None.
-        licence: that of the weights, where those they were trained from bring none.
+        licence: licence of the weights, if their pretrained weights bring none.
 
     Raises:
         InputError: the checkpoint does not fit this config's model, a file cannot be read or
@@ -174,7 +174,7 @@ def _write_weights(model: nn.Module, folder: Path, name: str) -> tuple[Path, str
 
 
 def _recipe(content: Mapping) -> str | None:
-    """Return the config that mmengine saved in the checkpoint and trained with."""
+    """Return the config that mmengine saved in the checkpoint."""
     meta = content.get("meta")
     text = meta.get("cfg") if isinstance(meta, Mapping) else None
     return text if isinstance(text, str) and text.strip() else None
@@ -216,14 +216,14 @@ def _pretrained(recipe: str) -> tuple[str, ...]:
 
 
 def _licence(given: str | None, inherited: Mapping[str, str | None]) -> str | None:
-    """Return the licence of the weights: that of what they started from, else the given one."""
+    """Return the licence of the weights: that of their pretrained weights, else the given one."""
     known = [licence for licence in inherited.values() if licence]
     # A licence that forbids commercial use stays with everything made from the weights.
     strictest = min(known, key=lambda licence: bool(zoo.LICENCES.get(licence)), default=None)
     if given and strictest and not zoo.LICENCES.get(strictest) and given != strictest:
         raise InputError(
-            f"--licence {given}: the weights started from weights under {strictest}, which "
-            "applies to these as well",
+            f"--licence {given}: the weights derive from weights under {strictest}, which "
+            "applies to them too",
             code="bad-argument",
             where="--licence",
         )
@@ -246,7 +246,7 @@ def _scores(
         found = {str(k): float(v) for k, v in figures.items() if math.isfinite(float(v))}
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: is no metrics file of tools/test.py ({error})",
+            f"{path}: is not a metrics file of tools/test.py ({error})",
             code="broken-file",
             where=path,
         ) from None
@@ -254,7 +254,7 @@ def _scores(
 
 
 def _classes(config: Config) -> tuple[str, ...] | None:
-    """Return the class names of the config's test data; None where only its folder tells them."""
+    """Return the class names of the config's test data; None if only its folder states them."""
     loader = config.get("test_dataloader") or config.get("train_dataloader")
     if loader is None:
         return None
@@ -275,7 +275,7 @@ def _zoo_entry(
     sources: Sequence[str],
     scores: Mapping[str, float],
 ) -> Weights:
-    """Return the folder as an entry of the zoo; what is not known is None."""
+    """Return the folder as an entry of the zoo; None for unknown fields."""
     backbone = module_at(model, task_of(config).backbone) or model
     shape = (tuple(getattr(backbone, "depths", ())), tuple(getattr(backbone, "dims", ())))
     known = (n for n, a in ARCHITECTURES.items() if (a["depths"], a["dims"]) == shape)
@@ -305,7 +305,7 @@ def _zoo_entry(
 
 
 def _pretraining(source: str) -> str:
-    """Return what a checkpoint was pretrained on, as the zoo knows it, or its name."""
+    """Return the pretraining of a checkpoint, as the zoo states it, or its name."""
     try:
         return zoo.find(source).pretraining
     except InputError:

@@ -1,4 +1,4 @@
-"""Operators of mmcv for an mmcv installed without its compiled ones.
+"""Compute mmcv's operators where mmcv has no compiled ones.
 
 `pip install onedl-mmcv` builds no `mmcv._ext`. Without it `import mmcv.ops` fails, and so do
 `mmdet.models` and `mmseg.models`. `install` puts a module in its place that computes the operators

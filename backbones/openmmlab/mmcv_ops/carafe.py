@@ -1,4 +1,4 @@
-"""CARAFE: upsampling by kernels that a network predicts for each pixel."""
+"""Compute CARAFE: upsampling with kernels that a network predicts for each pixel."""
 
 from collections.abc import Iterator
 

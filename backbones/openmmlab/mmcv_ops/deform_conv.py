@@ -1,4 +1,4 @@
-"""Deformable convolution, plain (v1) and modulated (v2), by torchvision's kernels."""
+"""Compute deformable convolution, plain (v1) and modulated (v2), with torchvision's kernels."""
 
 from dataclasses import dataclass
 
@@ -129,7 +129,7 @@ def modulated_deform_conv_forward(
     kernel_w, OH, OW); bias: (O,), read if with_bias.
 
     An offset and a mask of another height and width are read as mmcv reads them: the values of an
-    image, in their order in memory, laid out anew by the output's size. DyHead, which takes both
+    image, in their order in memory, reinterpreted at the output's size. DyHead, which takes both
     from another level, is trained so. Too few values raise RuntimeError.
 
     Zhu et al., Deformable ConvNets v2, 2018, section 3.2; mmcv 2.3.6,
@@ -284,7 +284,7 @@ def _laid_out(values: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
     count = torch.Size(shape).numel()
     if values.shape[1] < count:
         raise RuntimeError(
-            f"modulated_deform_conv: {name} has {values.shape[1]} values an image, an output of "
+            f"modulated_deform_conv: {name} has {values.shape[1]} values per image, an output of "
             f"{tuple(shape[1:])} needs {count}"
         )
     return values[:, :count].reshape(-1, *shape)

@@ -1,4 +1,4 @@
-"""Deformable RoI pooling: RoIAlign whose bins are shifted by offsets that are learnt."""
+"""Compute deformable RoI pooling: RoIAlign whose bins are shifted by learnt offsets."""
 
 import torch
 from torch import Tensor

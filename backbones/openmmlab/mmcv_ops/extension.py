@@ -1,4 +1,4 @@
-"""The module that stands in for mmcv's compiled extension."""
+"""Provide the module that stands in for mmcv's compiled extension."""
 
 import importlib.util
 import sys
@@ -14,7 +14,7 @@ EXTENSION = "mmcv._ext"
 
 
 def install() -> bool:
-    """Put the stand-in in the place of `mmcv._ext` unless mmcv has a compiled one.
+    """Install the stand-in as `mmcv._ext` unless mmcv has a compiled one.
 
     Returns True if the stand-in is in place, now or from an earlier call; False where mmcv is
     compiled or not installed. Imports neither mmcv nor torchvision. Call it before `mmcv.ops` is

@@ -1,4 +1,4 @@
-"""Focal loss of sigmoids, for class labels."""
+"""Compute the sigmoid focal loss of class labels."""
 
 import torch
 import torch.nn.functional as F

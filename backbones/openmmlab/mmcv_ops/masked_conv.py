@@ -1,4 +1,4 @@
-"""The parts of a convolution at the pixels of a mask: columns of its inputs, and their way back."""
+"""Compute a convolution at the pixels of a mask: gather columns, and scatter the results."""
 
 import torch
 import torch.nn.functional as F

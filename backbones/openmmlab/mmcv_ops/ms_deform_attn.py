@@ -1,4 +1,4 @@
-"""Deformable attention over several maps, by mmcv's own PyTorch path."""
+"""Compute multi-scale deformable attention with mmcv's own PyTorch path."""
 
 import torch
 from torch import Tensor

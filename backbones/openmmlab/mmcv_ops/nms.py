@@ -1,4 +1,4 @@
-"""Non-maximum suppression, soft-NMS and NMS that records what it suppresses."""
+"""Compute non-maximum suppression, soft-NMS and NMS that records what it suppresses."""
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Fill dets[:K] with boxes and decayed scores in the order of picking, and return indices (K,).
+    """Fill dets[:K] with boxes and decayed scores in the order of picking; return indices (K,).
 
     boxes: (N, 4), x1, y1, x2, y2; scores: (N,); dets: (N, 5); all on the CPU. fp16 and bf16 are
     computed in float32. After every pick the scores of the boxes left are multiplied by a weight of

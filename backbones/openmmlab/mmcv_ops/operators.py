@@ -1,4 +1,4 @@
-"""The operators of mmcv that run without a compiled extension."""
+"""List the operators of mmcv that run without a compiled extension."""
 
 from collections.abc import Callable
 from typing import Any

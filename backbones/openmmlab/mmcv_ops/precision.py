@@ -1,11 +1,11 @@
-"""The dtype that an operator computes in."""
+"""Choose the dtype that an operator computes in."""
 
 import torch
 from torch import Tensor
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """Return the widest dtype of the tensors, and float32 for halves.
+    """Return the widest dtype of the tensors; float32 for half precision.
 
     Operators compute halves in float32 and round once: mmcv's kernels compute float16 in float16,
     and most have no bfloat16.

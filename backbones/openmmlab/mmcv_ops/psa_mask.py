@@ -1,4 +1,4 @@
-"""PSANet's attention: predicted masks around each pixel, as maps over all pixels."""
+"""Compute PSANet's attention: predicted masks around each pixel, as maps over all pixels."""
 
 import torch
 from torch import Tensor

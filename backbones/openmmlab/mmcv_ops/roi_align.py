@@ -1,7 +1,9 @@
-"""RoIAlign with the mean or the maximum of each bin's samples."""
+"""Compute RoIAlign with the mean or the maximum of each bin's samples."""
 
 import torch
 from torch import Tensor
+
+from backbones.ops.roi_align import roi_align
 
 from .precision import compute_dtype
 from .roi_bins import BilinearSamples, RoIBins
@@ -21,7 +23,7 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Fill output (K, C, aligned_height, aligned_width) with each bin's mean or greatest sample.
+    """Fill output (K, C, aligned_height, aligned_width) with each bin's mean or maximum sample.
 
     input: (N, C, H, W) in any memory format; rois: (K, 5), image index, x1, y1, x2, y2, which times
     spatial_scale are pixels of input. sampling_ratio: bilinear samples per bin and axis; 0 for the
@@ -79,8 +81,9 @@ def roi_align_backward(
     """Fill grad_input (N, C, H, W) with `roi_align_forward`'s gradient for grad_output.
 
     grad_output: (K, C, aligned_height, aligned_width); the other arguments are those of the forward
-    pass. fp16 and bf16 are summed in float32 and rounded once. On CUDA the order of the sums
-    varies: under `torch.use_deterministic_algorithms(True)` torchvision raises RuntimeError.
+    pass. fp16 and bf16 are summed in float32 and rounded once. On CUDA the order of torchvision's
+    sums varies; under `torch.use_deterministic_algorithms(True)` they are those of
+    `backbones.ops.roi_align`, in one order.
     """
     dtype = compute_dtype(grad_output)
     if pool_mode == 0:
@@ -91,6 +94,20 @@ def roi_align_backward(
             grad_output.to(dtype), bins, argmax_y.to(dtype), argmax_x.to(dtype), grad_input.shape
         )
         grad_input.copy_(gradient)
+        return
+    if grad_output.is_cuda and torch.are_deterministic_algorithms_enabled():
+        with torch.enable_grad():
+            x = torch.zeros_like(grad_input, dtype=dtype, requires_grad=True)
+            y = roi_align(
+                [x],
+                rois.to(dtype),
+                torch.zeros(len(rois), dtype=torch.long, device=rois.device),
+                [spatial_scale],
+                (aligned_height, aligned_width),
+                sampling_ratio=sampling_ratio,
+                aligned=aligned,
+            )
+        grad_input.copy_(torch.autograd.grad(y, x, grad_output.to(dtype))[0])
         return
     grad_input.copy_(
         torchvision_kernels()._roi_align_backward(

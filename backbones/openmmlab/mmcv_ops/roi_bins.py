@@ -1,4 +1,4 @@
-"""The bins of RoIs and bilinear samples in them, as mmcv's kernels place them."""
+"""Place the bins of RoIs and their bilinear samples, as mmcv's kernels do."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RoIBins:
-    """The grid of bins of each RoI, in pixels of the map; every tensor is (K,)."""
+    """Hold the grid of bins of each RoI, in pixels of the map; every tensor is (K,)."""
 
     image: Tensor
     start_y: Tensor
@@ -82,7 +82,7 @@ class RoIBins:
 
 @dataclass(frozen=True)
 class BilinearSamples:
-    """The pixels around points of a map and their weights; a point far outside has none."""
+    """Hold the pixels around points of a map and their weights; a point far outside has none."""
 
     inside: Tensor  # bool, within a pixel of the map
     y_low: Tensor

@@ -1,4 +1,4 @@
-"""torchvision's compiled operators, imported when one is first called."""
+"""Import torchvision's compiled operators when one is first called."""
 
 
 def torchvision_kernels():

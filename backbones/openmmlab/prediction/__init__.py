@@ -1,1 +1,1 @@
-"""A model's answers on any image or video, as files, pictures and a page."""
+"""Predict any image or video, and write the results as files, drawings and a web page."""

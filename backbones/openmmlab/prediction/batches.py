@@ -1,4 +1,4 @@
-"""Images and videos through a model, in batches."""
+"""Predict images and videos in batches."""
 
 from contextlib import closing
 from functools import partial
@@ -11,13 +11,38 @@ from backbones.errors import InputError, UnreadableImage
 from backbones.openmmlab.data.decoding import read_image
 from backbones.openmmlab.prediction.progress import FileProgress
 
-from .inputs import VIDEOS
+from .inputs import VIDEOS, output_names
 from .predictions import Prediction, PredictionFiles, results, summary
 from .predictor import Predictor
 from .tiles import TiledPredictor
 from .videos import Video
 
 MIN_FRAMES = 0.95  # share of the header's frame count below which a video counts as cut off
+
+
+def predict_files(
+    predictor: Predictor,
+    tiled: TiledPredictor | None,
+    batch_size: int,
+    files: PredictionFiles,
+    paths: list[Path],
+) -> list[str]:
+    """Predict files with a progress bar and write the results.
+
+    Args:
+        predictor, tiled, batch_size, files: as for `Batches`.
+        paths: images and videos.
+
+    Returns:
+        One line for each file that could not be predicted.
+    """
+    with FileProgress(len(paths)) as progress:
+        batches = Batches(predictor, tiled, batch_size, files, progress)
+        for path, name in zip(paths, output_names(paths), strict=True):
+            batches.add(path, name)
+        batches.flush()
+    files.finish()
+    return batches.refused
 
 
 class Batches:
@@ -61,7 +86,7 @@ class Batches:
             self.flush()
 
     def flush(self) -> None:
-        """Predict the images that wait for a batch."""
+        """Predict the queued images."""
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
@@ -103,4 +128,4 @@ class Batches:
 
     def _refuse(self, path: Path, why: str) -> None:
         self.refused.append(why)
-        self.progress.end(path.name, "refused, see below")
+        self.progress.end(path.name, "rejected, see below")

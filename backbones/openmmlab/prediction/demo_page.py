@@ -1,7 +1,8 @@
-"""A web page that predicts the image dropped on it."""
+"""Serve a web page that predicts the image dropped on it."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 # Read when gradio is imported: no data leaves the page.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -23,7 +24,7 @@ from .stage_maps import draw_heat, stage_maps  # noqa: E402
 
 LARGEST_IMAGE = 50_000_000  # pixels; a small file may unpack to many
 KEPT = 3600  # seconds that an upload and its prediction are kept
-BUTTONS = ["download", "fullscreen"]  # gradio's default adds sharing at a public host
+BUTTONS: list[Any] = ["download", "fullscreen"]  # gradio's default adds sharing at a public host
 HEAT_SIDE = 480  # longer side of a drawn feature map in pixels
 
 
@@ -65,10 +66,10 @@ def demo_page(predictor: Predictor, title: str, score: float) -> gr.Blocks:
         if seen is None:
             return None, ""
         image, found = seen
-        said = summary(found, least)
+        text = summary(found, least)
         if isinstance(found, Instances):
-            said = f"{said} with score {least:.2f} or more, of {len(found)} found"
-        return drawing(image, found, least), said
+            text = f"{text} with score {least:.2f} or more, of {len(found)} found"
+        return drawing(image, found, least), text
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(f"# {title}")
@@ -84,7 +85,7 @@ def demo_page(predictor: Predictor, title: str, score: float) -> gr.Blocks:
                     visible=predictor.task == "detection",
                     elem_id="score",
                 )
-                said = gr.Textbox(label="Found", elem_id="found")
+                text = gr.Textbox(label="Found", elem_id="found")
             picture = gr.Image(
                 label="Prediction",
                 format="png",
@@ -105,12 +106,12 @@ def demo_page(predictor: Predictor, title: str, score: float) -> gr.Blocks:
         )
         seen = gr.State(time_to_live=KEPT)
         upload.change(
-            predict, [upload, slider], [seen, picture, said, heat], api_visibility="private"
+            predict, [upload, slider], [seen, picture, text, heat], api_visibility="private"
         )
         slider.change(  # keys and the number beside it move it too
             redraw,
             [seen, slider],
-            [picture, said],
+            [picture, text],
             trigger_mode="always_last",
             api_visibility="private",
         )

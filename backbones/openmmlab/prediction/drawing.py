@@ -1,6 +1,7 @@
-"""Drawings of predictions: instances with tags, label maps with a legend, classes with scores."""
+"""Draw predictions: instances with tags, label maps with a legend, classes with scores."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import cv2
 import numpy as np
@@ -92,7 +93,8 @@ def draw_label_map(
     height, width = picture.shape[:2]
     if labels.dtype not in (np.uint8, np.uint16):  # those that OpenCV resizes
         labels = labels.astype(np.int32)
-    labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+    resized = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+    labels = cast(np.ndarray, resized)
     known = (labels >= 0) & (labels < len(classes))
     for top in range(0, height, 256):  # a large image in floats takes gigabytes
         rows = slice(top, top + 256)
@@ -125,7 +127,7 @@ def draw_label_map(
 
 
 def draw_scores(image: np.ndarray, names: Sequence[str], scores: np.ndarray) -> Image.Image:
-    """Draw an image beside its classes, with bars as long as the scores.
+    """Draw an image beside its classes, with bars proportional to the scores.
 
     Args:
         image: (H, W, 3) uint8 RGB.

@@ -1,4 +1,4 @@
-"""The images and videos that a command line names."""
+"""List the images and videos that a command line names."""
 
 from glob import glob, has_magic
 from pathlib import Path
@@ -10,7 +10,7 @@ VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wm
 
 
 def find_files(arguments: list[str]) -> list[Path]:
-    """Return the files named, those directly in folders named and those that patterns match.
+    """Return the named files, those directly in named folders and those that patterns match.
 
     Raises:
         InputError: a path does not exist, or a folder or pattern holds no image or video.
@@ -48,7 +48,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def output_names(paths: list[Path]) -> list[str]:
-    """Name the predictions of each file: after the file, numbered where several share a name."""
+    """Name each file's predictions: after the file, numbered if several share a name."""
     names: dict[str, None] = {}
     for path in paths:
         name, number = path.stem, 1

@@ -1,24 +1,26 @@
-"""Detections with masks cropped to their objects, so that memory does not grow with the image."""
+"""Store detections with masks cropped to their objects, so that memory is bounded."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
+
+from backbones.openmmlab.data.masks import RunLengths, encoded
+from backbones.openmmlab.tasks import Sample
 
 
 class CroppedMask(NamedTuple):
-    """A mask in COCO run lengths whose first pixel is (left, top); it is empty elsewhere."""
+    """Hold a mask in COCO run lengths whose first pixel is (left, top); it is empty elsewhere."""
 
     left: int
     top: int
-    runs: dict
+    runs: RunLengths
 
     @classmethod
     def of(cls, mask: np.ndarray, left: int = 0, top: int = 0) -> "CroppedMask":
-        """Crop a bool array (H, W), whose first pixel is (left, top), to what is set."""
+        """Crop a bool array (H, W), whose first pixel is (left, top), to its true pixels."""
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(rows):
             return cls(left, top, coco_mask.encode(np.zeros((0, 0), np.uint8, order="F")))
@@ -36,8 +38,8 @@ class CroppedMask(NamedTuple):
         right = max(mask.left + mask.runs["size"][1] for mask in masks)
         bottom = max(mask.top + mask.runs["size"][0] for mask in masks)
         window = (left, top, right, bottom)
-        runs = coco_mask.merge([mask.within(window) for mask in masks])
-        return cls(left, top, runs)
+        parts: list[Any] = [mask.within(window) for mask in masks]
+        return cls(left, top, coco_mask.merge(parts))
 
     @property
     def area(self) -> int:
@@ -45,14 +47,14 @@ class CroppedMask(NamedTuple):
 
     @property
     def pixels(self) -> np.ndarray:
-        """The mask as bool (h, w), whose first pixel is (left, top)."""
+        """Return the mask as bool (h, w), whose first pixel is (left, top)."""
         return coco_mask.decode(self.runs).astype(bool)
 
     def moved(self, x: int, y: int) -> "CroppedMask":
         return self._replace(left=self.left + x, top=self.top + y)
 
     def scaled(self, factor: float) -> tuple[int, int, np.ndarray]:
-        """Resize by nearest neighbours; return (left, top, pixels) at `factor` times the size."""
+        """Resize with nearest neighbours; return (left, top, pixels) at `factor` times the size."""
         height, width = self.runs["size"]
         rows, inside_rows = _nearest(self.top, height, factor)
         columns, inside_columns = _nearest(self.left, width, factor)
@@ -60,7 +62,7 @@ class CroppedMask(NamedTuple):
             return 0, 0, np.zeros((0, 0), bool)
         return int(columns[0]), int(rows[0]), self.pixels[np.ix_(inside_rows, inside_columns)]
 
-    def within(self, window: tuple[int, int, int, int]) -> dict:
+    def within(self, window: tuple[int, int, int, int]) -> RunLengths:
         """Clip to a window (left, top, right, bottom), as COCO run lengths of the window's size.
 
         No array of the window's size is allocated.
@@ -83,7 +85,7 @@ class CroppedMask(NamedTuple):
         counts = np.diff(at, prepend=0, append=height * width).tolist()
         if len(counts) > 1 and counts[-1] == 0:
             counts.pop()
-        return coco_mask.frPyObjects(dict(size=[height, width], counts=counts), height, width)
+        return encoded(dict(size=[height, width], counts=counts), (height, width))
 
 
 def _nearest(first: int, length: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +98,7 @@ def _nearest(first: int, length: int, factor: float) -> tuple[np.ndarray, np.nda
 
 @dataclass
 class Instances:
-    """The detections of one image.
+    """Hold the detections of one image.
 
     Attributes:
         boxes: (n, 4) x1, y1, x2, y2 in pixels.
@@ -111,8 +113,8 @@ class Instances:
     masks: list[CroppedMask] | None = None
 
     @classmethod
-    def of(cls, predicted: InstanceData) -> "Instances":
-        """Convert a sample's `pred_instances`: bboxes, scores, labels and masks, if it has any."""
+    def of(cls, predicted: Sample) -> "Instances":
+        """Convert a sample's `pred_instances`: bboxes, scores, labels and masks, if present."""
         masks = None
         if "masks" in predicted:
             masks = [CroppedMask.of(mask.cpu().numpy()) for mask in predicted.masks]
@@ -127,7 +129,7 @@ class Instances:
         return len(self.boxes)
 
     def __getitem__(self, which: np.ndarray) -> "Instances":
-        """Select some: a bool array (n,), or indices."""
+        """Select instances by a bool array (n,) or indices."""
         which = np.arange(len(self))[which]
         masks = None if self.masks is None else [self.masks[i] for i in which]
         return Instances(self.boxes[which], self.scores[which], self.labels[which], masks)
@@ -142,7 +144,7 @@ class Instances:
         """Return COCO annotations without ids in an image of this size; category_id = label + 1."""
         rows = []
         for i, (x1, y1, x2, y2) in enumerate(self.boxes.tolist()):
-            row = dict(
+            row: dict[str, Any] = dict(
                 category_id=int(self.labels[i]) + 1,
                 bbox=[x1, y1, x2 - x1, y2 - y1],
                 area=(x2 - x1) * (y2 - y1),
@@ -151,7 +153,8 @@ class Instances:
             )
             if self.masks is not None:
                 runs = self.masks[i].within((0, 0, width, height))
-                row["segmentation"] = dict(size=runs["size"], counts=runs["counts"].decode())
+                counts = cast(bytes, runs["counts"]).decode()
+                row["segmentation"] = dict(size=runs["size"], counts=counts)
                 row["area"] = float(self.masks[i].area)
             rows.append(row)
         return rows

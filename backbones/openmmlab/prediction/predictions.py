@@ -1,4 +1,4 @@
-"""Predictions as files: images, label maps, videos, and data that other programs read."""
+"""Write predictions as images, label maps, videos, and data that other programs read."""
 
 import csv
 import io
@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
-from mmengine.structures import BaseDataElement
 from PIL import Image
 
 from backbones.atomic_write import atomic_path, write_atomically
+from backbones.openmmlab.tasks import Sample
 
 from .drawing import (
     class_colours,
@@ -32,13 +32,13 @@ Prediction = Instances | np.ndarray | list[tuple[int, str, float]]
 BEST = 5  # number of classes in a classifier's results
 
 
-def results(sample: BaseDataElement, classes: Sequence[str]) -> Prediction:
+def results(sample: Sample, classes: Sequence[str]) -> Prediction:
     """Return the instances, the labels (H, W), or the best classes as (label, name, score)."""
     if "scores" not in sample:
         return prediction(sample, len(classes))
     scores, labels = sample.scores.float().cpu().topk(min(BEST, len(classes)))
-    names = [classes[label] for label in labels]
-    return list(zip(labels.tolist(), names, scores.tolist(), strict=True))
+    best = zip(labels.tolist(), scores.tolist(), strict=True)
+    return [(label, classes[int(label)], score) for label, score in best]
 
 
 class Drawing:
@@ -120,7 +120,7 @@ class PredictionFiles:
 
     @contextmanager
     def video(self, name: str, video: Video) -> "Iterator[VideoFiles]":
-        """Open the files of a video, which appear when all frames are written, or not at all.
+        """Open the files of a video, which appear only when all frames are written.
 
         Args:
             name: stem of the files to write.
@@ -167,7 +167,7 @@ class VideoFiles:
 
     def add(self, frame: np.ndarray, found: Prediction) -> None:
         """Write the next frame (H, W, 3) uint8 BGR and its prediction."""
-        data = dict(frame=self.frames, seconds=round(self.frames / self.rate, 6))
+        data: dict[str, Any] = dict(frame=self.frames, seconds=round(self.frames / self.rate, 6))
         if isinstance(found, Instances):
             data["annotations"] = found.coco(*frame.shape[:2])
         elif isinstance(found, np.ndarray):
@@ -185,7 +185,7 @@ class VideoFiles:
 
 
 def summary(found: Prediction, score: float) -> str:
-    """Describe a prediction in a few words."""
+    """Describe a prediction briefly."""
     if isinstance(found, Instances):
         number = int((found.scores >= score).sum())
         return f"{number} object{'' if number == 1 else 's'}"

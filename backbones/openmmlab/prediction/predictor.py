@@ -1,9 +1,10 @@
-"""A trained model as a function from images to predictions."""
+"""Predict images with a trained model."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,16 +12,15 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.device import get_device
 from mmengine.registry import FUNCTIONS, MODELS
-from mmengine.structures import BaseDataElement
 
 from backbones.errors import InputError
 from backbones.openmmlab.config.loading import inference_dtype, load_config
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.data.metainfo import dataset_metainfo
 from backbones.openmmlab.mmengine_internals import safe_checkpoint_loading
-from backbones.openmmlab.precision import inference_autocast
+from backbones.openmmlab.precision import inference_autocast, set_tf32
 from backbones.openmmlab.registration import enter_scope
-from backbones.openmmlab.tasks import task_of
+from backbones.openmmlab.tasks import Sample, task_of
 from backbones.weights import load_strictly, read_checkpoint
 
 
@@ -70,6 +70,7 @@ class Predictor:
         palette = metainfo.get("palette")
         self.palette = None if palette is None else np.array(palette, dtype=np.uint8)
 
+        set_tf32(self.config.get("env_cfg"))
         with safe_checkpoint_loading():
             self.model = MODELS.build(self.config.model)
         load_strictly(self.model, read_checkpoint(checkpoint), checkpoint)
@@ -83,9 +84,9 @@ class Predictor:
             loader = steps[0]
         self._from_array = Compose([loader, *steps[1:]])
         collate = self.config.test_dataloader.get("collate_fn", dict(type="pseudo_collate"))
-        self.collate = FUNCTIONS.get(collate["type"])
+        self.collate = cast(Callable[[list], dict], FUNCTIONS.get(collate["type"]))
 
-    def __call__(self, image: str | os.PathLike | np.ndarray) -> BaseDataElement:
+    def __call__(self, image: str | os.PathLike | np.ndarray) -> Sample:
         """Predict one image.
 
         Args:
@@ -100,8 +101,8 @@ class Predictor:
         return sample
 
     @torch.inference_mode()
-    def batch(self, images: Sequence[str | os.PathLike | np.ndarray]) -> list[BaseDataElement]:
-        """Predict several images, in batches of those that reach the network at the same size.
+    def batch(self, images: Sequence[str | os.PathLike | np.ndarray]) -> list[Sample]:
+        """Predict several images, in batches of equal network input size.
 
         Padding to a common size would change the results.
         """
@@ -119,12 +120,14 @@ class Predictor:
     def packed(self, image: str | os.PathLike | np.ndarray) -> dict:
         """Run the config's pipeline on an image; return its `inputs` (3, h, w) and metadata."""
         if isinstance(image, np.ndarray):
-            return self._from_array(dict(img=image, img_path="array", img_id=0))
-        return self._from_file(dict(img_path=str(Path(image)), img_id=0))
+            packed = self._from_array(dict(img=image, img_path="array", img_id=0))
+        else:
+            packed = self._from_file(dict(img_path=str(Path(image)), img_id=0))
+        return cast(dict, packed)
 
     @contextmanager
     def keeping_logits(self) -> Iterator[None]:
-        """Let a segmentor's samples carry `seg_logits` (classes, H, W), as mmseg's always do."""
+        """Make a segmentor's samples carry `seg_logits` (classes, H, W), as mmseg's always do."""
         kept = getattr(self.model, "keep_logits", None)
         self.model.keep_logits = True
         try:

@@ -1,4 +1,4 @@
-"""Progress of a prediction: a terminal bar, or lines where there is no terminal."""
+"""Show the progress of a prediction: a terminal bar, or lines without a terminal."""
 
 import time
 
@@ -9,7 +9,7 @@ SECONDS_OF_LINES = 10  # between two lines about one file, where there is no ter
 
 
 class FileProgress:
-    """Progress through files, and through the tiles or frames of the one at hand.
+    """Show the progress through files, and through the tiles or frames of the current one.
 
     In a terminal two bars. Elsewhere a line for each file, and one every few seconds while a large
     one goes on.
@@ -44,9 +44,9 @@ class FileProgress:
         """Report progress within a file.
 
         Args:
-            name: of the file.
-            done, total: of its parts; total is 0 where it is unknown.
-            unit: what they are, in the plural.
+            name: name of the file.
+            done, total: finished parts and all parts; total is 0 if it is unknown.
+            unit: name of the parts, in the plural.
         """
         if self._bar is not None:
             self._bar.update(

@@ -1,4 +1,4 @@
-"""Maps of the mean absolute activation of each stage of a backbone."""
+"""Compute maps of the mean absolute activation of each stage of a backbone."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from .predictor import Predictor
 
 
 class StageMap(NamedTuple):
-    """A stage's mean absolute activation.
+    """Hold a stage's mean absolute activation.
 
     Attributes:
         stage: number of the stage, from 1.
@@ -34,13 +34,14 @@ def stage_maps(predictor: Predictor, image: np.ndarray) -> list[StageMap]:
     """
     model = predictor.model
     network = model.backbone if hasattr(model, "backbone") else getattr(model, "network", None)
-    if not hasattr(network, "forward_stages"):
+    forward_stages = getattr(network, "forward_stages", None)
+    if forward_stages is None:
         return []
     packed = predictor.packed(image)
     height, width = packed["inputs"].shape[-2:]
     inputs = model.data_preprocessor(predictor.collate([packed]), False)["inputs"]
     maps = []
-    for stage, x in enumerate(network.forward_stages(inputs), start=1):
+    for stage, x in enumerate(forward_stages(inputs), start=1):
         # What a data preprocessor padded is right of and below the image.
         rows = max(1, round(x.shape[2] * height / inputs.shape[2]))
         columns = max(1, round(x.shape[3] * width / inputs.shape[3]))

@@ -1,15 +1,15 @@
-"""Prediction of large images in overlapping tiles, merged across their seams."""
+"""Predict large images in overlapping tiles, merged across their seams."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.structures import BaseDataElement
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from backbones.errors import InputError
+from backbones.openmmlab.tasks import Sample
 
 from .instances import CroppedMask, Instances
 from .predictor import Predictor
@@ -21,7 +21,7 @@ WHOLE = 0.8  # share of an object's extent from which a view counts as whole
 
 
 class Tile(NamedTuple):
-    """A part of an image in pixels; right and bottom are exclusive."""
+    """Define a part of an image in pixels; right and bottom are exclusive."""
 
     left: int
     top: int
@@ -34,7 +34,7 @@ class Tile(NamedTuple):
 
 
 class TiledPredictor:
-    """Predict an image in tiles, in memory that the tile bounds.
+    """Predict an image in tiles, with memory bounded by the tile size.
 
     Each tile goes through the config's own pipeline, as if it were an image. An image that fits one
     tile gives exactly the predictor's result. Otherwise detections are joined by `merge_instances`
@@ -101,7 +101,7 @@ class TiledPredictor:
 
     def _predicted(
         self, image: np.ndarray, grid: Sequence[Tile], on_tile: Callable[[int, int], None] | None
-    ) -> Iterator[tuple[Tile, BaseDataElement]]:
+    ) -> Iterator[tuple[Tile, Sample]]:
         for start in range(0, len(grid), self.batch_size):
             tiles = grid[start : start + self.batch_size]
             crops = [image[t.top : t.bottom, t.left : t.right] for t in tiles]
@@ -152,7 +152,15 @@ def check_tile(tile: int, overlap: int) -> None:
         )
 
 
-def prediction(sample: BaseDataElement, classes: int) -> Instances | np.ndarray:
+def check_tiling(tile: int | None, overlap: int | None) -> None:
+    """Raise InputError unless the two arguments fit each other; None is one that is not given."""
+    if tile is not None:
+        check_tile(tile, tile // 4 if overlap is None else overlap)
+    elif overlap is not None:
+        raise InputError(f"--overlap {overlap}: requires --tile", where="--overlap")
+
+
+def prediction(sample: Sample, classes: int) -> Instances | np.ndarray:
     """Return the instances or labels of a sample, as `TiledPredictor` returns them."""
     if "pred_instances" in sample:
         return Instances.of(sample.pred_instances)
@@ -165,7 +173,7 @@ def label_dtype(classes: int) -> type:
 
 
 def spread(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """Place as few tiles of one size as cover a side, evenly spaced: (start, stop) of each."""
+    """Cover a side with the fewest evenly spaced tiles of one size: (start, stop) of each."""
     if length <= tile:
         return [(0, length)]
     number = -(-(length - overlap) // (tile - overlap))
@@ -174,7 +182,7 @@ def spread(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def weights(spans: Sequence[tuple[int, int]], overlap: int) -> list[Tensor]:
-    """Return the weight (tile,) of each tile along one side; at every pixel they sum to one.
+    """Return each tile's weight (tile,) along one side; the weights at each pixel sum to one.
 
     A weight rises over the overlap's width from each end of the tile. Where there is one tile
     alone it is exactly one.
@@ -270,7 +278,7 @@ def merge_instances(found: Iterator[tuple[Tile, Instances]]) -> Instances:
         pairs += [(ious[i, j], (a, one[i]), (b, two[j])) for i, j in np.argwhere(ious >= SAME)]
         # With COCO's crowds the IoU is the share of the first that is covered.
         of_first = np.where(alike, coco_mask.iou(first, second, [1] * len(second)), 0)
-        of_second = np.where(alike, coco_mask.iou(second, first, [1] * len(first)).T, 0)
+        of_second = np.where(alike, np.transpose(coco_mask.iou(second, first, [1] * len(first))), 0)
         slivers = cut[a][one] & _within(parts[a].boxes[one], tiles[b])
         covered |= {(a, i) for i in one[slivers & (of_first >= COVERED).any(1)]}
         slivers = cut[b][two] & _within(parts[b].boxes[two], tiles[a])
@@ -307,18 +315,18 @@ def _cut(tile: Tile, extent: Tile, instances: Instances) -> np.ndarray:
     boxes = instances.boxes
     low = (boxes[:, :2] < np.array(tile[:2]) + margin) & (np.array(tile[:2]) > extent[:2])
     high = (boxes[:, 2:] > np.array(tile[2:]) - margin) & (np.array(tile[2:]) < extent[2:])
-    return (low | high).any(1)
+    return np.asarray((low | high).any(1))
 
 
 def _within(boxes: np.ndarray, tile: Tile) -> np.ndarray:
     """Return whether each box (n,) lies in a tile, within the margin."""
     margin = _margin(tile)
     low, high = np.array(tile[:2]) - margin, np.array(tile[2:]) + margin
-    return (boxes[:, :2] >= low).all(1) & (boxes[:, 2:] <= high).all(1)
+    return np.logical_and((boxes[:, :2] >= low).all(1), (boxes[:, 2:] <= high).all(1))
 
 
 def _margin(tile: Tile) -> float:
-    """Return how many pixels before an edge the box of a cut object may end."""
+    """Return the distance to an edge within which the box of a cut object may end."""
     return max(2, 0.01 * min(tile.right - tile.left, tile.bottom - tile.top))
 
 
@@ -328,7 +336,7 @@ def _inside(instances: Instances, region: Tile) -> np.ndarray:
     return np.flatnonzero((boxes[:, :2] < region[2:]).all(1) & (boxes[:, 2:] > region[:2]).all(1))
 
 
-def _shapes(instances: Instances, which: np.ndarray, region: Tile) -> list[dict] | np.ndarray:
+def _shapes(instances: Instances, which: np.ndarray, region: Tile) -> Any:
     """Return COCO run lengths, or boxes (x, y, w, h) without masks, clipped to a region."""
     if instances.masks is not None:
         return [instances.masks[i].within(region) for i in which]
@@ -338,7 +346,7 @@ def _shapes(instances: Instances, which: np.ndarray, region: Tile) -> list[dict]
 
 
 def _joined(views: list[Instances], cut: list[bool]) -> Instances:
-    """One instance of the views of one object."""
+    """Merge the views of one object into one instance."""
     if len(views) == 1:
         return views[0]
     boxes = np.concatenate([view.boxes for view in views])
@@ -350,7 +358,7 @@ def _joined(views: list[Instances], cut: list[bool]) -> Instances:
         return max((views[i] for i in whole), key=lambda view: view.scores[0])
     masks = None
     if views[0].masks is not None:
-        masks = [CroppedMask.union(view.masks[0] for view in views)]
+        masks = [CroppedMask.union(mask for view in views for mask in view.masks or ())]
     best = max(view.scores[0] for view in views)
     return Instances(box[None], np.array([best]), views[0].labels, masks)
 
@@ -364,5 +372,5 @@ def _best_first(instances: list[Instances], with_masks: bool) -> Instances:
         np.concatenate([instance.boxes for instance in instances]),
         np.concatenate([instance.scores for instance in instances]),
         np.concatenate([instance.labels for instance in instances]),
-        [instance.masks[0] for instance in instances] if with_masks else None,
+        [mask for one in instances for mask in one.masks or ()] if with_masks else None,
     )

@@ -1,4 +1,4 @@
-"""Videos, frame by frame, through OpenCV."""
+"""Read and write videos frame by frame with OpenCV."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ USUAL_RATE = 25.0  # frames per second if the file names no rate
 
 
 class Video:
-    """The frames of a video, in order; they can be read once.
+    """Read the frames of a video in order, once.
 
     Attributes:
         height, width: size of an upright frame in pixels.
@@ -79,7 +79,7 @@ def written_video(path: Path, rate: float, size: tuple[int, int]) -> Iterator[cv
     """
     with atomic_path(path) as part:
         unfinished = part.with_name(part.name + path.suffix)  # OpenCV goes by the suffix
-        writer = cv2.VideoWriter(str(unfinished), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+        writer = cv2.VideoWriter(str(unfinished), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
         try:
             if not writer.isOpened():
                 raise InputError(

@@ -1,4 +1,4 @@
-"""What a run was: one page with its curves, scores, mistakes and commands, and runs side by side.
+"""Write a run's report: one page with curves, scores, mistakes and commands; compare runs.
 
 `ReportHook` collects and writes, `render` and `compare` turn figures into pages.
 """

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: no script, no file beside it, colours from the page's own light and dark.
+"""Draw charts as inline SVG: no script, no extra file, colours that follow light and dark mode.
 
 Every chart is drawn about 400 units wide, so that its text stays legible on a telephone. matplotlib
 computes the ticks; its own SVG has fixed colours and draws text as paths, which neither follow the
@@ -20,7 +20,7 @@ COLOURS = 8  # the page defines --c0 to --c7
 
 @dataclass
 class Series:
-    """A line of a chart.
+    """Describe a line of a chart.
 
     Attributes:
         name: what the legend calls it.
@@ -41,7 +41,7 @@ class Series:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Format a figure as people read it: 0.8312, 12,345, 1e-05; an en dash where there is none."""
+    """Format a figure for readers: 0.8312, 12,345, 1e-05; an en dash for None."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == int(value) and abs(value) < 1e9:
@@ -66,9 +66,9 @@ def line_chart(
 
     Args:
         series: the lines.
-        title: caption, also what a screen reader says.
+        title: caption, also for screen readers.
         x_label, y_label: names of the axes, with units.
-        y_limits: of the y axis (default: those of the data).
+        y_limits: limits of the y axis (default: those of the data).
         log: make the y axis logarithmic; points at zero or below are left out.
         markers: mark each point with a dot, which shows its value under the pointer.
         legend_of_one: draw a legend for a single line too.
@@ -174,7 +174,7 @@ def heat_map(
     x_label: str,
     y_label: str,
 ) -> Markup:
-    """Draw a matrix of shares in [0, 1] as shaded squares with per cents in them.
+    """Draw a matrix of shares in [0, 1] as shaded squares labelled in per cent.
 
     Args:
         rows, columns: names.

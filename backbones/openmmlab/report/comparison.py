@@ -1,4 +1,4 @@
-"""Several runs on one page: scores, cost, curves over each other, where their configs differ."""
+"""Compare several runs on one page: scores, cost, curves, and the keys where configs differ."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Curves of a run that stay small however long it goes on."""
+"""Record a run's curves in bounded memory."""
 
 import math
 
@@ -6,7 +6,7 @@ POINTS = 1000  # of a curve, at most
 
 
 class Curves:
-    """Keep values by iteration as means over so many iterations that there are few points.
+    """Keep values by iteration, averaged over intervals so that there are few points.
 
     Args:
         points: the most that a curve has.
@@ -14,7 +14,7 @@ class Curves:
     Attributes:
         stride: iterations that each point averages; it doubles when there are too many points.
         steps: the last iteration of each point, counted from 1.
-        values: by name, one mean for each point, None where it was not given or not finite.
+        values: one mean per point, by name; None where it was not given or not finite.
     """
 
     def __init__(self, points: int = POINTS):
@@ -30,7 +30,7 @@ class Curves:
 
         Args:
             step: the iteration, counted from 1.
-            values: by name.
+            values: values by name.
         """
         for name, value in values.items():
             self._sums.setdefault(name, []).append(float(value))
@@ -53,11 +53,11 @@ class Curves:
         self.stride *= 2
 
     def state(self) -> dict:
-        """Return what a checkpoint or report keeps."""
+        """Return the state that a checkpoint or report stores."""
         return dict(stride=self.stride, steps=list(self.steps), values=dict(self.values))
 
     def restore(self, state: dict, until: int) -> None:
-        """Continue from `state`, without its points after the iteration `until`."""
+        """Restore `state`, without its points after the iteration `until`."""
         kept = sum(step <= until for step in state["steps"])
         self.stride = state["stride"]
         self.steps = list(state["steps"][:kept])

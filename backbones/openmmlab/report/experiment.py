@@ -1,4 +1,4 @@
-"""What a run was asked to do, and by which commands it goes on."""
+"""Describe a run's config, and the commands that continue from it."""
 
 import ast
 import os
@@ -23,7 +23,7 @@ LIBRARIES = {
 
 
 def describe_config(config: Config) -> dict[str, Any]:
-    """Describe a config: its claim, its own lines, what it changes against its bases, all of it."""
+    """Describe a config: its claim, its own lines, its changes against its bases, all settings."""
     path = Path(config.filename) if config.filename else None
     text = path.read_text() if path and path.is_file() else ""
     resolved = flatten(config.to_dict())
@@ -47,7 +47,7 @@ def describe_config(config: Config) -> dict[str, Any]:
 
 
 def flatten(node: Any, path: str = "") -> dict[str, str]:
-    """Return every leaf of a config by its dotted key, as text; lists of plain values stay one."""
+    """Return every leaf of a config by dotted key, as text; a list of plain values is one leaf."""
     nested = isinstance(node, list | tuple) and any(isinstance(x, dict | list) for x in node)
     if isinstance(node, dict) or nested:
         items = node.items() if isinstance(node, dict) else enumerate(node)
@@ -82,8 +82,8 @@ def commands(runner: Any, report: dict) -> list[dict[str, str]]:
     """Return shell commands to resume, evaluate and predict, for the run's folder.
 
     Args:
-        runner: of the run.
-        report: of the run so far; its `training` has the command line that started it.
+        runner: the run's runner.
+        report: the run's report so far; its `training` has the command line that started it.
     """
     argv = report.get("training", {}).get("command") or list(sys.argv)
     tools = Path(argv[0]).parent
@@ -140,7 +140,7 @@ def _shared(argv: list[str], config: str) -> tuple[str, list[str], list[str]]:
 
 
 def _from_here(path: str | os.PathLike) -> str:
-    """Shorten the path of a file in this folder; leave others, and URLs, as they are."""
+    """Shorten the path of a file in this folder; leave other paths and URLs unchanged."""
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
@@ -148,7 +148,7 @@ def _from_here(path: str | os.PathLike) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return versions of what a run stands on, and its device."""
+    """Return the versions of the libraries in use, and the device."""
     found = {"Python": platform.python_version(), "system": platform.platform(terse=True)}
     for name, distribution in LIBRARIES.items():
         try:

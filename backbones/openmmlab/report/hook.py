@@ -1,4 +1,4 @@
-"""The hook that watches a run and writes `report.json` and `report.html` into its work dir."""
+"""Watch a run and write `report.json` and `report.html` into its work dir."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from .saved import FILE, VERSION, jsonable, read_earlier
 
 @HOOKS.register_module()
 class ReportHook(Hook):
-    """Write `report.html`, one file that needs no network, and `report.json` with its figures.
+    """Write `report.html`, a single file that needs no network, and `report.json` with its figures.
 
     Both are written atomically into the work dir after each evaluation and at the end of training,
     also of an interrupted one. Curves are stored in the checkpoints, so that a resumed run has all
@@ -58,10 +58,11 @@ class ReportHook(Hook):
         self._changed = False
 
     def before_run(self, runner) -> None:
-        """Note which run it is."""
+        """Record the task, the metrics and the run's identity."""
         task = task_of(runner.cfg)
         self.report["task"] = task.name
         self.report["metrics"] = [asdict(metric) for metric in task.metrics]
+        self.report["layout"] = asdict(task.report_layout)
         self.report["run"] = dict(
             name=Path(runner.work_dir).name,
             config=str(runner.cfg.filename or ""),
@@ -70,7 +71,7 @@ class ReportHook(Hook):
         )
 
     def before_train(self, runner) -> None:
-        """Continue the curves of a resumed run; name those of the learning rates."""
+        """Continue the curves of a resumed run; name the learning rates' curves."""
         if self._restored and runner.iter:  # of the checkpoint that is resumed
             self.curves.restore(self._restored["curves"], runner.iter)
             self.seconds = self._restored["seconds"]
@@ -90,7 +91,7 @@ class ReportHook(Hook):
         self.report["config"] = describe_config(runner.cfg)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Note the learning rates, which schedulers change before the iteration has ended."""
+        """Record the learning rates: schedulers change them before the iteration has ended."""
         groups = runner.optim_wrapper.optimizer.param_groups
         self._rates_now = {f"lr/{name}": groups[i]["lr"] for name, i in self.rates.items()}
 
@@ -161,20 +162,21 @@ class ReportHook(Hook):
         self.close(runner)
 
     def close(self, runner) -> None:
-        """Write what is new since the last evaluation, also of an interrupted run."""
+        """Write what is new since the last evaluation, also after an interruption."""
         if self._changed and self._started is not None:
             self.write(runner)
 
     def write(self, runner) -> None:
-        """Write both files atomically; a full disk is a warning in the log and stops nothing."""
+        """Write both files atomically; on a full disk, log a warning and continue."""
         if not is_main_process():
             return
         earlier = read_earlier(runner.work_dir)
         report = {**self.report, "version": VERSION}
         if self._started is None:  # tools/test.py, perhaps beside the training of the weights
             report["config"] = describe_config(runner.cfg)
-            if "evaluation" not in report:  # tools/robustness.py adds to what there is
-                report = {**report, **earlier, "metrics": report["metrics"]}
+            if "evaluation" not in report:  # tools/robustness.py adds to an existing report
+                current = {key: report[key] for key in ("metrics", "layout")}
+                report = {**report, **earlier, **current}
             elif earlier.get("run", {}).get("config") == report["run"]["config"]:
                 report.update({k: earlier[k] for k in ("training", "config") if k in earlier})
         else:
@@ -230,7 +232,7 @@ class ReportHook(Hook):
             self._figures = figures(loop.evaluator.metrics, meta, self.pictures)
 
     def _collect(self, dataloader: Any, samples: Sequence | None) -> None:
-        """Count samples, without those that only fill up the last round of several ranks."""
+        """Count samples, without those that only pad the last round of several ranks."""
         for sample in samples or []:
             place = self._seen * get_world_size() + get_rank()
             self._seen += 1

@@ -1,4 +1,4 @@
-"""What the metrics of reports are called, as their task wrote it into `report.json`."""
+"""Look up the names of metrics, as their task wrote them into `report.json`."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -11,7 +11,7 @@ FIELDS = [field.name for field in fields(Metric)]
 
 
 class Metrics:
-    """The metrics of one or more reports, the main ones first.
+    """Hold the metrics of one or more reports, the main ones first.
 
     Reports of earlier versions name none: their scores are shown under the evaluator's keys.
 
@@ -33,7 +33,7 @@ class Metrics:
         return self._by_key.get(key)
 
     def name(self, key: str) -> str:
-        """Return how people call a metric; its key where no report says it."""
+        """Return a metric's name; its key if no report names it."""
         metric = self.get(key)
         return metric.name if metric else key
 
@@ -43,12 +43,12 @@ class Metrics:
         return name[:1].upper() + name[1:] if name[1:2].islower() else name
 
     def main(self, scores: Iterable[str]) -> list[str]:
-        """Return the keys that sum up a model; the first two where none of them is known."""
+        """Return the keys that sum up a model; the first two if none of them is known."""
         keys = list(scores)
         return [m.key for m in self.all if m.main and m.key in keys] or keys[:2]
 
     def overview(self, scores: Iterable[str], count: int) -> list[str]:
-        """Return the most telling keys: main metrics, then others, those by size left out."""
+        """Return the most informative keys: main metrics, then others, without those by size."""
         keys = list(scores)
         by_size = {key for metric in self.all for key in metric.sizes}
         known = [m.key for m in self.all if m.key in keys and m.key not in by_size]

@@ -1,9 +1,11 @@
-"""The page of one run: what its `report.json` holds, arranged for the template."""
+"""Arrange the contents of a run's `report.json` for the template of its page."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
+
+from backbones.openmmlab.tasks import ReportLayout
 
 from .charts import Series, heat_map, line_chart, number
 from .metrics import Metrics
@@ -19,7 +21,7 @@ TILES = 6  # scores at the top of the page
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: key of its macro in the template, heading, and what the macro takes."""
+    """Describe a part of the page: its macro's name in the template, its heading and its data."""
 
     key: str
     title: str
@@ -35,19 +37,19 @@ def render(report: Mapping) -> str:
     training = report.get("training", {})
     evaluation = report.get("evaluation", {})
     config = report.get("config", {})
-    task = report.get("task") or evaluation.get("task")  # earlier reports have it there
+    layout = _layout(report)
     metrics = Metrics([report])
     sections = [
         Section("training", "Training", _training(training, metrics)),
-        Section("classes", "Scores by class and size", _classes(evaluation, task)),
+        Section("classes", "Scores by class and size", _classes(evaluation, layout)),
         Section("precision", "Precision and recall", _precision_recall(evaluation)),
         Section(
             "robustness",
             "Corrupted images",
             robustness_view(report.get("robustness") or {}, metrics),
         ),
-        Section("confusion", "Confusions", _confusion(evaluation, task)),
-        Section("pictures", "The worst images first", _images(evaluation, task)),
+        Section("confusion", "Confusions", _confusion(evaluation, layout)),
+        Section("pictures", "Worst images", _images(evaluation, layout)),
         Section("commands", "Continue from here", _commands(report)),
         Section("config", "The experiment", _config(config)),
         Section("environment", "Time, memory and versions", _environment(report)),
@@ -60,6 +62,13 @@ def render(report: Mapping) -> str:
         tiles=_tiles(training, evaluation, metrics),
         shown=[section for section in sections if section.view],
     )
+
+
+def _layout(report: Mapping) -> ReportLayout:
+    """Return the layout that the report holds; reports of earlier versions hold none."""
+    stored = report.get("layout") or {}
+    known = [field.name for field in fields(ReportLayout)]
+    return ReportLayout(**{name: stored[name] for name in known if name in stored})
 
 
 def _summary(training: Mapping, evaluation: Mapping) -> str:
@@ -132,7 +141,7 @@ def _training(training: Mapping, metrics: Metrics) -> dict | None:
         chart(lines, "Accuracy in training", "per cent", legend_of_one=True)
     if any(values.get("grad_norm", [])):
         line = Series("norm", steps, smooth(values["grad_norm"]))
-        chart([line], "Norm of the gradient", "norm", log=True)
+        chart([line], "Gradient norm", "norm", log=True)
     if "time" in values:
         lines = [Series("iteration", steps, values["time"])]
         if "data_time" in values:
@@ -145,7 +154,7 @@ def _training(training: Mapping, metrics: Metrics) -> dict | None:
 
 
 def _family(lines: list[Series]) -> list[Series]:
-    """Draw many lines in an order as shades of one colour; the legend names the ends."""
+    """Shade many ordered lines in one colour; the legend names the first and the last."""
     last = len(lines) - 1
     if last < LINES:
         return lines
@@ -156,7 +165,7 @@ def _family(lines: list[Series]) -> list[Series]:
 
 
 def _loss_groups(names: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Group the parts of the loss by what their names begin with: (name, short name) by title.
+    """Group the parts of the loss by the prefix of their names: (name, short name) by title.
 
     OpenMMLab's heads put a prefix and a dot before theirs (`s0.loss_cls` of a cascade's first
     stage, `decode.loss_ce`), or a word after `loss_` (`loss_rpn_cls`).
@@ -172,21 +181,10 @@ def _loss_groups(names: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
     return groups
 
 
-def _classes(evaluation: Mapping, task: str | None) -> dict | None:
+def _classes(evaluation: Mapping, layout: ReportLayout) -> dict | None:
     rows = evaluation.get("per_class") or []
-    if not rows:
+    if not rows or not layout.class_scores:
         return None
-    if task == "segmentation":
-        order = sorted(rows, key=lambda row: (row["IoU"] is None, row["IoU"] or 0))
-        header = ["IoU", "boundary IoU", "recall", "precision"]
-        if not any("boundary IoU" in row for row in rows):
-            header.remove("boundary IoU")
-        body = [
-            [row["name"], *(share(row.get(c)) for c in header), share(row["pixels"], 2)]
-            for row in order
-        ]
-        by_class = table(["class", *header, "of all pixels"], body, tall=True)
-        return dict(segmentation=True, by_class=by_class)
     sizes = evaluation.get("sizes") or {}
     names = evaluation.get("kinds") or {kind: kind for kind in sizes}
     by_size = None
@@ -197,20 +195,33 @@ def _classes(evaluation: Mapping, task: str | None) -> dict | None:
             for kind, of_kind in sizes.items()
         ]
         by_size = table(["AP", *header], body)
-    columns = ["AP", "AP50", "AP75", "AP small", "AP medium", "AP large"]
-    header = ["class", "objects", *(f"{names[kind]} {c}" for kind in sizes for c in columns)]
-    kinds = list(sizes)
+
+    def scores(row: Mapping, kind: str | None) -> Mapping:
+        return row if kind is None else row.get(kind) or {}
+
+    columns = [
+        (kind, key)
+        for kind in list(sizes) or [None]
+        for key in layout.class_scores
+        if any(key in scores(row, kind) for row in rows)
+    ]
 
     def worst(row: Mapping) -> tuple:
-        ap = (row.get(kinds[0]) or {}).get("AP") if kinds else None
-        return (ap is None, ap or 0)
+        score = scores(row, columns[0][0]).get(columns[0][1]) if columns else None
+        return (score is None, score or 0)
 
+    shown = share if layout.per_cent else fixed
     body = [
-        [row["name"], row["objects"],
-         *(fixed((row.get(kind) or {}).get(c)) for kind in kinds for c in columns)]
+        [
+            row["name"],
+            share(row[layout.class_count], 2) if layout.per_cent else row[layout.class_count],
+            *(shown(scores(row, kind).get(key)) for kind, key in columns),
+        ]
         for row in sorted(rows, key=worst)
-    ]  # fmt: skip
-    return dict(segmentation=False, by_size=by_size, by_class=table(header, body, tall=True))
+    ]
+    titles = [key if kind is None else f"{names[kind]} {key}" for kind, key in columns]
+    by_class = table(["class", layout.class_count, *titles], body, tall=True)
+    return dict(by_size=by_size, by_class=by_class, note=layout.class_note)
 
 
 def _precision_recall(evaluation: Mapping) -> dict | None:
@@ -231,12 +242,11 @@ def _precision_recall(evaluation: Mapping) -> dict | None:
     return dict(charts=charts) if any(charts) else None
 
 
-def _confusion(evaluation: Mapping, task: str | None) -> dict | None:
+def _confusion(evaluation: Mapping, layout: ReportLayout) -> dict | None:
     triples = evaluation.get("confusion") or []
     names = list(evaluation.get("classes", []))
     if not triples:
         return None
-    detection = task == "detection"
     count = len(names)
     totals: dict[int, int] = {}
     for i, _, n in triples:
@@ -250,7 +260,7 @@ def _confusion(evaluation: Mapping, task: str | None) -> dict | None:
     ranked = sorted(range(count), key=lambda k: -involved.get(k, 0))
     shown = sorted(ranked[:MATRIX])
     rows = list(shown)
-    if detection:
+    if layout.background:
         rows.append(count)
     labels = [*names, "nothing"]
     cells = {(i, j): n for i, j, n in triples}
@@ -261,7 +271,6 @@ def _confusion(evaluation: Mapping, task: str | None) -> dict | None:
         hovers.append(
             [f"{labels[i]} as {labels[j]}: {cells.get((i, j), 0):,} of {total:,}" for j in rows]
         )
-    unit = "objects" if detection else "pixels"
     title = "Per cent of each row" + (
         "" if count <= MATRIX else f", {MATRIX} most confused classes"
     )
@@ -273,18 +282,16 @@ def _confusion(evaluation: Mapping, task: str | None) -> dict | None:
         [labels[i], labels[j], f"{n:,}", f"{n / totals[i]:.1%}"]
         for i, j, n in sorted(wrong, key=lambda row: -row[2])[:ROWS]
     ]
-    rows_of = table(["true", "predicted", unit, "of the true"], body, tall=True)
-    return dict(detection=detection, matrix=matrix, table=rows_of)
+    rows_of = table(["true", "predicted", layout.confusion_unit, "share of true"], body, tall=True)
+    return dict(note=layout.confusion_note, matrix=matrix, table=rows_of)
 
 
-def _images(evaluation: Mapping, task: str | None) -> dict | None:
+def _images(evaluation: Mapping, layout: ReportLayout) -> dict | None:
     rows = evaluation.get("pictures") or []
-    detection = task == "detection"
-    score = "F1" if detection else "mIoU"
     images = [
         dict(
             file=row["file"],
-            caption=f"{row['file']}: {score} {fixed(row['score'], 2)}, {row['note']}",
+            caption=f"{row['file']}: {layout.image_score} {fixed(row['score'], 2)}, {row['note']}",
             pair=[
                 (name, row[key])
                 for key, name in (("truth", "ground truth"), ("prediction", "prediction"))
@@ -296,7 +303,7 @@ def _images(evaluation: Mapping, task: str | None) -> dict | None:
     ]
     if not images:
         return None
-    return dict(images=images, total=number(evaluation.get("images")), detection=detection)
+    return dict(images=images, total=number(evaluation.get("images")), note=layout.image_note)
 
 
 def _legend(evaluation: Mapping, image: Mapping) -> list[tuple[str, str]]:
@@ -346,7 +353,7 @@ def _environment(report: Mapping) -> dict[str, Table]:
 
 
 def smooth(values: Sequence[float | None]) -> list[float | None]:
-    """Average over a fiftieth of the points around each."""
+    """Average over a window of a fiftieth of the points around each."""
     half = len(values) // 100
     means: list[float | None] = []
     for i, value in enumerate(values):

@@ -1,4 +1,4 @@
-"""The paper's roadmap as a table and as its Figure 2."""
+"""Show the paper's roadmap as a table and as its Figure 2."""
 
 from pathlib import Path
 

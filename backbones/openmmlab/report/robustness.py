@@ -1,4 +1,4 @@
-"""The section of a report on corrupted images: tables and charts of `robustness.json`."""
+"""Arrange a report's section on corrupted images: tables and charts of `robustness.json`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -85,7 +85,7 @@ def _charts(
         y = [None if mean is None else 100 * mean / clean[key] for mean in means]
         return Series(name, x, [100.0, *y], colour)
 
-    shares = dict(y_label="per cent of clean", **axes)
+    shares: dict[str, Any] = dict(y_label="per cent of clean", **axes)
     known = [metric for metric in map(metrics.get, main) if metric]
     # Of boxes and masks the latter, which a task names last.
     for metric in [m for m in known if m.sizes and not m.outline_of][-1:]:
@@ -113,7 +113,7 @@ def _mean(corrupted: Mapping, key: str, severity: int, members: Sequence[str]) -
 def _cell(
     metrics: Metrics, key: str, score: float | None, clean: float | None, severity: int | None
 ) -> Cell:
-    """Return a cell of the heat map; the pointer shows its share of the clean score."""
+    """Return a cell of the heat map; hovering shows its share of the clean score."""
     if score is None or not clean:
         return Cell(metrics.shown(key, score))
     place = "mean over severities" if severity is None else f"severity {severity}"

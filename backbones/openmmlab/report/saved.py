@@ -1,4 +1,4 @@
-"""Reports on disk: `report.json` of a work dir."""
+"""Read saved reports: `report.json` of a work dir."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
         ) from None
     if not isinstance(report, dict) or report.get("version") != VERSION:
         raise InputError(
-            f"{file}: not a report of version {VERSION}; write it again by tools/test.py",
+            f"{file}: not a report of version {VERSION}; write it again with tools/test.py",
             code="broken-file",
             where=file,
         )
@@ -44,7 +44,7 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_earlier(work_dir: str | os.PathLike) -> dict[str, Any]:
-    """Read the report that is in a work dir already; empty if none can be read."""
+    """Read the report that a work dir already holds; empty if none can be read."""
     try:
         return read_report(Path(work_dir) / FILE)
     except InputError:
@@ -52,7 +52,7 @@ def read_earlier(work_dir: str | os.PathLike) -> dict[str, Any]:
 
 
 def named_runs(paths: Sequence[Path]) -> dict[str, Path]:
-    """Name runs by their folder, or by as much of its path as tells them apart.
+    """Name runs by their folder, or by as much of its path as distinguishes them.
 
     Args:
         paths: work dirs, or their `report.json`.
@@ -72,7 +72,7 @@ def named_runs(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def jsonable(value: Any) -> Any:
-    """Return the same as JSON has it: plain numbers for NumPy's, None for NaN and infinities."""
+    """Return the value in JSON types: plain numbers for NumPy's, None for NaN and infinities."""
     if isinstance(value, dict):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Tables of the pages, and how times, shares and sizes are written in them."""
+"""Format the tables of the pages, and times, shares and sizes in them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ TALL = 12  # rows from which on a long table scrolls in a box of its own
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table.
+    """Hold a cell of a table.
 
     Attributes:
         text: what it shows.
@@ -27,7 +27,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as the template takes it; with `text`, all columns are aligned to the left."""
+    """Hold a table as the template takes it; with `text`, all columns are aligned to the left."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -68,7 +68,7 @@ def table(
 
 
 def cost_rows(runs: Sequence[Mapping]) -> list[tuple[str, list[str]]]:
-    """Return what training took as rows: a name and one text for each run."""
+    """Return the cost of training as rows: a name and one text per run."""
     rows: dict[str, list[str]] = {}
     for run in runs:
         training = run.get("training", {})
@@ -92,17 +92,17 @@ def fixed(value: float | None, digits: int = 3) -> str:
 
 
 def share(value: float | None, digits: int = 1) -> str:
-    """Format a share in [0, 1] as per cent; a dash for None."""
+    """Format a share in [0, 1] in per cent; a dash for None."""
     return "–" if value is None else f"{value * 100:.{digits}f}"
 
 
 def millions(count: int | None) -> str:
-    """Format a count in millions; a dash where there is none."""
+    """Format a count in millions; a dash for none or 0."""
     return "–" if not count else f"{count / 1e6:.1f} M"
 
 
 def memory(mib: float | None) -> str:
-    """Format MiB as GiB; a dash where there are none."""
+    """Format MiB as GiB; a dash for none or 0."""
     return "–" if not mib else f"{mib / 1024:.1f} GiB"
 
 

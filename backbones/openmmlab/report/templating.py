@@ -1,4 +1,4 @@
-"""The templates of the pages: every text that goes into them is escaped."""
+"""Render the pages' templates, with every inserted text escaped."""
 
 from pathlib import Path
 

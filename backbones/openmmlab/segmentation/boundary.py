@@ -1,4 +1,4 @@
-"""Boundary IoU (arXiv:2103.16562): overlap of what lies near the outlines of two masks."""
+"""Measure boundary IoU (arXiv:2103.16562): the overlap of two masks near their outlines."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ DILATION_RATIO = 0.02  # of the image's diagonal: the paper's for COCO
 
 
 def boundary_width(height: int, width: int, ratio: float = DILATION_RATIO) -> int:
-    """Return how many pixels deep a boundary is in an image of this size; at least one."""
+    """Return the depth of the boundary in an image of this size, in pixels; at least one."""
     return max(1, round(ratio * float(np.hypot(height, width))))
 
 
@@ -33,7 +33,7 @@ def boundary(mask: np.ndarray, depth: int) -> np.ndarray:
 def boundary_counts(
     predicted: np.ndarray, truth: np.ndarray, classes: int, ignored: int
 ) -> np.ndarray:
-    """Count the pixels that the boundaries of each class share and cover: (2, classes) int64.
+    """Count intersection and union of the boundaries of each class: (2, classes) int64.
 
     Args:
         predicted, truth: label maps (H, W).
@@ -53,7 +53,7 @@ def boundary_counts(
 
 @METRICS.register_module()
 class BoundaryIoU(BaseMetric):
-    """Boundary IoU of each class over all images of the set, and its mean in per cent.
+    """Compute the boundary IoU of each class over all images, and its mean in per cent.
 
     The pixels of all images are added up by class first, as for mIoU. Classes that appear nowhere
     are left out of the mean.
@@ -75,7 +75,7 @@ class BoundaryIoU(BaseMetric):
         self.boundary_iou: list[float] | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping]) -> None:
-        """Count a batch's `pred_sem_seg` against its `gt_sem_seg`, both (1, H, W)."""
+        """Compare a batch's `pred_sem_seg` with its `gt_sem_seg`, both (1, H, W)."""
         assert self.dataset_meta is not None
         classes = len(self.dataset_meta["classes"])
         for sample in data_samples:
@@ -95,7 +95,7 @@ class BoundaryIoU(BaseMetric):
 
 
 def measure_boundaries(config: Config) -> None:
-    """Have the test evaluator measure boundaries too: AP of a detector, mIoU of a segmentor.
+    """Make the test evaluator measure boundaries too: AP of a detector, mIoU of a segmentor.
 
     Raises:
         InputError: it measures no masks.

@@ -1,4 +1,4 @@
-"""The parts of a segmentor as they run on one image, for counting multiply-adds."""
+"""Run the parts of a segmentor on one image to count multiply-adds."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def default_size(config: Config) -> tuple[int, int]:
 
 
 def run_parts(model: Any, image: Tensor, run: PartRunner) -> None:
-    """Run backbone, neck and decode heads; the auxiliary head is for training alone.
+    """Run backbone, neck and decode head; the auxiliary heads only serve training.
 
     A factorised head runs twice: as papers count it, and as it is executed.
 
@@ -47,11 +47,11 @@ def run_parts(model: Any, image: Tensor, run: PartRunner) -> None:
             logits = [run("decode_head", head, maps, *logits)]
         return
     head = model.decode_head
-    factorized = getattr(head, "factorize", False)
+    factorized = hasattr(head, "factorizes") and head.factorizes(image)
     run("decode_head", head, maps, published=not factorized)
     if factorized:
-        head.factorize = False
+        asked, head.factorize = head.factorize, False
         try:
             run("decode_head", head, maps, executed=False)
         finally:
-            head.factorize = True
+            head.factorize = asked

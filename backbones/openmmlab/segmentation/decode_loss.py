@@ -23,7 +23,7 @@ def decode_loss(
     Args:
         head: its parameters get the gradients.
         inputs: maps (N, C_i, H_i, W_i) on a CPU.
-        data_samples: with `gt_sem_seg` of one size.
+        data_samples: samples with a `gt_sem_seg` of one size.
     """
     logits = head.forward(inputs)
     labels = head._stack_batch_gt(data_samples).squeeze(1)  # (N, H, W)
@@ -53,7 +53,7 @@ def decode_loss(
 
 
 def is_unlabelled(head: Any, data_samples: list[Any]) -> bool:
-    """Return whether the head ignores all pixels of a batch, and its losses may be left out."""
+    """Return whether a batch has ignored pixels only, so that its losses may be skipped."""
     kind: Any = type(head)
     return (
         kind.loss is BaseDecodeHead.loss
@@ -79,7 +79,7 @@ def zero_loss(head: Any, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
 
 
 def enlarges_by_blocks(head: Any) -> bool:
-    """Return whether a head's loss is the mean cross entropy of its enlarged logits alone."""
+    """Return whether a head's loss is just the mean cross entropy of its enlarged logits."""
     kind: Any = type(head)
     return (
         isinstance(head, BaseDecodeHead)

@@ -1,13 +1,14 @@
-"""Logits or labels of an exported file against those of mmseg's own whole-image inference."""
+"""Compare the logits or labels of an exported file with mmseg's own whole-image inference."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from mmengine.structures import BaseDataElement, PixelData
+from mmengine.structures import PixelData
 from torch import Tensor
 
 from backbones.openmmlab.export.differences import Differences, relative_difference
+from backbones.openmmlab.tasks import Sample
 
 
 class SegmentorComparison:
@@ -23,7 +24,7 @@ class SegmentorComparison:
         self.logits = logits
 
     def reference(self, batch: dict) -> list[Tensor]:
-        """Return what mmseg's unchanged methods predict, in the form of `SegmentorGraph`."""
+        """Return the predictions of mmseg's unchanged methods, in the form of `SegmentorGraph`."""
         batch = self.model.data_preprocessor(batch, False)
         metas = [sample.metainfo for sample in batch["data_samples"]]
         logits = self.model.encode_decode(batch["inputs"], metas)
@@ -42,8 +43,8 @@ class SegmentorComparison:
             return Differences({"logits": relative_difference(one, other)})
         return Differences({"labels": float((one != other).double().mean())})
 
-    def sample(self, outputs: Sequence[Tensor], batch: dict) -> BaseDataElement:
-        """Return the data sample that the evaluator takes, with labels resized to the nearest."""
+    def sample(self, outputs: Sequence[Tensor], batch: dict) -> Sample:
+        """Return the data sample that the evaluator takes; labels are resized to the nearest."""
         sample = batch["data_samples"][0].clone()
         if self.logits:
             return self.model.postprocess_result(outputs[0], [sample])[0]

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.errors import InputError
+from backbones.ops.average_pool import average_pool
 
 
 class SegmentorGraph(nn.Module):
-    """Images to the label map (N, 1, H, W) int64, or to logits (N, classes, H, W), at their size.
+    """Compute label maps (N, 1, H, W) int64 or logits (N, classes, H, W) from images.
 
     The whole image goes through the network at once, whatever `test_cfg` says.
     """
@@ -53,24 +53,11 @@ class SegmentorGraph(nn.Module):
 
 
 class AveragePool(nn.Module):
-    """`nn.AdaptiveAvgPool2d` for maps of dynamic size, as two matrix products."""
+    """Compute `nn.AdaptiveAvgPool2d` of maps of dynamic size, as two matrix products."""
 
     def __init__(self, output_size: Any):
         super().__init__()
         self.size = output_size if isinstance(output_size, tuple) else (output_size, output_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = (
-            _bins(length, bins, x.device)
-            for length, bins in zip(x.shape[2:], self.size, strict=True)
-        )
-        return (rows @ x.float() @ columns.mT).to(x.dtype)
-
-
-def _bins(length: int, bins: int, device: torch.device) -> Tensor:
-    """Return (bins, length) weights of a line's cells in the bins of an adaptive average."""
-    number, cell = torch.arange(bins, device=device)[:, None], torch.arange(length, device=device)
-    start = number * length // bins
-    stop = ((number + 1) * length + bins - 1) // bins
-    inside = ((cell >= start) & (cell < stop)).float()
-    return inside / (stop - start)
+        return average_pool(x, self.size)

@@ -1,11 +1,10 @@
-"""What an evaluation of a segmentor tells beyond its scores."""
+"""Collect a segmentor's report figures: IoU by class, confusions, worst images."""
 
 from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 from mmengine.evaluator import BaseMetric
-from mmengine.structures import BaseDataElement
 from mmseg.evaluation.metrics import IoUMetric
 
 from backbones.openmmlab.data.metainfo import class_colours
@@ -17,6 +16,7 @@ from backbones.openmmlab.evaluation.figures import (
     read_rgb,
 )
 from backbones.openmmlab.prediction.drawing import draw_label_map
+from backbones.openmmlab.tasks import Sample
 
 from .boundary import BoundaryIoU
 
@@ -26,11 +26,11 @@ LEGEND = 8  # classes named below an image
 def segmentation_figures(
     metrics: Sequence[BaseMetric], meta: Mapping, count: int
 ) -> "SegmentationFigures | None":
-    """Return the figures that belong to a segmentor's evaluator; None without an IoUMetric.
+    """Return the figures for a segmentor's evaluator; None without an IoUMetric.
 
     Args:
-        metrics: of the evaluator.
-        meta: of the data set: `classes` and `palette`.
+        metrics: the evaluator's metrics.
+        meta: the data set's meta: `classes` and `palette`.
         count: how many of the worst images are kept.
     """
     boundary = next((metric for metric in metrics if isinstance(metric, BoundaryIoU)), None)
@@ -43,7 +43,7 @@ def segmentation_figures(
 
 
 class SegmentationFigures:
-    """Confusions, IoU by class and the worst images of a segmentor.
+    """Collect confusions, IoU by class and the worst images of a segmentor.
 
     Args:
         classes: class names in the order of the labels.
@@ -69,8 +69,8 @@ class SegmentationFigures:
         self.confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
         self.images = 0
 
-    def add(self, sample: BaseDataElement) -> None:
-        """Count one image's `pred_sem_seg` against its `gt_sem_seg`, both (1, H, W)."""
+    def add(self, sample: Sample) -> None:
+        """Compare one image's `pred_sem_seg` with its `gt_sem_seg`, both (1, H, W)."""
         predicted = sample.pred_sem_seg.data.squeeze(0).cpu().numpy()
         truth = sample.gt_sem_seg.data.squeeze(0).cpu().numpy()
         count = len(self.classes)
@@ -92,7 +92,7 @@ class SegmentationFigures:
             )
 
     def state(self) -> tuple:
-        """Return what another rank adds to its own by `merge`."""
+        """Return the state that another rank merges into its own."""
         return self.confusion, self.images, list(self.worst)
 
     def merge(self, state: tuple) -> None:
@@ -104,7 +104,7 @@ class SegmentationFigures:
             self.worst.add(score, name, sample)
 
     def to_dict(self) -> dict:
-        """Return everything as JSON can hold it, with the worst images drawn; shares in [0, 1]."""
+        """Return everything in JSON types, with the worst images drawn; shares in [0, 1]."""
         shares = _shares(self.confusion)
         pixels = self.confusion.sum(1) / max(self.confusion.sum(), 1)
         per_class = [
@@ -149,7 +149,7 @@ class SegmentationFigures:
 
 
 def _shares(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Return IoU, recall and precision by class; NaN for a class that is nowhere."""
+    """Return IoU, recall and precision by class; NaN for a class that never occurs."""
     right = np.diag(confusion).astype(float)
     truth, predicted = confusion.sum(1), confusion.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -14,13 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_weights
 
 from backbones.errors import InputError
+from backbones.ops.average_pool import average_pool
 from backbones.ops.upsampled_conv import upsampled_conv2d
 from backbones.ops.winograd_conv import conv3x3
 
 
 @MODELS.register_module()
 class LinearHead(BaseDecodeHead):
-    """Dropout, normalisation and one 1x1 convolution on one map, to probe a frozen backbone.
+    """Probe a frozen backbone: dropout, normalisation and one 1x1 convolution on one map.
 
     DINOv3's linear segmentation (arXiv:2508.10104, facebookresearch/dinov3, eval/segmentation).
 
@@ -44,7 +45,7 @@ class LinearHead(BaseDecodeHead):
 
 @MODELS.register_module()
 class FactorizedUPerHead(UPerHead):
-    """UperNet's head (arXiv:1807.10221) with a third of the multiply-adds; the same function.
+    """Compute UperNet's head (arXiv:1807.10221), the same function, with a third of the operations.
 
     Its two large convolutions over upsampled maps, the fusion of all levels and the bottleneck of
     the pyramid pooling, are computed at the maps' own sizes (`backbones.ops.upsampled_conv`).
@@ -52,14 +53,16 @@ class FactorizedUPerHead(UPerHead):
     Parameters and their names are those of mmseg's UPerHead.
 
     Args:
-        factorize: False computes as mmseg does, whose multiply-adds are the published ones.
+        factorize: False computes as mmseg does, whose multiply-adds are the published ones. None
+            factorises but on a GPU, where the smaller number of multiply-adds takes more launches
+            and nobody has measured yet which of the two is ahead.
         kwargs: as in mmseg's UPerHead, without conv_cfg.
 
     Raises:
         InputError: a conv_cfg is given.
     """
 
-    def __init__(self, *, factorize: bool = True, **kwargs):
+    def __init__(self, *, factorize: bool | None = None, **kwargs):
         if kwargs.get("conv_cfg") is not None:
             raise InputError(
                 "FactorizedUPerHead: supports plain convolutions only, not "
@@ -69,16 +72,22 @@ class FactorizedUPerHead(UPerHead):
             )
         super().__init__(**kwargs)
         self.factorize = factorize
+        for pooling in self.psp_modules:
+            pooling[0] = DeterministicPool(pooling[0].output_size)
+
+    def factorizes(self, x: Tensor) -> bool:
+        """Return whether the convolutions over x and other maps are computed at their own sizes."""
+        return not x.is_cuda if self.factorize is None else self.factorize
 
     def psp_forward(self, inputs: list[Tensor]) -> Tensor:
         """Pool the last map (N, C, H, W) in a pyramid, to (N, channels, H, W)."""
-        if not self.factorize:
-            return super().psp_forward(inputs)
         x = inputs[-1]
+        if not self.factorizes(x):
+            return super().psp_forward(inputs)
         return self._convolve(self.bottleneck, [x, *(pooling(x) for pooling in self.psp_modules)])
 
     def _forward_feature(self, inputs: Any) -> Tensor:
-        if not self.factorize:
+        if not self.factorizes(inputs[0]):
             return super()._forward_feature(inputs)
         inputs = self._transform_inputs(inputs)
         x = self.psp_forward(inputs)
@@ -113,6 +122,19 @@ class FactorizedUPerHead(UPerHead):
         if isinstance(module.activate, nn.ReLU) and not torch.is_grad_enabled():
             return x.relu_()
         return module.activate(x)
+
+
+class DeterministicPool(nn.AdaptiveAvgPool2d):
+    """PyTorch's pooling; in a deterministic run on a GPU, where its gradient has no fixed order,
+    two matrix products."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the means (N, C, h, w) of the bins of a map (N, C, H, W)."""
+        if not (input.is_cuda and torch.are_deterministic_algorithms_enabled()):
+            return super().forward(input)
+        bins: Any = self.output_size
+        with torch.autocast("cuda", enabled=False):
+            return average_pool(input, bins if isinstance(bins, tuple) else (bins, bins))
 
 
 def _is_constant(norm: Any) -> bool:

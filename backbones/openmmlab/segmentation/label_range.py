@@ -13,7 +13,7 @@ from backbones.errors import InputError
 
 @HOOKS.register_module()
 class LabelRangeHook(Hook):
-    """Stop at the first label map with a value that the decode head has no class for.
+    """Stop at the first label map with a value beyond the decode head's classes.
 
     Cross entropy would fail somewhere on the GPU without naming the file, and mmseg's IoUMetric
     would drop the pixels and report a score nevertheless. A map or crop whose pixels are all

@@ -1,4 +1,4 @@
-"""Images and label maps wherever they lie, listed in a file."""
+"""Read pairs of images and label maps that a file lists, wherever they are."""
 
 import json
 import os.path as osp
@@ -9,7 +9,7 @@ from mmseg.datasets import BaseSegDataset
 
 @DATASETS.register_module()
 class ImageLabelPairs(BaseSegDataset):
-    """mmseg's BaseSegDataset over a list: it knows one ending for all images and one for all maps.
+    """Read pairs from a list; mmseg's BaseSegDataset knows one suffix for all files of a kind.
 
     Args:
         pairs: text file; a line has an image and its label map, both absolute or below `data_root`,
@@ -22,7 +22,7 @@ class ImageLabelPairs(BaseSegDataset):
         super().__init__(**kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """List what the pipeline starts from, one dict for each pair."""
+        """Return the dict of each pair that the pipeline starts from."""
         with open(self.pairs, encoding="utf-8") as file:
             pairs = [_pair(line.rstrip("\n")) for line in file]
         return [

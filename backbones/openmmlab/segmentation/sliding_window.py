@@ -24,7 +24,7 @@ GPU_BLOCK = 2**26
 
 @MODELS.register_module()
 class SlidingWindowSegmentor(EncoderDecoder):
-    """mmseg's EncoderDecoder with less memory and time; the same label maps and losses.
+    """Run mmseg's EncoderDecoder with less memory and time; label maps and losses are the same.
 
     Sliding windows run in batches and their logits are added up in one map. Labels are found by
     blocks of classes: a block is resized to the input and to the original image as mmseg does, and
@@ -61,7 +61,9 @@ class SlidingWindowSegmentor(EncoderDecoder):
 
     def takes_loss_by_blocks(self, head: nn.Module, inputs: Sequence[Tensor]) -> bool:
         """Return whether a head's loss on these maps is computed without logits at full size."""
-        return inputs[0].device.type == "cpu" and enlarges_by_blocks(head)
+        # mmseg's own loss has no deterministic form on a GPU.
+        by_blocks = not inputs[0].is_cuda or torch.are_deterministic_algorithms_enabled()
+        return by_blocks and inputs[0].device.type != "meta" and enlarges_by_blocks(head)
 
     def _decode_head_forward_train(
         self, inputs: tuple[Tensor, ...], data_samples: list[SegDataSample]
@@ -97,7 +99,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
 
         Args:
             inputs: normalised and padded images.
-            data_samples: with the sizes, padding and flip of each; None for images as they are.
+            data_samples: sizes, padding and flip of each image; None if unchanged.
 
         Returns:
             The samples with `pred_sem_seg` (1, height, width) of the original image, and
@@ -205,7 +207,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
     def _label(
         self, logits: Tensor, size: tuple[int, int], data_samples: list[SegDataSample] | None
     ) -> list[SegDataSample]:
-        """Make results of logits that are yet to be resized to the input's `size`."""
+        """Make results of logits that are not yet resized to the input's `size`."""
         metas = [None] * len(logits) if data_samples is None else data_samples
         results = data_samples or [SegDataSample() for _ in logits]
         if logits.stride(3) != 1:  # channels-last; blocks are of planes
@@ -263,7 +265,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
 
     @property
     def _resizes_as_all_heads(self) -> bool:
-        """Whether the head's prediction is its logits, resized; a head may have another way."""
+        """Return whether the head's prediction is its resized logits."""
         head = type(self.decode_head)
         return (
             head.predict is BaseDecodeHead.predict
@@ -287,14 +289,14 @@ def _is_unchanged(meta: dict, shape: tuple[int, int]) -> bool:
 
 
 def _windows(length: int, window: int, stride: int) -> list[slice]:
-    """Return the windows along one side; the last is moved back to end with the image."""
+    """Return the windows along one side; the last is shifted to end with the image."""
     number = max(length - window + stride - 1, 0) // stride + 1
     stops = [min(i * stride + window, length) for i in range(number)]
     return [slice(max(stop - window, 0), stop) for stop in stops]
 
 
 def _count(windows: list[slice], length: int) -> Tensor:
-    """Return the number of windows over each position, (length,)."""
+    """Return the number of windows that cover each position, (length,)."""
     count = torch.zeros(length)
     for window in windows:
         count[window] += 1
@@ -302,7 +304,7 @@ def _count(windows: list[slice], length: int) -> Tensor:
 
 
 def _class_blocks(logits: Tensor, pixels: int) -> Iterator[slice]:
-    """Yield slices of the classes so that a block has as many logits as are fast at once."""
+    """Yield slices of the classes, so that a block has as many logits as are fast at once."""
     classes = logits.shape[1]
     size = max((GPU_BLOCK if logits.is_cuda else CPU_BLOCK) // (pixels * len(logits)), 1)
     for start in range(0, classes, size):

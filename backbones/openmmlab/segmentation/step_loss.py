@@ -1,4 +1,4 @@
-"""A segmentor's training step on tensors without values, for predicting its memory."""
+"""Run a segmentor's training step on valueless tensors to predict its memory."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def step_loss(model: Any, batch: Tensor, config: Config) -> Tensor:
     """Return the cross entropy of the decode head and of the auxiliary heads.
 
     Args:
-        model: in training mode.
+        model: the segmentor in training mode.
         batch: images (N, 3, H, W).
         config: unused.
     """

@@ -4,7 +4,14 @@ import re
 
 from mmseg.models.segmentors import BaseSegmentor
 
-from backbones.openmmlab.tasks import Export, Metric, PublicDataset, Task, register_task
+from backbones.openmmlab.tasks import (
+    Export,
+    Metric,
+    PublicDataset,
+    ReportLayout,
+    Task,
+    register_task,
+)
 
 from .complexity import default_size, run_parts
 from .export_comparison import SegmentorComparison
@@ -26,6 +33,16 @@ SEGMENTATION = register_task(
         compiled_parts=("backbone", "neck", "decode_head", "auxiliary_head"),
         class_layers=re.compile(r"(?:^|\.)conv_seg$"),
         figures=segmentation_figures,
+        report_layout=ReportLayout(
+            class_scores=("IoU", "boundary IoU", "recall", "precision"),
+            class_count="pixels",
+            per_cent=True,
+            class_note="All values are in per cent, computed over all pixels of the data set.",
+            confusion_unit="pixels",
+            confusion_note="All labelled pixels are counted.",
+            image_score="mIoU",
+            image_note="mIoU is the mean over the classes in the ground truth of the image.",
+        ),
         parts=dict(
             backbone=("backbone",),
             neck=("neck",),

@@ -1,1 +1,1 @@
-"""mmengine's runner, made to lose nothing: exact resumption, faults, processes, progress."""
+"""Train with mmengine's runner: exact resumption, fault handling, several ranks, progress."""

@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps, and which one it goes on from."""
+"""Choose which checkpoints a run keeps, and which one it resumes from."""
 
 import hashlib
 import io
@@ -20,12 +20,12 @@ INTERRUPTED = "interrupted.pth"
 
 @HOOKS.register_module()
 class VerifiedCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, which deletes an old checkpoint only after a new one is verified.
+    """Save checkpoints like mmengine's CheckpointHook; delete old ones after verifying the new one.
 
-    `Runner` takes it where a config says CheckpointHook.
+    `Runner` uses it if a config names CheckpointHook.
 
     Args:
-        step_interval: with `by_epoch`, iterations between checkpoints within an epoch, of which the
+        step_interval: iterations between checkpoints within an epoch, with `by_epoch`, of which the
             newest is kept until the next of either kind; 0 for none.
         kwargs: as in mmengine.
 
@@ -58,7 +58,7 @@ class VerifiedCheckpointHook(CheckpointHook):
         self._save(runner, name, dict(epoch=runner.epoch, iter=done), outdated)
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
-        """Save, then delete: mmengine's order leaves a moment without any whole checkpoint."""
+        """Save, then delete: mmengine's order leaves a moment without any complete checkpoint."""
         outdated = self._within_epoch(runner)
         if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
@@ -94,7 +94,7 @@ class VerifiedCheckpointHook(CheckpointHook):
         return [name] if name else []
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
-        """Save a new best checkpoint before the former is deleted.
+        """Save a new best checkpoint before the previous one is deleted.
 
         mmengine finds no former one to delete, saves the new one, and the former goes after.
         """
@@ -135,12 +135,12 @@ class VerifiedCheckpointHook(CheckpointHook):
 
 
 def check_local(folder: object, *backends: Mapping | None) -> None:
-    """Raise an error unless checkpoints go to a local folder.
+    """Raise an error unless checkpoints are written to a local folder.
 
     A remote one cannot be read back from the disk, nor renamed once it is whole.
 
     Args:
-        folder: where they go; None for the work dir.
+        folder: folder of the checkpoints; None for the work dir.
         backends: mmengine's `backend_args` and `file_client_args`.
 
     Raises:
@@ -152,21 +152,21 @@ def check_local(folder: object, *backends: Mapping | None) -> None:
         remote.append(str(folder).partition("://")[0])
     if remote:
         raise InputError(
-            f"checkpoint folder {folder or 'in the work dir'} by backend {remote[-1] or 'unnamed'}:"
-            " checkpoints are saved to local folders alone; leave out_dir, backend_args and "
-            "file_client_args out and copy them from the work dir",
+            f"checkpoint folder {folder or 'in the work dir'} with backend "
+            f"{remote[-1] or 'unnamed'}: checkpoints are only saved to local folders; remove "
+            "out_dir, backend_args and file_client_args and copy the checkpoints from the work dir",
             code="unsupported",
             where=folder or "backend_args",
         )
 
 
 def point_to(checkpoint: Path, work_dir: str) -> None:
-    """Make it the checkpoint that `--resume` goes on from."""
+    """Make it the checkpoint that `--resume` continues from."""
     write_atomically(Path(work_dir) / "last_checkpoint", str(checkpoint))
 
 
 def last_whole_checkpoint(work_dir: str | Path) -> tuple[Path, Mapping] | None:
-    """Return the newest checkpoint of a run that can be read whole, and its content.
+    """Return the newest complete checkpoint of a run, and its content.
 
     A damaged one is logged in one line, and the one before it taken. None if there is none at all.
 
@@ -189,7 +189,7 @@ def last_whole_checkpoint(work_dir: str | Path) -> tuple[Path, Mapping] | None:
         try:
             return path, read_checkpoint(path)
         except InputError as error:
-            print_log(f"{error}; taking the checkpoint before it", "current", level=30)
+            print_log(f"{error}; using the checkpoint before it", "current", level=30)
     if rest:
         raise InputError(
             f"{work_dir}: none of its {len(rest)} checkpoints can be read",
@@ -200,7 +200,7 @@ def last_whole_checkpoint(work_dir: str | Path) -> tuple[Path, Mapping] | None:
 
 
 def _named(work_dir: Path) -> Path | None:
-    """Return what `last_checkpoint` names, beside it if the folder has moved."""
+    """Return the file that `last_checkpoint` names, or one beside it if the folder has moved."""
     try:
         name = (work_dir / "last_checkpoint").read_text().strip()
     except FileNotFoundError:

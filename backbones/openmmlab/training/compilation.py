@@ -1,4 +1,4 @@
-"""Compile the parts of a model whose work is the same for every image."""
+"""Compile the parts of a model that do the same work for every image."""
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ def compile_parts(
     """Compile the forward pass of the parts that the model's task names; the rest stays eager.
 
     Sampling, assigning, NMS and pasting follow the boxes: a graph of them would never be reused.
-    Parameters and their names stay as they are. The number of regions is dynamic from the start;
+    Parameters and their names stay unchanged. The number of regions is dynamic from the start;
     images become so when a second size comes, so that multi-scale training compiles each part a
     few times and then no more.
 

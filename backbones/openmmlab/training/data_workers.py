@@ -1,4 +1,4 @@
-"""DataLoader workers: signal handling, and how a worker's death is reported."""
+"""Handle signals in DataLoader workers, and report a worker's death."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ WAITS = ("select", "_recv", "__enter__")
 
 
 def ignore_group_signals() -> None:
-    """Leave signals that the whole process group gets to the process that trains.
+    """Leave signals that reach the whole process group to the training process.
 
     A DataLoader worker calls it when it starts.
 
@@ -42,7 +42,7 @@ def ignore_group_signals() -> None:
 
 @contextmanager
 def raising_worker_deaths() -> Iterator[None]:
-    """Within the context, raise a DataLoader worker's death where the loop waits for data.
+    """Raise a DataLoader worker's death where the loop waits for data, within the context.
 
     PyTorch's own handler raises wherever the signal finds the process: while a file is written, or
     in a destructor, which prints a traceback and forgets it. And a worker's connections close

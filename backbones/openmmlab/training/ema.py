@@ -1,12 +1,31 @@
-"""The exponential moving average (EMA) of the weights."""
+"""Keep the exponential moving average (EMA) of the weights."""
 
+import torch
 from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
-from mmengine.registry import HOOKS
+from mmengine.model import ExponentialMovingAverage
+from mmengine.registry import HOOKS, MODELS
+from torch import nn
 
 from backbones.openmmlab.mmengine_internals import accumulative_counts, is_resuming
 
 from .step_guard import each_wrapper
+
+
+@MODELS.register_module()
+class ForeachAverage(ExponentialMovingAverage):
+    """Move mmengine's average of weights and buffers in few launches, not in one for each."""
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards a model's weights, or count a step between two updates."""
+        if not self.update_buffers or self.steps == 0 or self.steps % self.interval:
+            super().update_parameters(model)
+            return
+        trained = model.state_dict()
+        averaged = {k: x for k, x in self.avg_parameters.items() if x.is_floating_point()}
+        towards = [trained[name].to(average.device) for name, average in averaged.items()]
+        torch._foreach_lerp_(list(averaged.values()), towards, self.momentum)
+        self.steps += 1
 
 
 @HOOKS.register_module()
@@ -24,7 +43,7 @@ class WeightAverageHook(EMAHook):
     """
 
     def __init__(self, decay: float = 0.9999):
-        super().__init__(momentum=1 - decay, update_buffers=True)
+        super().__init__("ForeachAverage", momentum=1 - decay, update_buffers=True)
         self.averaging = False
         self.resumed = False
 
@@ -33,12 +52,12 @@ class WeightAverageHook(EMAHook):
         self.averaging = self.resumed = False
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """When training is resumed, take the average from the checkpoint."""
+        """Take the average from the checkpoint when training is resumed."""
         if is_resuming(runner) and "ema_state_dict" in checkpoint:
             super().after_load_checkpoint(runner, checkpoint)
             self.resumed = True
         elif is_resuming(runner):
-            print_log("no EMA in the checkpoint: it starts at the weights", "current")
+            print_log("no EMA in the checkpoint: it starts from the weights", "current")
 
     def before_train(self, runner) -> None:
         # Weights are initialised and loaded after before_run, where mmengine takes its copy.

@@ -15,7 +15,7 @@ from .ranks import unwrapped
 
 
 def class_layers(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the layers whose outputs are one or more for each class."""
+    """Return the names of the layers with one or more outputs per class."""
     pattern = task_of_model(model).class_layers
     names = []
     for name, _ in model.named_modules():

@@ -1,4 +1,4 @@
-"""Stopping a run from outside: Ctrl-C, and the signals with which schedulers warn."""
+"""Stop a run from outside: on Ctrl-C, and on the signals that schedulers send as a warning."""
 
 import signal
 from pathlib import Path
@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @HOOKS.register_module()
 class InterruptHook(Hook):
-    """End the run after the current step, on all ranks alike, with a checkpoint of it.
+    """End the run after the current step, at the same step on all ranks, with a checkpoint.
 
     SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (Slurm's `--signal=USR1@120`) ask for it; it is enough if
     one rank receives it. A second Ctrl-C stops at once. Of several ranks, one that is asked at the

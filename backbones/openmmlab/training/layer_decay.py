@@ -1,4 +1,4 @@
-"""Layer-wise learning rate decay for ConvNeXt in any model, for detection and segmentation alike.
+"""Decay learning rates layer by layer for ConvNeXt in any model, detector or segmentor.
 
 The layers are those of the official `optim_factory.py` and of mmdet's and mmseg's
 `LearningRateDecayOptimizerConstructor`; here their number follows from the backbone's own depths.
@@ -79,7 +79,7 @@ def locate(name: str, depths: Sequence[int], decay_type: str) -> tuple[int, str]
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayConstructor(DefaultOptimWrapperConstructor):
-    """Optimizer wrapper constructor: the learning rate falls by `decay_rate` per layer to the stem.
+    """Build an optimizer wrapper: the learning rate falls by `decay_rate` per layer to the stem.
 
     Every ConvNeXt, and every step from ResNet to it, is found by its class, under any name or
     wrapper. A parameter of layer id i (see `locate`) trains at
@@ -283,7 +283,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
 
 @dataclass
 class _Row:
-    """A line of the table: places, as an ordered set, and numbers of parameters by weight decay."""
+    """Hold a line of the table: places, as an ordered set, and parameters by weight decay."""
 
     places: dict[str, None] = field(default_factory=dict)
     parameters: Counter[float] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""mmengine's loops: seeded data, micro-batches and mixed precision of evaluation.
+"""Extend mmengine's loops: seeded data, micro-batches and mixed precision of evaluation.
 
 They have names of their own. `Runner` takes them where a config names mmengine's; mmengine's own
 runner goes on taking mmengine's.
@@ -28,7 +28,7 @@ from .skip_bad_images import SkipBadImagesHook
 
 @LOOPS.register_module()
 class SeededEpochLoop(EpochBasedTrainLoop):
-    """mmengine's loop over epochs, which also begins in the middle of one.
+    """Train by epochs as mmengine does; training may also start within an epoch.
 
     The batches before are skipped by their indices; no image of them is read. A DataLoader object
     has an order and draws of its own: it is used as it is, and its batches are read to skip them.
@@ -65,7 +65,7 @@ class SeededEpochLoop(EpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class SeededIterationLoop(IterBasedTrainLoop):
-    """mmengine's loop over iterations, which skips what was trained on by its indices.
+    """Train by iterations as mmengine does; batches already seen are skipped by their indices.
 
     mmengine's own reads the skipped images where a batch sampler of its own groups them. A
     DataLoader object is used as mmengine uses it.
@@ -86,7 +86,7 @@ class SeededIterationLoop(IterBasedTrainLoop):
 
 @LOOPS.register_module()
 class AutocastValLoop(ValLoop):
-    """mmengine's validation, with the model in the config's `inference_dtype`."""
+    """Validate as mmengine does, with the model in the config's `inference_dtype`."""
 
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch: Any) -> None:
@@ -104,7 +104,7 @@ class AutocastValLoop(ValLoop):
 
 @LOOPS.register_module()
 class AutocastTestLoop(TestLoop):
-    """mmengine's test, with the model in the config's `inference_dtype`."""
+    """Test as mmengine does, with the model in the config's `inference_dtype`."""
 
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch: Any) -> None:
@@ -120,7 +120,7 @@ class AutocastTestLoop(TestLoop):
 
 
 # What `Runner` builds in place of mmengine's.
-OURS = {
+OURS: dict[Any, Any] = {
     EpochBasedTrainLoop: SeededEpochLoop,
     IterBasedTrainLoop: SeededIterationLoop,
     ValLoop: AutocastValLoop,
@@ -130,8 +130,8 @@ OURS = {
 
 def our_loop(kind: str | type) -> type:
     """Return the class of a loop's `type`, ours in place of mmengine's."""
-    known = kind if isclass(kind) else LOOPS.get(kind)
-    return OURS.get(known, known)  # pyright: ignore[reportArgumentType,reportReturnType]
+    known: Any = LOOPS.get(kind) if isinstance(kind, str) else kind
+    return OURS.get(known, known)
 
 
 def autocasting_loop(
@@ -149,7 +149,7 @@ def autocasting_loop(
     if not casts and inference_dtype(config) != torch.float32:
         name = kind.__name__ if isclass(kind) else kind
         raise InputError(
-            f"config key {key}.type: {name} computes in float32 whatever inference_dtype says; "
+            f"config key {key}.type: {name} ignores inference_dtype and computes in float32; "
             f"derive it from {ours.__module__}.{ours.__name__}, or remove inference_dtype",
             code="unsupported",
             where=f"{key}.type",
@@ -158,7 +158,7 @@ def autocasting_loop(
 
 
 def _run_iter(runner, batch_idx: int, data_batch: Any) -> None:
-    """Take one optimizer step, in micro-batches where the config's accumulation asks for them."""
+    """Take one optimizer step, in micro-batches if the config accumulates gradients."""
     runner.call_hook("before_train_iter", batch_idx=batch_idx, data_batch=data_batch)
     sizes = [hook.batch_size for hook in runner.hooks if isinstance(hook, AccumulationHook)]
     if sizes:

@@ -1,6 +1,4 @@
-"""Optimizer steps over micro-batches: the sampler, the hook and the step that carry out what
-`config.global_batch` writes into a config.
-"""
+"""Take optimizer steps in micro-batches, as `config.global_batch` sets up in a config."""
 
 from collections.abc import Iterator
 
@@ -18,12 +16,12 @@ from .step_guard import micro_batches
 
 @DATA_SAMPLERS.register_module()
 class StepBatchSampler(Sampler):
-    """Joins the batches of another batch sampler into those of whole steps, in their order.
+    """Join the batches of another batch sampler into those of whole steps, in their order.
 
     A sampler that groups images by aspect ratio goes on grouping those that are computed together.
 
     Args:
-        sampler: of indices.
+        sampler: sampler of indices.
         batch_size: images of a whole step.
         batches: config of the other batch sampler.
         micro_batch_size: its batch size.
@@ -54,7 +52,7 @@ class StepBatchSampler(Sampler):
 
 @HOOKS.register_module()
 class AccumulationHook(Hook):
-    """Has the training loop compute each optimizer step in micro-batches.
+    """Make the training loop compute each optimizer step in micro-batches.
 
     Args:
         batch_size: images of a micro-batch; the last one of an epoch may have fewer.
@@ -73,7 +71,7 @@ class AccumulationHook(Hook):
         if not getattr(loop, "takes_micro_batches", False):
             name = type(loop).__name__
             raise InputError(
-                f"config key train_cfg.type: {name} takes a step's images at once; derive "
+                f"config key train_cfg.type: {name} processes all images of a step at once; derive "
                 "it from a loop of backbones.openmmlab.training.loops, or set the batch size to "
                 "what one rank computes at once",
                 code="unsupported",
@@ -94,9 +92,9 @@ def step_by_micro_batches(
     """Take one optimizer step on `data`, computed in micro-batches.
 
     Args:
-        train_step: of mmengine's model, bound to it.
+        train_step: `train_step` of mmengine's model, bound to it.
         batch_size: images of a micro-batch.
-        data: of the whole step; every value is a list or a tensor with one entry per image.
+        data: data of the whole step; every value is a list or a tensor with one entry per image.
         optim_wrapper: guarded (`step_guard`), which counts the micro-batches.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Losses, gradients and weights that are not finite: what they stop, and where they come from."""
+"""Detect non-finite losses, gradients and weights: skip or stop, and locate their origin."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,14 +18,14 @@ from .step_guard import each_wrapper, guard_steps
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
-    """Count the steps that were skipped as their loss or a gradient is not finite on some rank.
+    """Count the steps that were skipped because a loss or gradient is not finite on some rank.
 
     Such a step changes neither the weights and the optimizer's state (`step_guard`) nor, by this
     hook, the batch statistics. After `limit` such steps in a row the run stops.
 
     Args:
         limit: skipped steps in a row that end the run. A new loss scale of 65536 may need 16 to
-            find its range, which says nothing against the model.
+            find its range, which is no fault of the model.
 
     Raises:
         InputError: names the images, the loss terms and the first module whose output is not
@@ -50,16 +50,16 @@ class NonFiniteHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: object = None) -> None:
         self._guard.begin_iteration()
-        for kept, buffer in zip(self._kept, self._buffers, strict=True):
-            kept.copy_(buffer)
+        if self._kept:  # PyTorch refuses an empty list
+            torch._foreach_copy_(self._kept, self._buffers)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         hub = runner.message_hub
         if not self._guard.bad:
             hub.update_info("skipped_in_a_row", 0)
             return
-        for kept, buffer in zip(self._kept, self._buffers, strict=True):
-            buffer.data.copy_(kept)
+        if self._kept:
+            torch._foreach_copy_([buffer.data for buffer in self._buffers], self._kept)
         skipped = hub.get_info("skipped_steps", 0) + 1
         in_a_row = hub.get_info("skipped_in_a_row", 0) + 1
         hub.update_info("skipped_steps", skipped)
@@ -78,7 +78,7 @@ class NonFiniteHook(Hook):
             )
 
     def _diagnosis(self, runner, data_batch: object, terms: str, in_a_row: int) -> str:
-        """Return the same line on every rank, that of the first one that has found something."""
+        """Return the same line on every rank: that of the first rank that has found something."""
         module = _first_non_finite_module(runner, self._model, data_batch)
         gradient = f"the gradient of {self._guard.gradient}"
         mine = None
@@ -91,14 +91,14 @@ class NonFiniteHook(Hook):
             )
         found = next(filter(None, all_gather_object(mine)), gradient)
         return (
-            f"stopped at iteration {runner.iter + 1}: {in_a_row} steps in a row not finite and not "
-            f"applied; {found}; the last checkpoint was not overwritten; check these images "
-            "or lower the learning rate, then continue with --resume"
+            f"stopped at iteration {runner.iter + 1}: {in_a_row} consecutive steps were not finite "
+            f"and not applied; {found}; the last checkpoint was not overwritten; check these "
+            "images or lower the learning rate, then continue with --resume"
         )
 
 
 def check_finite(state: Mapping[str, Tensor], path: object) -> None:
-    """Raise an error before weights are saved that are not finite.
+    """Raise an error before non-finite weights are saved.
 
     Raises:
         InputError: names the first such tensor.

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar in a terminal, and peak memory in every log line."""
+"""Show the progress of a run: a terminal bar, and peak memory in every log line."""
 
 import datetime
 import logging
@@ -26,7 +26,7 @@ WINDOW = 20  # iterations that speed and loss are the mean of
 class ProgressHook(Hook):
     """Show progress, time left, images/s, peak memory, loss and the last scores in a terminal.
 
-    In a file or a pipe nothing changes: the log's lines come as they are. In a terminal the lines
+    In a file or a pipe the log's lines are unchanged. In a terminal the lines
     of iterations, which the bar makes needless, go to the log file alone; all others stay above it.
     """
 
@@ -76,7 +76,7 @@ class ProgressHook(Hook):
             self._bar.remove_task(self._tasks.pop("validate"))
 
     def close(self, runner) -> None:
-        """Leave the terminal as it was, with the bar's last state in it."""
+        """Restore the terminal, with the bar's last state in it."""
         if self._bar is None:
             return
         self._bar.stop()
@@ -141,7 +141,7 @@ def _is_not_in_the_bar(record: logging.LogRecord) -> bool:
 
 @LOG_PROCESSORS.register_module()
 class PeakMemoryLogProcessor(LogProcessor):
-    """Adds peak memory in MiB to mmengine's log line on a machine without a GPU too."""
+    """Add peak memory in MiB to mmengine's log line on machines without a GPU too."""
 
     def get_log_after_iter(self, runner, batch_idx: int, mode: str) -> tuple[dict, str]:
         tag, line = super().get_log_after_iter(runner, batch_idx, mode)

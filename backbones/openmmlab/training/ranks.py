@@ -1,9 +1,10 @@
-"""Messages between the ranks of one run, on the CPU whatever the gradients travel by."""
+"""Exchange messages between the ranks of a run on the CPU, whatever the gradients' backend."""
 
 import gc
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -20,7 +21,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def any_rank_each(flags: Sequence[bool]) -> list[bool]:
-    """Return for each flag whether it is set on any rank, at the price of one message."""
+    """Return for each flag whether it is set on any rank, in a single message."""
     if not _several():
         return list(flags)
     raised = torch.tensor(flags, dtype=torch.int64)
@@ -85,8 +86,7 @@ def lost_process_error(error: Exception) -> InputError | None:
     if _several() and (re.search(lost, text) or isinstance(error, distributed.DistNetworkError)):
         rank = distributed.get_rank()
         return _lost(
-            f"rank {rank} lost another rank, which was killed or ended by an error of its own (see "
-            "above or in its log)",
+            f"rank {rank} lost another rank, which was killed or failed (see above or its log)",
             f"rank {rank}",
         )
     return None
@@ -120,6 +120,5 @@ def _several() -> bool:
 def _cpu_group() -> distributed.ProcessGroup:
     global _group
     if _group is None:
-        _group = distributed.new_group(backend="gloo")
-    assert _group is not None
+        _group = cast(distributed.ProcessGroup, distributed.new_group(backend="gloo"))
     return _group

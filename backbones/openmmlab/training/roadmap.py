@@ -1,4 +1,4 @@
-"""Training of the roadmap's steps, one after the other, by the tools."""
+"""Train the steps of the roadmap one after the other with the tools."""
 
 import json
 import re
@@ -79,7 +79,7 @@ def train_steps(
 
 
 def _keep_setting(path: Path, setting: dict) -> None:
-    """Write what all runs of a folder share, or compare it with what earlier runs wrote."""
+    """Write the settings that all runs of a folder share, or compare them with earlier ones."""
     if path.is_file():
         before = json.loads(path.read_text())
         for key, value in setting.items():
@@ -96,7 +96,7 @@ def _keep_setting(path: Path, setting: dict) -> None:
 
 
 def _run(tool: str, arguments: list, processes: int, step: str) -> None:
-    """Run a tool to its end. Ctrl-C is left to the tool and ends this process after it."""
+    """Run a tool to its end. The tool handles Ctrl-C, after which this process ends."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", processes]
     command = [*(launcher if processes > 1 else []), TOOLS / tool, *arguments]
     if processes > 1:

@@ -1,4 +1,4 @@
-"""mmengine's Runner: safe reading, atomic checkpoints, exact resumption and a readable log.
+"""Extend mmengine's Runner: safe reading, atomic checkpoints, exact resumption, a readable log.
 
 Importing it changes nothing of mmengine: what takes the place of mmengine's loops, hooks and
 readers does so in this runner alone.
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from mmengine.dist import is_main_process
@@ -29,7 +29,7 @@ from backbones.atomic_write import atomic_path, write_atomically
 from backbones.errors import InputError
 from backbones.openmmlab.config.strategy import check_strategy
 from backbones.openmmlab.mmengine_internals import safe_checkpoint_loading
-from backbones.openmmlab.precision import without_bfloat16_scaler
+from backbones.openmmlab.precision import set_tf32, without_bfloat16_scaler
 from backbones.weights import check_archive, load_strictly, read_checkpoint
 
 from .checkpointing import VerifiedCheckpointHook, check_local, last_whole_checkpoint
@@ -53,8 +53,15 @@ from .step_guard import guard_steps
 from .training_state import DueValidationHook, TrainingState, check_resumable
 
 
+class TrainLoop(Protocol):
+    """What mmengine's training loops have that its `BaseLoop` does not."""
+
+    epoch: int
+    iter: int
+
+
 class Runner(MMEngineRunner):
-    """mmengine's Runner; what it writes appears whole or not at all, what it loads fits whole."""
+    """Run as mmengine's Runner does; write files atomically and load weights strictly."""
 
     _last: tuple[str, Mapping] | None  # the checkpoint to resume from, until it is loaded
     _resumed_state: dict | None = None
@@ -65,7 +72,7 @@ class Runner(MMEngineRunner):
         super().__init__(*args, **kwargs)
 
     def setup_env(self, env_cfg: dict) -> None:
-        """Start the process group; without a GPU by gloo, as mmengine asks for CUDA devices."""
+        """Set TF32 and start the process group, without a GPU with gloo: mmengine requires CUDA."""
         if self.distributed and not torch.cuda.is_available():
             if self._launcher != "pytorch":
                 raise InputError(
@@ -74,15 +81,16 @@ class Runner(MMEngineRunner):
                     where="--launcher",
                 )
             torch.distributed.init_process_group("gloo")
+        set_tf32(env_cfg)
         super().setup_env(env_cfg)
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """Build the model; files that it asks mmengine for are read safely."""
+        """Build the model; files that it requests from mmengine are read safely."""
         with safe_checkpoint_loading():
             return super().build_model(model)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Wrap the model for several ranks; without a GPU, where mmengine would place it.
+        """Wrap the model for several ranks, without a GPU on the CPU.
 
         A model that FSDP will divide stays as it is, on the CPU, until its weights are set; see
         `build_optim_wrapper`.
@@ -95,7 +103,7 @@ class Runner(MMEngineRunner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def set_randomness(self, seed: int | None, **kwargs) -> None:
-        """Seed the run; a resumed one as it was, before anything is built that draws."""
+        """Seed the run before anything random is built; a resumed run gets its original seed."""
         self._last = None
         if self._resuming:
             self._find_last()
@@ -105,10 +113,12 @@ class Runner(MMEngineRunner):
                 print_log(f"resumed with the checkpoint's seed {resumed}, not {seed}", "current")
             seed = seed if resumed is None else resumed
             self._randomness_cfg = {**self._randomness_cfg, "seed": seed}
+        if kwargs.get("deterministic"):
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch insists on it
         super().set_randomness(seed, **kwargs)
 
     def _find_last(self) -> None:
-        """Find the checkpoint to resume from: the given one, or the work dir's last whole one."""
+        """Find the checkpoint to resume from: the given one, or the last complete one there is."""
         path = self._given_checkpoint
         if path:
             self._last = path, read_checkpoint(path)
@@ -137,7 +147,7 @@ class Runner(MMEngineRunner):
     def register_hooks(
         self, default_hooks: dict | None = None, custom_hooks: list | None = None
     ) -> None:
-        """Register the config's hooks, and those without which a run would lose something."""
+        """Register the config's hooks, and those that exact resumption and safe endings need."""
         super().register_hooks(default_hooks, custom_hooks)
         kinds = [InterruptHook, NonFiniteHook, RepeatableStepHook, DueValidationHook]
         if will_be_sharded(self.cfg):
@@ -147,7 +157,7 @@ class Runner(MMEngineRunner):
                 self.register_hook(kind())
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
-        """Build the optimizer, which steps only where loss and gradients are finite.
+        """Build the optimizer, which steps only if loss and gradients are finite.
 
         Under FSDP the weights are set and divided first, as it trains what each rank is left with.
         """
@@ -166,14 +176,14 @@ class Runner(MMEngineRunner):
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
-        """Build a DataLoader whose workers leave signals to the process that trains."""
+        """Build a DataLoader whose workers leave signals to the training process."""
         loader = MMEngineRunner.build_dataloader(dataloader, *args, **kwargs)
         if loader is not dataloader:
             loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
         return loader
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        """Build the training loop: `loops` where the config names mmengine's.
+        """Build the training loop: `loops` replaces mmengine's if the config names one of them.
 
         Raises:
             InputError: it has both of mmengine's `type` and `by_epoch`, or neither.
@@ -208,16 +218,18 @@ class Runner(MMEngineRunner):
 
     @property
     def epoch(self) -> int:
-        """The epoch of training; 0 without it. mmengine's builds the training data to tell."""
-        return self._train_loop.epoch if isinstance(self._train_loop, BaseLoop) else 0
+        """Return the epoch of training; 0 without it, where mmengine's would build the data."""
+        loop = self._train_loop
+        return cast(TrainLoop, loop).epoch if isinstance(loop, BaseLoop) else 0
 
     @property
     def iter(self) -> int:
-        """The iteration of training; 0 without it. mmengine's builds the training data to tell."""
-        return self._train_loop.iter if isinstance(self._train_loop, BaseLoop) else 0
+        """Return the iteration of training; 0 without it, where mmengine's would build the data."""
+        loop = self._train_loop
+        return cast(TrainLoop, loop).iter if isinstance(loop, BaseLoop) else 0
 
     def train(self) -> nn.Module:
-        """Train.
+        """Train the model.
 
         Raises:
             InputError: a DataLoader worker or another rank was lost.
@@ -248,8 +260,8 @@ class Runner(MMEngineRunner):
 
     @contextmanager
     def _concluded(self) -> Iterator[None]:
-        """Close the hooks that have something to close, however the run ends."""
-        hooks = [hook for hook in self.hooks if hasattr(hook, "close")]
+        """Close the hooks that have a `close`, however the run ends."""
+        hooks: list[Any] = [hook for hook in self.hooks if hasattr(hook, "close")]
         try:
             with raising_worker_deaths():
                 yield
@@ -278,6 +290,7 @@ class Runner(MMEngineRunner):
         self._gathered = dict(training_state=TrainingState(self).collect())
         model = unwrapped(self.model)
         if is_sharded(model):
+            assert isinstance(self.optim_wrapper, OptimWrapper)
             save_optimizer = kwargs.get("save_optimizer", True)
             self._gathered |= whole_states(model, self.optim_wrapper, save_optimizer)
         if not is_main_process():
@@ -307,7 +320,7 @@ class Runner(MMEngineRunner):
 
     @property
     def config_path(self) -> Path:
-        """Where the resolved config is.
+        """Return the path of the resolved config.
 
         An evaluation's lies beside its log, as the one in the work dir is the training's, to rerun
         it from.
@@ -340,7 +353,7 @@ class Runner(MMEngineRunner):
         return checkpoint
 
     def _init_model_weights(self) -> None:
-        """Initialize; with `init_from` in the config, from a model of other classes."""
+        """Initialise the weights; with `init_from`, from a model of other classes."""
         if is_sharded(self.model):
             return
         with safe_checkpoint_loading():
@@ -348,16 +361,16 @@ class Runner(MMEngineRunner):
         fine_tune(self)
 
     def load_or_resume(self) -> None:
-        """Load or resume as asked; log it if there is nothing to resume from."""
+        """Load or resume as requested; log it if there is nothing to resume from."""
         if self._resume and not self._last and not self._has_loaded:
-            self.logger.info(f"no checkpoint to resume from in {self.work_dir}: starting anew")
+            self.logger.info(f"no checkpoint to resume in {self.work_dir}: starting from scratch")
             self._resume = False
         elif self._resume and self._last:
             self._load_from = self._last[0]
         super().load_or_resume()
 
     def _maybe_compile(self, target: str) -> None:
-        """Compile the model's parts as the config's `compile` asks.
+        """Compile the model's parts if the config's `compile` asks for it.
 
         mmengine's own way compiles `target`, the whole step, and breaks at every box.
         """
@@ -368,7 +381,7 @@ class Runner(MMEngineRunner):
             self.logger.info(f"compiled at their first use: {', '.join(parts)}")
 
     def resume(self, filename: str, *args, **kwargs) -> None:
-        """Go on from a checkpoint as if there had been no break; see `training_state`."""
+        """Continue from a checkpoint exactly as without a break; see `training_state`."""
         super().resume(filename, *args, **kwargs)
         TrainingState(self).restore(self._resumed_state)
 

@@ -1,9 +1,10 @@
-"""What a config's schedules make of a run, found by stepping them without training."""
+"""Trace what a config's schedules do over a run, by stepping them without training."""
 
 from copy import deepcopy
 from dataclasses import dataclass
 from math import ceil
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from backbones.openmmlab.doctor.complexity import build_on_meta
 
 @dataclass(frozen=True)
 class Trace:
-    """The values that each iteration of a run trains with.
+    """Hold the values that each iteration of a run trains with.
 
     Attributes:
         lr: learning rates (iterations, groups), of groups that differ in rate or weight decay.
@@ -45,7 +46,7 @@ def trace(config: Config, epoch_length: int) -> Trace:
         InputError: the config does not train, or an epoch has no iteration.
     """
     if config.get("train_cfg") is None or config.get("optim_wrapper") is None:
-        raise InputError(f"{config.filename}: has no train_cfg or no optim_wrapper to follow")
+        raise InputError(f"{config.filename}: needs both train_cfg and optim_wrapper")
     if epoch_length < 1:
         raise InputError("an epoch has no iteration: the data set is smaller than a batch")
     by_iterations = config.train_cfg.get("type") == "IterBasedTrainLoop"
@@ -80,7 +81,7 @@ def trace(config: Config, epoch_length: int) -> Trace:
 
 
 def iterations_per_epoch(config: Config, processes: int) -> int:
-    """How many iterations an epoch of a config's training data has in each of `processes`."""
+    """Return the iterations of an epoch of the config's training data in each of `processes`."""
     check_data(config, ("train",))
     loader = config.train_dataloader
     with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmengine")):
@@ -90,7 +91,7 @@ def iterations_per_epoch(config: Config, processes: int) -> int:
 
 
 def _groups(config: Config) -> list[dict]:
-    """The parameter groups, those alike only once, each with a parameter that stands for all."""
+    """Return the parameter groups without duplicates, each with one representative parameter."""
     plain = deepcopy(config.optim_wrapper)
     # The mixed-precision wrapper has the same groups and asks for a GPU.
     plain.type = "OptimWrapper"
@@ -105,11 +106,13 @@ def _groups(config: Config) -> list[dict]:
 
 
 class _Average:
-    """The config's own averaging hook, on one weight that is 1 while its average is set to 0."""
+    """Run the config's averaging hook on one weight that is 1 while its average is set to 0."""
 
     def __init__(self, config: Config, wrapper: OptimWrapper, iterations: int, epochs: int):
         hooks = config.get("custom_hooks") or []
-        kinds = {hook["type"]: HOOKS.get(hook["type"]) for hook in hooks if "type" in hook}
+        kinds: dict[Any, Any] = {
+            hook["type"]: HOOKS.get(hook["type"]) for hook in hooks if "type" in hook
+        }
         chosen = [hook for hook in hooks if issubclass(kinds.get(hook["type"], object), EMAHook)]
         self.hook = HOOKS.build(chosen[0]) if chosen else None
         if self.hook:

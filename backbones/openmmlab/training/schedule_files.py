@@ -33,7 +33,7 @@ def write_csv(values: Trace, path: Path) -> None:
 
 
 def plot(values: Trace, path: Path, title: str) -> None:
-    """Draw one panel for each kind of value, every group of the optimizer as a line."""
+    """Draw one panel for each kind of value, with a line per parameter group."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -1,4 +1,4 @@
-"""Batches that can begin anywhere, and samples whose augmentation depends on their place alone.
+"""Load batches from any position, with augmentations that depend on a sample's place alone.
 
 Every draw of an augmentation is a function of the seed, the rank and the sample's place in the
 order of samples. So it makes no difference how many DataLoader workers there are, how far they had
@@ -23,7 +23,7 @@ TRIES = 100
 
 
 class Placed(NamedTuple):
-    """Index of a sample in the data set, and what its draws are seeded with."""
+    """Hold a sample's index in the data set, and the seed of its draws."""
 
     index: int
     entropy: tuple[int, ...]
@@ -31,14 +31,14 @@ class Placed(NamedTuple):
 
 @DATA_SAMPLERS.register_module()
 class PlacedBatchSampler(Sampler):
-    """Batches of another batch sampler, from any batch on, each sample with its place.
+    """Yield batches of another batch sampler from any position, each sample with its place.
 
     Args:
-        sampler: of indices.
+        sampler: sampler of indices.
         batch_size: samples per batch.
         batches: config of a batch sampler; None for PyTorch's BatchSampler.
         drop_last: leave an incomplete last batch out; for PyTorch's BatchSampler.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PlacedBatchSampler(Sampler):
         self._rest: Iterator[list[int]] | None = None
 
     def begin(self, iteration: int, rest: Iterator[list[int]] | None = None) -> None:
-        """Let the next pass begin at this training iteration, with these batches if any."""
+        """Make the next pass start at this training iteration, with these batches if given."""
         self._next, self._rest = iteration, rest
 
     def __iter__(self) -> Iterator[list[Placed]]:
@@ -79,7 +79,7 @@ class PlacedBatchSampler(Sampler):
 
 
 class SeededDataset(Dataset):
-    """A data set whose samples are read at a `Placed` index, with draws that depend on it alone.
+    """Read a data set at `Placed` indices, with random draws that depend on the index alone.
 
     Attributes and methods are those of the data set that it reads; one that is set, as by a hook
     that changes the pipeline, is set there.
@@ -143,7 +143,7 @@ class SeededDataset(Dataset):
 
 
 def with_placed_batches(dataloader: dict, seed: int) -> dict:
-    """Return the config of a DataLoader whose batches can begin anywhere."""
+    """Return the config of a DataLoader whose batches can start anywhere."""
     dataloader = dict(dataloader)
     batches = dict(type="PlacedBatchSampler", batches=dataloader.get("batch_sampler"), seed=seed)
     if batches["batches"] is None:
@@ -175,7 +175,7 @@ def reading_seeded(loader: DataLoader, skip_unreadable: bool = False) -> DataLoa
 
 
 class EndlessBatches:
-    """The batches of a loader, pass after pass; any number of them can be skipped at the start."""
+    """Yield the batches of a loader, pass after pass; skip any number of them at the start."""
 
     def __init__(self, loader: DataLoader):
         self._loader = loader
@@ -188,7 +188,7 @@ class EndlessBatches:
         return self
 
     def skip_iter(self, count: int) -> None:
-        """Go on as if `count` batches had been taken; no image of them is read."""
+        """Continue as if `count` batches had been taken, without reading their images."""
         left = count
         while True:
             rest = iter(self._placed.batches)

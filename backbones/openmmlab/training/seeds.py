@@ -1,4 +1,4 @@
-"""Random draws as functions of the seed, the rank and the step.
+"""Make random draws functions of the seed, the rank and the step.
 
 So there is no generator state to save: a run that was killed and resumed draws what it would have
 drawn, whatever happened before.
@@ -27,7 +27,7 @@ def seed_draws(*entropy: int) -> None:
 
 @HOOKS.register_module()
 class RepeatableStepHook(Hook):
-    """Seed every step, of training and of validation, by its number; note the last validation."""
+    """Seed every step, of training and of validation, by its number; record the last validation."""
 
     priority = "VERY_HIGH"
 

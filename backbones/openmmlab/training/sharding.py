@@ -1,4 +1,4 @@
-"""Weights, gradients and optimizer state divided among the ranks: FSDP (arXiv:2304.11277).
+"""Shard weights, gradients and optimizer state over the ranks: FSDP (arXiv:2304.11277).
 
 PyTorch's `fully_shard` (FSDP2) turns every parameter into a DTensor of its own in place, so a
 model keeps its class's methods and the names, shapes and dimensions of its parameters: layer decay,
@@ -6,7 +6,7 @@ the exclusion of biases from weight decay, and checkpoints are what they are wit
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
@@ -30,17 +30,17 @@ from .ranks import all_gather_object
 
 
 def will_be_sharded(config: Config) -> bool:
-    """Return whether a run of this config divides its model; evaluations hold all of it."""
+    """Return whether a run of this config shards its model; evaluations keep it whole."""
     return config.get("strategy") == "fsdp" and bool(config.get("train_cfg"))
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Return whether `shard` has divided the model."""
+    """Return whether `shard` has sharded the model."""
     return isinstance(model, FSDPModule)
 
 
 def shard(model: nn.Module) -> None:
-    """Divide a model among all ranks in place, each unit of ConvNeXt by itself.
+    """Shard a model over all ranks in place, by units of ConvNeXt.
 
     A block, or a downsampling, is gathered when it is computed and divided again after; the rest,
     neck and heads, together for the length of a step. Loading a state dict of whole tensors goes on
@@ -52,7 +52,7 @@ def shard(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim == 0:
             raise InputError(
-                f"--strategy fsdp: {name} has no dimension to divide; use ddp",
+                f"--strategy fsdp: {name} has no dimension to shard; use ddp",
                 code="unsupported",
                 where=name,
             )
@@ -68,7 +68,7 @@ def shard(model: nn.Module) -> None:
 
 
 def divide_loaded_state(optimizer: Optimizer) -> None:
-    """Let the optimizer of a sharded model load a state of whole tensors."""
+    """Make the optimizer of a sharded model accept a state of whole tensors."""
     optimizer.register_load_state_dict_pre_hook(_divide_optimizer_state)
 
 
@@ -80,7 +80,7 @@ def divide_loaded_state(optimizer: Optimizer) -> None:
 def whole_states(
     model: nn.Module, optim_wrapper: OptimWrapper, save_optimizer: bool = True
 ) -> dict[str, Any]:
-    """Return the weights and the optimizer's state as an undivided run has them, on the main rank.
+    """Return weights and optimizer state as an unsharded run has them, on the main rank.
 
     One tensor at a time is gathered and moved to the CPU; every rank calls it at the same point.
     """
@@ -94,7 +94,7 @@ def whole_states(
 
 @HOOKS.register_module()
 class WholeValidationHook(Hook):
-    """Hold the weights of a sharded model whole while it validates.
+    """Gather the whole weights of a sharded model while it validates.
 
     They are gathered by the first image. So the ranks need not run the network equally often,
     which sliding windows over images of different sizes would not do.
@@ -124,7 +124,7 @@ class WholeValidationHook(Hook):
 def _units(model: nn.Module) -> Iterator[nn.Module]:
     for network in [m for m in model.modules() if isinstance(m, NETWORKS)]:
         for stage in network.stages:
-            yield from stage
+            yield from stage.children()
         yield from network.downsample_layers
 
 
@@ -133,10 +133,10 @@ def _gathered(state: dict) -> dict:
         whole = value.full_tensor() if isinstance(value, DTensor) else value
         return whole.cpu() if is_main_process() else None
 
-    return apply_to(state, lambda value: isinstance(value, Tensor), gather)
+    return cast(dict, apply_to(state, lambda value: isinstance(value, Tensor), gather))
 
 
-def _divided(tensor: Tensor, like: DTensor) -> DTensor:
+def _divided(tensor: Tensor, like: DTensor) -> Tensor:
     # Every rank has read the whole tensor, and keeps a copy of its part alone.
     part = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
     return part.clone()

@@ -1,4 +1,4 @@
-"""Training on other images in place of those that cannot be read."""
+"""Train on other images in place of those that cannot be read."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from .seeded_data import SeededDataset
 
 @HOOKS.register_module()
 class SkipBadImagesHook(Hook):
-    """Read another image in place of one that cannot be read; count and list them.
+    """Replace an image that cannot be read by another; count and list the replaced ones.
 
     The list is `unreadable_images.txt` in the work dir, written at every checkpoint and at the end.
     """

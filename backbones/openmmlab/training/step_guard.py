@@ -1,9 +1,10 @@
-"""Optimizer steps that are taken only where the loss and all gradients are finite on all ranks."""
+"""Take optimizer steps only if the loss and all gradients are finite on all ranks."""
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from typing import cast
 
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -14,7 +15,7 @@ from .ranks import any_rank_each
 
 
 class StepGuard:
-    """What the guarded wrappers of a run share with its hooks.
+    """Hold what the guarded wrappers of a run share with its hooks.
 
     All ranks learn in one message whether a loss or gradient is not finite and whether one of them
     was asked to stop.
@@ -22,7 +23,7 @@ class StepGuard:
     Attributes:
         bad: a loss or gradient of this iteration is not finite on some rank.
         gradient: name of this rank's first gradient that is not finite, if any.
-        stop: some rank was asked to stop; None until this iteration's ranks have told each other.
+        stop: some rank was asked to stop; None until the ranks have exchanged it in this iteration.
         asked_to_stop: tells whether this rank was.
     """
 
@@ -32,21 +33,21 @@ class StepGuard:
     asked_to_stop: Callable[[], bool] = staticmethod(lambda: False)
 
     def begin_iteration(self) -> None:
-        """Forget the iteration before."""
+        """Reset the state of the previous iteration."""
         self.bad, self.gradient, self.stop = False, None, None
 
     def ask_ranks(self, bad_loss: bool, gradient: str | None) -> tuple[bool, bool]:
         """Return whether some rank's loss or gradient is not finite, and whether a gradient is."""
         bad = bad_loss or gradient is not None
-        told = any_rank_each([bad, gradient is not None, self.asked_to_stop()])
-        self.bad |= told[0]
+        flags = any_rank_each([bad, gradient is not None, self.asked_to_stop()])
+        self.bad |= flags[0]
         self.gradient = gradient or self.gradient
-        self.stop = told[2] or bool(self.stop)
-        return told[0], told[1]
+        self.stop = flags[2] or bool(self.stop)
+        return flags[0], flags[1]
 
 
 class GuardedStep(OptimWrapper):
-    """Mixed into the class of an optimizer wrapper: skips steps that are not finite.
+    """Skip steps that are not finite; mixed into the class of an optimizer wrapper.
 
     A skipped step changes neither weights nor the optimizer's state; a dynamic loss scale falls, as
     always. Micro-batches are counted here, as mmengine's own counts go on over iterations.
@@ -62,7 +63,7 @@ class GuardedStep(OptimWrapper):
 
     @contextmanager
     def micro_batches(self, count: int) -> Iterator[None]:
-        """Take the next `count` backward passes for one step, whose loss is their mean."""
+        """Use the next `count` backward passes for one step, whose loss is their mean."""
         self._micro_batches, self._done = count, 0
         try:
             yield
@@ -98,7 +99,7 @@ class GuardedStep(OptimWrapper):
         self._poisoned = self._overflowed = False
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load a state whether or not it has a loss scaler's, and this wrapper has a scaler."""
+        """Load a state whether or not it and this wrapper have a loss scaler."""
         if not hasattr(self, "loss_scaler") or not state_dict.get("loss_scaler"):
             state_dict = {k: v for k, v in state_dict.items() if k != "loss_scaler"}
         super().load_state_dict(state_dict)
@@ -122,7 +123,7 @@ class GuardedStep(OptimWrapper):
         self._overflowed |= overflowed
 
     def _gradients(self) -> dict[str, Tensor]:
-        """Return what this rank has of the gradients: under FSDP, of sums over all ranks."""
+        """Return this rank's part of the gradients: under FSDP, of sums over all ranks."""
         found = {}
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
@@ -140,7 +141,7 @@ def guard_steps(optim_wrapper: OptimWrapper, model: nn.Module) -> StepGuard:
 
     Args:
         optim_wrapper: changed in place.
-        model: whose parameters it trains, without its wrapper.
+        model: the model whose parameters it trains, without its wrapper.
 
     Returns:
         What the wrappers share.
@@ -153,12 +154,13 @@ def guard_steps(optim_wrapper: OptimWrapper, model: nn.Module) -> StepGuard:
         if not isinstance(wrapper, GuardedStep):
             vars(wrapper).pop("step", None)  # where schedulers built before have wrapped it
             wrapper.__class__ = _guarded(type(wrapper))
-            wrapper.guard, wrapper._names = guard, names
+            changed = cast(GuardedStep, wrapper)
+            changed.guard, changed._names = guard, names
     return guard
 
 
 def each_wrapper(optim_wrapper: OptimWrapper) -> list[OptimWrapper]:
-    """Return the wrappers of an `OptimWrapperDict`, or the one."""
+    """Return the wrappers of an `OptimWrapperDict`, or the single wrapper."""
     if isinstance(optim_wrapper, OptimWrapperDict):
         return list(optim_wrapper.values())
     return [optim_wrapper]
@@ -166,7 +168,7 @@ def each_wrapper(optim_wrapper: OptimWrapper) -> list[OptimWrapper]:
 
 @contextmanager
 def micro_batches(optim_wrapper: OptimWrapper, count: int) -> Iterator[None]:
-    """Take the next `count` backward passes of each guarded wrapper for one step."""
+    """Use the next `count` backward passes of each guarded wrapper for one step."""
     with ExitStack() as stack:
         for wrapper in each_wrapper(optim_wrapper):
             assert isinstance(wrapper, GuardedStep)
@@ -175,7 +177,7 @@ def micro_batches(optim_wrapper: OptimWrapper, count: int) -> Iterator[None]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a tensor; all of it where it is not divided."""
+    """Return this rank's part of a tensor; all of it if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

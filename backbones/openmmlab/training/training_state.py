@@ -1,4 +1,4 @@
-"""Training that goes on after a kill exactly as if there had been none.
+"""Save and restore training so that it continues after a kill exactly as without one.
 
 Random draws and data depend on the seed, the rank and the step alone (`seeds`, `seeded_data`). The
 rest of the state is in the checkpoint.
@@ -7,6 +7,7 @@ rest of the state is in the checkpoint.
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import EarlyStoppingHook, EMAHook, Hook
@@ -25,7 +26,7 @@ from .skip_bad_images import SkipBadImagesHook
 
 @HOOKS.register_module()
 class DueValidationHook(Hook):
-    """Validate first where the checkpoint resumed from was due to be validated, and was not."""
+    """Validate first if the checkpoint resumed from was due for validation and not validated."""
 
     priority = "LOWEST"
 
@@ -64,7 +65,7 @@ def check_resumable(path: str | Path, checkpoint: Mapping) -> None:
         isinstance(checkpoint.get(key), Mapping) for key in ("optimizer", "message_hub")
     ):
         raise InputError(
-            f"{path}: holds weights, not the state of a run; --resume goes on from a run's own "
+            f"{path}: holds weights, not the state of a run; --resume continues from a run's own "
             "checkpoints, --init-from starts from any",
             code="checkpoint-mismatch",
             where=path,
@@ -72,14 +73,14 @@ def check_resumable(path: str | Path, checkpoint: Mapping) -> None:
 
 
 class TrainingState:
-    """What a checkpoint holds beside mmengine's own.
+    """Collect what a checkpoint holds beyond mmengine's own content.
 
     These are the number of ranks, the buffers of each (batch statistics differ where nothing
     synchronizes them), the gradients of an accumulation under way, the patience of early stopping
     and the images that could not be read.
 
     Args:
-        runner: whose state to collect or to restore.
+        runner: the runner whose state to collect or to restore.
     """
 
     def __init__(self, runner):
@@ -88,7 +89,7 @@ class TrainingState:
     def collect(self) -> dict:
         """Return the state of all ranks; every rank calls it at the same point."""
         loop = self.runner.train_loop
-        state = dict(
+        state: dict[str, Any] = dict(
             world_size=get_world_size(),
             epoch_length=_length(loop.dataloader),
             processes=all_gather_object(self._of_this_rank()),
@@ -101,10 +102,10 @@ class TrainingState:
         return state
 
     def restore(self, state: dict | None) -> None:
-        """Set this rank as it was; log one line where that cannot be exact."""
+        """Restore this rank's state; log one line if that cannot be exact."""
         runner, loop = self.runner, self.runner.train_loop
         if state is None:
-            runner.logger.warning("the checkpoint is another program's: not resumed bit for bit")
+            runner.logger.warning("another program wrote the checkpoint: not resumed bit for bit")
             return
         for hook in self._hooks(EarlyStoppingHook):
             if "early_stopping" in state:
@@ -112,7 +113,7 @@ class TrainingState:
         for hook in self._hooks(SkipBadImagesHook):
             hook.found = set(state.get("unreadable_images", ()))
         before, length = state["epoch_length"], _length(loop.dataloader)
-        if isinstance(loop, EpochBasedTrainLoop) and length != before:
+        if isinstance(loop, EpochBasedTrainLoop) and length is not None and length != before:
             done = loop.iter - loop.epoch * before
             set_iteration(loop, loop.epoch * length + done * length // before)
         position = f"continues at epoch {runner.epoch}, iteration {runner.iter}, not bit for bit"

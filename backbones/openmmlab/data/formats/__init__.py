@@ -1,1 +1,1 @@
-"""Annotations of boxes and masks as people have them: COCO, YOLO and Pascal VOC."""
+"""Read annotations of boxes and masks: COCO, YOLO and Pascal VOC."""

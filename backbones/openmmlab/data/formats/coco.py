@@ -1,4 +1,4 @@
-"""COCO annotation files of one's own: found, completed and repaired where that is certain."""
+"""Find COCO annotation files of users, and complete and repair them where that is unambiguous."""
 
 import os
 import re
@@ -30,7 +30,7 @@ NOT_INSTANCES = ("captions", "person_keypoints", "stuff", "panoptic", "image_inf
 
 
 def find(root: Path) -> tuple[Found, InputError | None]:
-    """Find the COCO files in a folder and those below it.
+    """Find the COCO files in a folder and below it.
 
     Returns:
         The files by split, and the error of the first JSON file that cannot be read at all.
@@ -49,9 +49,9 @@ def find(root: Path) -> tuple[Found, InputError | None]:
 
 
 def read(root: Path, path: Path) -> Annotations:
-    """Read a COCO file whole and bring it into the form that COCO's own tools take.
+    """Read a COCO file whole and convert it into the form that COCO's own tools accept.
 
-    Ids are numbered anew where they are not sound, boxes, areas and flags that are missing are
+    Ids are renumbered if they are invalid, boxes, areas and flags that are missing are
     filled in, polygons are brought into one form; each is logged in a line with a count.
 
     Raises:
@@ -64,7 +64,7 @@ def read(root: Path, path: Path) -> Annotations:
     images, renamed = _image_folder(root, path, names)
     for image in content["images"]:
         image["file_name"] = renamed.get(image["file_name"], image["file_name"])
-    lines += [f"{len(renamed)} file names are written otherwise than the files'"] * bool(renamed)
+    lines += [f"{len(renamed)} file names are spelled differently from the files'"] * bool(renamed)
     unsized = [i for i in content["images"] if not (i.get("width") and i.get("height"))]
     for image in unsized:
         image["width"], image["height"] = image_size(images / image["file_name"])
@@ -76,7 +76,7 @@ def read(root: Path, path: Path) -> Annotations:
 
 
 def complete(content: dict[str, Any], path: Path) -> list[str]:
-    """Fill in and repair boxes, masks, areas and flags of a COCO file's content.
+    """Complete and repair boxes, masks, areas and flags of a COCO file's content.
 
     Args:
         content: rows with sound ids, images with sizes; changed in place.
@@ -109,12 +109,12 @@ def complete(content: dict[str, Any], path: Path) -> list[str]:
                 raise bad_row(path, f"{label}: segmentation: {one_line(fault)}")
             if mask != given:
                 row["segmentation"] = mask
-                changed("polygons not in COCO's form [[x, y, ...], ...]: brought into it")
+                changed("polygons not in COCO's form [[x, y, ...], ...]: converted")
         if not row.get("bbox"):
             if mask is None:
                 raise bad_row(path, f"{label} has neither bbox nor segmentation")
             row["bbox"] = box_of(mask, size)
-            changed("objects without bbox: made from their masks")
+            changed("objects without bbox: computed from their masks")
         elif len(row["bbox"]) != 4 or not are_numbers(row["bbox"]):
             raise bad_row(path, f"{label} has no box of four numbers")
         if "iscrowd" not in row or row["iscrowd"] not in (0, 1):
@@ -125,28 +125,28 @@ def complete(content: dict[str, Any], path: Path) -> list[str]:
             area = width * height if mask is None else area_of(mask, size)
             if "area" not in row or row["area"] is None or area > 0:
                 row["area"] = area
-                changed("objects without area: made from their masks or boxes")
+                changed("objects without area: computed from their masks or boxes")
     for line in _cover_thin(content["annotations"], thin):
         changed(line)
     return [f"{count} {what}" for what, count in counts.items()]
 
 
 def _cover_thin(rows: Sequence[dict], thin: Sequence[dict]) -> Iterator[str]:
-    """Make crowds of objects whose outlines are no area, and cover crowds that have no mask.
+    """Mark objects whose outlines have no area as crowds, and give crowds without a mask one.
 
     Where no object has a mask, boxes alone are trained, and nothing has to be covered.
     """
     if not any(row.get("segmentation") for row in rows):
-        yield from ["outlines of fewer than three points: boxes alone are read"] * len(thin)
+        yield from ["outlines of fewer than three points: only boxes are read"] * len(thin)
         return
     for row in thin:
         row["iscrowd"] = 1
-        yield "outlines of fewer than three points: these objects are neither learnt nor scored"
+        yield "outlines of fewer than three points: these objects are neither trained nor scored"
     for row in rows:
         if row["iscrowd"] and not row.get("segmentation"):
             row["segmentation"] = rectangle(row["bbox"])
             if not any(row is other for other in thin):
-                yield "crowds without a mask: their boxes are taken"
+                yield "crowds without a mask: their boxes are used as masks"
 
 
 def _image_folder(root: Path, path: Path, names: Sequence[str]) -> tuple[Path, dict[str, str]]:
@@ -162,12 +162,11 @@ def _image_folder(root: Path, path: Path, names: Sequence[str]) -> tuple[Path, d
     split = split_of(path.relative_to(root))
     folders.sort(key=lambda folder: split_of(folder.relative_to(root)) not in (split, None))
     if not names:
-        raise InputError(f"{one_line(path)}: names no image", code="no-data", where=path)
+        raise InputError(f"{one_line(path)}: lists no image", code="no-data", where=path)
     folder = next((folder for folder in folders if _find(folder, names[0])), None)
     if folder is None:
         raise InputError(
-            f"{one_line(path)}: {one_line(names[0])}, which it names, is nowhere in "
-            f"{one_line(root)}",
+            f"{one_line(path)}: {one_line(names[0])}, which it lists, is not in {one_line(root)}",
             code="bad-image",
             where=path,
         )
@@ -189,6 +188,6 @@ def _image_folder(root: Path, path: Path, names: Sequence[str]) -> tuple[Path, d
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    """Find an image by its name in a COCO file, which Windows may have written."""
+    """Find an image by its name in a COCO file, which may be a Windows path."""
     found = find_file(folder / name)
     return found or find_file(folder / name.replace("\\", "/"))

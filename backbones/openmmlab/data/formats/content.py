@@ -1,4 +1,4 @@
-"""What every format is read into: the content of a COCO annotation file."""
+"""Hold what every format is read into: the content of a COCO annotation file."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Found = dict[str | None, list[Path]]
 
 @dataclass
 class Annotations:
-    """One split's images and objects.
+    """Hold one split's images and objects.
 
     Attributes:
         source: file or folder they were read from.
@@ -69,7 +69,7 @@ def coco_content(
 
 
 def relative_name(image: Path, root: Path) -> str:
-    """Return an image's path below the folder of the data set, or all of it if it is elsewhere."""
+    """Return an image's path relative to the data set's folder, or its whole path if outside."""
     return str(image.relative_to(root) if image.is_relative_to(root) else image)
 
 

@@ -1,4 +1,4 @@
-"""Pascal VOC's XML files; their elements are parsed by supervision, which drops `difficult`."""
+"""Read Pascal VOC's XML files; supervision parses their elements but drops `difficult`."""
 
 import re
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ DECLARATION = re.compile(rb"^\s*<\?xml[^>]*encoding\s*=\s*[\"']([A-Za-z0-9._-]+)
 
 
 def find(root: Path) -> Found:
-    """Find the folders of XML files in a folder and those below it, by split."""
+    """Find the folders of XML files in a folder and below it, by split."""
     found: Found = {}
     for folder in sorted({path.parent for path in files_below(root, ".xml", depth=2)}):
         found.setdefault(split_of(folder.relative_to(root)), []).append(folder)
@@ -43,14 +43,14 @@ def find(root: Path) -> Found:
 
 
 def read(root: Path, folders: dict[str | None, Path]) -> dict[str | None, Annotations]:
-    """Read Pascal VOC; difficult objects become crowds, which are neither learnt nor missed.
+    """Read Pascal VOC; difficult objects become crowds, which are ignored in training and scoring.
 
     Args:
         root: folder of the data set.
-        folders: of XML files by split.
+        folders: folders of XML files by split.
 
     Raises:
-        InputError: a file is not XML, or its image or an object of it cannot be read.
+        InputError: a file is not XML, or its image or an object cannot be read.
     """
     _, voc = supervision_readers()
     files, folders = _files(root, folders)
@@ -76,7 +76,7 @@ def read(root: Path, folders: dict[str | None, Path]) -> dict[str | None, Annota
             for i, element in enumerate(tree.findall("object")):
                 box = detections.xyxy[i].astype(float)
                 if not np.isfinite(box).all():
-                    raise bad_row(path, f"object {i + 1}: holds no finite numbers")
+                    raise bad_row(path, f"object {i + 1}: has non-finite coordinates")
                 box[:2] += from_zero
                 code = None
                 if element.find("polygon") is not None:
@@ -92,17 +92,17 @@ def read(root: Path, folders: dict[str | None, Path]) -> dict[str | None, Annota
     }
     if from_zero:
         print_log(
-            f"{one_line(root)}: its boxes count from 0, not from 1 as Pascal VOC's do", "current"
+            f"{one_line(root)}: its coordinates start at 0, not at 1 as in Pascal VOC", "current"
         )
     if difficult:
-        print_log(f"{difficult} objects marked difficult are neither learnt nor scored", "current")
+        print_log(f"{difficult} objects marked difficult are neither trained nor scored", "current")
     return read
 
 
 def _files(
     root: Path, folders: dict[str | None, Path]
 ) -> tuple[dict[str | None, list[Path]], dict[str | None, Path]]:
-    """List the XML files of every split, ImageSets/Main's lists heeded; and their folders."""
+    """List the XML files of every split, by ImageSets/Main if present, and their folders."""
     sets = root / "ImageSets" / "Main"
     if list(folders) != [None] or not find_file(sets / "train.txt"):
         return {split: files_in(folder, ".xml") for split, folder in folders.items()}, folders
@@ -158,8 +158,8 @@ def _image(path: Path, filename: str) -> Path:
             if found and found.suffix.lower() in IMAGES:
                 return found
     raise InputError(
-        f"{one_line(path)}: its image {one_line(filename)} is neither beside it nor in JPEGImages, "
-        "images",
+        f"{one_line(path)}: its image {one_line(filename)} is neither beside it nor in JPEGImages "
+        "or images",
         code="bad-image",
         where=path,
     )

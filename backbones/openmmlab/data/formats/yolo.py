@@ -1,7 +1,7 @@
-"""YOLO's text files of boxes and polygons; the lines are parsed by supervision.
+"""Read YOLO's text files of boxes and polygons; supervision parses their lines.
 
 supervision draws polygons into whole-image masks, which would not fit into memory: they are kept
-here as they are written.
+here as written.
 """
 
 import os
@@ -44,12 +44,12 @@ ENTRIES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": (
 
 @dataclass
 class _Layout:
-    """What a data.yaml, or a folder without one, says.
+    """Hold what a data.yaml states, or what is known of a folder without one.
 
     Attributes:
         source: that file or folder.
         classes: names in the order of their labels.
-        images: by split.
+        images: images by split.
         key_points: numbers a line holds behind its box for key points.
     """
 
@@ -60,7 +60,7 @@ class _Layout:
 
 
 def find(root: Path) -> Found:
-    """Find data.yaml, or the folder of labels where a list of classes lies beside it."""
+    """Find data.yaml, or else the folder of labels beside a list of classes."""
     for path in files_in(root, ".yaml", ".yml"):
         text = path.read_bytes().replace(b"\0", b"")  # which `_from_yaml` decodes
         if re.search(rb"(^|[\r\n])(\xef\xbb\xbf|\xff\xfe|\xfe\xff)?[\"']?names[\"']?\s*:", text):
@@ -76,7 +76,7 @@ def find(root: Path) -> Found:
 
 
 def read(root: Path, path: Path) -> dict[str | None, Annotations]:
-    """Read YOLO boxes and polygons; an image without a label file is one without objects.
+    """Read YOLO boxes and polygons; an image without a label file has no objects.
 
     Args:
         root: folder of the data set.
@@ -132,7 +132,7 @@ def _objects(labels: Path, size: tuple[int, int], layout: _Layout, yolo: Any) ->
             )
         values = line.split()[1:]
         if not np.isfinite(box).all():
-            raise bad_row(labels, f"line {number}: holds no finite numbers")
+            raise bad_row(labels, f"line {number}: has non-finite coordinates")
         polygon = None
         if len(values) > 5:  # an odd one at the end is a score
             corners = np.array(values[: len(values) // 2 * 2], dtype=float).reshape(-1, 2)
@@ -142,7 +142,7 @@ def _objects(labels: Path, size: tuple[int, int], layout: _Layout, yolo: Any) ->
 
 
 def _from_folder(root: Path, labels: Path) -> _Layout:
-    """Read a folder without data.yaml: the splits are those that its folders are called by."""
+    """Read a folder without data.yaml; its folders' names give the splits."""
     names = next(found for name in CLASS_FILES if (found := find_file(root / name)))
     classes = [name.strip() for name in read_text(names).split("\n") if name.strip()]
     folder = next((f for f in folders_in(root) if f.name.lower() == "images"), root)
@@ -151,7 +151,7 @@ def _from_folder(root: Path, labels: Path) -> _Layout:
         images.setdefault(split_of(image.relative_to(root).parent), []).append(image)
     if None in images and len(images) > 1:
         raise InputError(
-            f"{one_line(images[None][0])}: in no split, but other images of {one_line(root)} are",
+            f"{one_line(images[None][0])}: belongs to no split, but others in {one_line(root)} do",
             code="bad-annotations",
             where=images[None][0],
         )
@@ -164,10 +164,10 @@ def _from_yaml(root: Path, path: Path) -> _Layout:
         names = data["names"]
         if isinstance(names, dict):
             if sorted(names) != list(range(len(names))):
-                raise bad_row(path, "names are not numbered from 0 on")
+                raise bad_row(path, "names are not numbered from 0")
             names = [names[key] for key in sorted(names)]
         if not isinstance(names, list) or not names:
-            raise bad_row(path, "names is no list of classes")
+            raise bad_row(path, "names is not a list of classes")
         key_points = int(np.prod(data.get("kpt_shape") or 0))
     except InputError:
         raise
@@ -189,7 +189,7 @@ def _from_yaml(root: Path, path: Path) -> _Layout:
 
 
 def _place(path: Path, data: dict, entry: str) -> Path | None:
-    """Find what an entry of data.yaml points at: below `path:`, the file's folder, or a moved one.
+    """Find the path of an entry of data.yaml: below `path:`, the file's folder, or a moved one.
 
     Links are not resolved: labels are found by the path as it is given.
     """
@@ -203,7 +203,7 @@ def _place(path: Path, data: dict, entry: str) -> Path | None:
 
 
 def _plain(path: Path) -> Path:
-    """Take `.` and `..` out of a path, unless they lead through a link."""
+    """Remove `.` and `..` from a path, unless they lead through a link."""
     plain = Path(os.path.normpath(path))
     return plain if plain.exists() and plain.samefile(path) else path
 
@@ -240,7 +240,7 @@ def _listed(place: Path, line: str, path: Path) -> Path:
 
 
 def label_file(image: Path) -> Path | None:
-    """Find an image's label file, by its path as given and then by what this is a link to.
+    """Find an image's label file, by its path as given and then by its resolved link.
 
     The rule is Ultralytics': the last folder called images becomes labels; or beside the image.
     """
