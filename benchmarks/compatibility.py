@@ -1,12 +1,12 @@
-"""Put ConvNeXt under every model family of mmdet's and mmseg's wheels, and write the table.
+"""Try ConvNeXt as the backbone of every model family of mmdet's and mmseg's wheels.
 
 python -m benchmarks.compatibility --out docs/compatibility
 python -m benchmarks.compatibility --out docs/compatibility --only RetinaNet DINO
 
-Each family is built from its stock config in narrow form, takes a step of training and predicts,
-on the branches that the libraries take on a CPU and again on those that they take on a GPU. It
-runs in a process of its own. OUT.json holds the outcomes and OUT.md the table; families that are
-not run keep theirs.
+Each family is built from its stock config with narrow heads, in a process of its own. It takes a
+training step and predicts, first on the branches that mmcv, mmdet and mmseg take on a CPU, then on
+those that they take on a GPU. OUT.json holds the outcomes and OUT.md a table of them; a family that
+is not run keeps its earlier outcome.
 """
 
 import argparse
@@ -40,13 +40,13 @@ BRANCHES = ("CPU", "GPU")
 
 @dataclass
 class Outcome:
-    """How far a family came.
+    """Hold the result of checking one family.
 
     Attributes:
-        errors: the step and first error of each branch that did not pass.
-        operators: of mmcv that a GPU's branches call.
-        untrained: parameters of the backbone without a gradient.
-        seconds: of both branches on one core.
+        errors: the failed step and its error, for each branch that did not pass.
+        operators: mmcv operators that the GPU branch calls.
+        untrained: the backbone's parameters that get no gradient.
+        seconds: the CPU time of both branches.
     """
 
     errors: dict[str, str] = field(default_factory=dict)
@@ -56,12 +56,12 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether it trains and predicts on both branches."""
+        """Return whether the family trains and predicts on both branches."""
         return not self.errors
 
 
 def losses_and_gradients(model: Any, batch: dict) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Return the losses of a seeded step and the gradients of the parameters, by name."""
+    """Return the losses and the gradients of the parameters of a seeded step, both by name."""
     torch.manual_seed(5)
     model.train()
     model.zero_grad()
@@ -81,13 +81,13 @@ def predict(model: Any, batch: dict) -> Any:
 
 
 def build_family(family: Family) -> Any:
-    """Return a family's model in narrow form."""
+    """Build a family's model with narrow heads."""
     options = dict(wide=family.wide, **family.backbone)
     return build(family.library, family.config, family.changes, **options)
 
 
 def batch_for(family: Family, model: Any, images: int) -> dict:
-    """Return a batch of images of the family's size, with what its model is trained on."""
+    """Return a batch of images of the family's size with the annotations that it trains on."""
     if family.library == "mmseg":
         return segmentation_batch(images, family.size)
     panoptic = any(hasattr(model, part) for part in ("panoptic_head", "semantic_head"))
@@ -101,15 +101,15 @@ def batch_for(family: Family, model: Any, images: int) -> dict:
 
 
 def check(family: Family) -> Outcome:
-    """Build, train and predict with a family on both branches, in this process."""
-    outcome, start = Outcome(), time.perf_counter()
-    MessageHub.get_current_instance().update_info("epoch", 0)  # TOOD asks for it
+    """Build a family's model, train it for a step and predict, on both branches in this process."""
+    outcome, start = Outcome(), time.process_time()
+    MessageHub.get_current_instance().update_info("epoch", 0)  # TOOD reads it
     losses: dict[str, dict[str, float]] = {}
     for branch in BRANCHES:
         step = "build"
         with gpu_branches() if branch == "GPU" else nullcontext(Counter()) as calls:
             try:
-                # Anew: some losses keep averages of earlier steps outside the model's state.
+                # A new model for each branch: some losses keep averages of earlier steps.
                 model = build_family(family)
                 step = "train"
                 losses[branch], gradients = losses_and_gradients(model, batch_for(family, model, 2))
@@ -127,17 +127,17 @@ def check(family: Family) -> Outcome:
                 outcome.errors[branch] = f"{step}: {_first_line(error)}"
     names = (re.sub(r"_(forward|backward\w*)$", "", name) for name in calls)
     outcome.operators = sorted(set(names) - {"nms", "softnms", "roi_align"})
-    outcome.seconds = round(time.perf_counter() - start, 1)
+    outcome.seconds = round(time.process_time() - start, 1)
     return outcome
 
 
 def _assert_trains(
     losses: dict[str, float], expected: dict[str, float], gradients: dict[str, Tensor]
 ) -> None:
-    """Check that losses are the CPU branch's, and that gradients are numbers and not all 0."""
+    """Check losses against the CPU branch's, and that gradients are finite and not all 0."""
     for name, value in losses.items():
         if not isclose(value, expected[name], rel_tol=1e-3, abs_tol=1e-5):
-            raise ValueError(f"{name} is {value:.5g}, on the CPU's branch {expected[name]:.5g}")
+            raise ValueError(f"{name} is {value:.5g}, on the CPU branch {expected[name]:.5g}")
     for name, gradient in gradients.items():
         if not gradient.isfinite().all():
             raise ValueError(f"the gradient of {name} is not finite")
@@ -146,7 +146,7 @@ def _assert_trains(
 
 
 def _assert_numbers(sample: Any) -> None:
-    """Check that something was predicted, in finite numbers."""
+    """Check that the model predicted something, and that every number is finite."""
     parts = {"pred_instances", "pred_panoptic_seg", "pred_sem_seg"} & set(sample.keys())
     if not parts:
         raise ValueError("nothing was predicted")
@@ -162,8 +162,8 @@ def _first_line(error: Exception) -> str:
 
 
 def check_apart(family: Family, limit: float) -> Outcome:
-    """Check a family in a process of its own that has `limit` seconds."""
-    context = multiprocessing.get_context("fork")  # everything is imported already
+    """Check a family in a process of its own, which is stopped after `limit` seconds."""
+    context = multiprocessing.get_context("fork")  # which has everything imported
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_check_and_send, args=(family, sender))
     process.start()
@@ -188,36 +188,37 @@ def _check_and_send(family: Family, sender: Connection) -> None:
 
 
 def table(outcomes: dict[Family, Outcome]) -> str:
-    """Return the page: counts, what works, and what does not with the reason."""
+    """Return the page in Markdown: counts, a table of each library, and reasons for failures."""
     works = {family: outcome for family, outcome in outcomes.items() if outcome.passed}
     on_cpu = sum("CPU" not in outcome.errors for outcome in outcomes.values())
     lines = [
-        "# ConvNeXt under the model families of mmdet and mmseg",
+        "# ConvNeXt as the backbone of mmdet's and mmseg's models",
         "",
         f"Of the {len(outcomes)} families whose configs the wheels of onedl-mmdetection "
         f"{version('onedl-mmdetection')} and onedl-mmsegmentation "
         f"{version('onedl-mmsegmentation')} carry, {on_cpu} train and predict with ConvNeXt on a "
-        f"CPU, and {len(works)} also on the branches that mmcv, mmdet and mmseg take on a GPU.",
+        f"CPU, and {len(works)} also on the branches that mmcv, mmdet and mmseg take on a GPU. "
+        "`python -m benchmarks.compatibility --out docs/compatibility` writes this page.",
         "",
-        "Each was built from its stock config with ConvNeXt-Atto and narrow heads, took a step of "
-        "training whose losses and gradients are finite, and predicted. The branches of a GPU were "
-        "run on a CPU (`benchmarks/gpu_branches.py`); their losses are those of the CPU's "
-        "branches. Accuracy is another question. `python -m benchmarks.compatibility --out "
-        "docs/compatibility` writes this page.",
+        "A family works if its stock config with ConvNeXt-Atto and narrow heads builds, takes a "
+        "training step with finite losses and gradients, and predicts finite values. The GPU "
+        "branches ran on a CPU (`benchmarks/gpu_branches.py`) and gave the losses of the CPU "
+        "branches. Nothing here was trained to convergence.",
         "",
-        "Operators are those of mmcv beyond `nms`, `softnms` and `roi_align` that a GPU's branches "
-        "call; all of them run without a compiled mmcv ([operators.md](operators.md)). Exceptions "
-        "are what a config needs beside ConvNeXt and its widths.",
+        "*Operators* are the mmcv operators that the GPU branch calls besides `nms`, `softnms` and "
+        "`roi_align`; all of them run without a compiled mmcv ([operators.md](operators.md)). "
+        "*Exceptions* are what the config needs besides `type='ConvNeXt'` and the widths of its "
+        "maps.",
     ]
     for library in ("mmdet", "mmseg"):
         lines += ["", f"## {library}", ""]
         lines += [
-            "| family | CPU | GPU's branches | operators | exceptions |",
+            "| family | CPU | GPU branches | operators | exceptions |",
             "|---|---|---|---|---|",
         ]
         lines += [_row(f, o) for f, o in outcomes.items() if f.library == library]
-    lines += ["", "## What does not work, and why", ""]
-    lines += ["| family | why | first error |", "|---|---|---|"]
+    lines += ["", "## What does not work", ""]
+    lines += ["| family | reason | first error |", "|---|---|---|"]
     for family, outcome in outcomes.items():
         if not outcome.passed:
             error = next(iter(outcome.errors.values())).replace("|", "\\|")
@@ -241,19 +242,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="table and outcomes to write, without suffix"
+        "--out",
+        type=Path,
+        required=True,
+        help="path of the table (.md) and the outcomes (.json), without the suffix",
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="FAMILY", help="families to run (default: all)"
+        "--only", nargs="+", metavar="FAMILY", help="names of the families to run (default: all)"
     )
     parser.add_argument(
-        "--limit", type=float, default=600, help="seconds that a family may take (default: 600)"
+        "--limit",
+        type=float,
+        default=600,
+        help="seconds after which a family is stopped (default: 600)",
     )
     args = parser.parse_args()
     families = {family.name: family for family in FAMILIES}
     if unknown := set(args.only or ()) - set(families):
         raise InputError(
-            f"--only: {', '.join(sorted(unknown))}: not among {', '.join(families)}",
+            f"--only: unknown {', '.join(sorted(unknown))}; the families are {', '.join(families)}",
             code="bad-argument",
             where="--only",
         )
@@ -268,7 +275,7 @@ def main() -> None:
 
 
 def read_outcomes(out: Path) -> dict[str, Outcome]:
-    """Return the outcomes of earlier runs by family; none where there is no file."""
+    """Return the outcomes of earlier runs by family, or an empty dict if there is no file."""
     path = out.with_suffix(".json")
     if not path.is_file():
         return {}
@@ -276,7 +283,7 @@ def read_outcomes(out: Path) -> dict[str, Outcome]:
 
 
 def write_outcomes(out: Path, outcomes: dict[str, Outcome]) -> None:
-    """Write the outcomes by family."""
+    """Write the outcomes by family to OUT.json."""
     text = json.dumps({name: asdict(outcome) for name, outcome in outcomes.items()}, indent=1)
     write_atomically(out.with_suffix(".json"), text + "\n")
 

@@ -1,7 +1,7 @@
-"""The model families of mmdet's and mmseg's wheels, each by a config of its own.
+"""List the model families of mmdet's and mmseg's wheels, each with one of its configs.
 
-A family is a kind of neck, head or training that a backbone is put under; its other configs differ
-in the backbone, the data or the schedule.
+A family is a kind of neck, head or training; its other configs differ in the backbone, the data or
+the schedule.
 """
 
 from dataclasses import dataclass, field
@@ -10,19 +10,19 @@ from typing import Any
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """A family and what its config needs beside ConvNeXt in it.
+    """Describe a family and what its config needs besides the new backbone.
 
     Attributes:
-        name: as the field calls it.
+        name: the family's usual name.
         library: `mmdet` or `mmseg`.
-        config: its config in the library's wheel, without the suffix.
-        changes: values of keys below `model`, set after the model has been narrowed.
+        config: the config's path below `configs` in the library's wheel, without the suffix.
+        changes: new values of keys below `model`, set after the model has been narrowed.
         backbone: arguments of ConvNeXt other than its size.
-        wide: whether its widths are fixed in its code, so that they stay.
-        size: (height, width) of the images.
-        masks: whether its images come with masks; detectors of boxes ignore them otherwise.
-        needs: a package that the library asks for and does not declare.
-        reason: why nobody's ConvNeXt can be put there, where that is so.
+        wide: whether its heads keep their widths, which their code fixes.
+        size: (height, width) of the images in pixels.
+        masks: whether the images have masks; RTMDet's box detector fails on them.
+        needs: a package that the library imports and does not declare.
+        reason: why it does not work with any ConvNeXt; empty if it does.
     """
 
     name: str

@@ -1,10 +1,9 @@
-"""Configs of mmdet's and mmseg's wheels with ConvNeXt-Atto and narrow heads, and batches for them.
+"""Put ConvNeXt-Atto into the configs of mmdet's and mmseg's wheels, narrow them, and make batches.
 
-The structure of a model stays as it is published: what is cut are widths, repeated layers, queries
-and proposals.
+A model keeps its published structure; widths, repeated layers, queries and proposals are cut.
 """
 
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ NARROW = dict(
 
 
 def fixed(node: dict, key: str) -> bool:
-    """Return whether other keys depend on this one: CondInst's mask layers count parameters."""
+    """Return whether other keys depend on this one: CondInst's num_params on num_layers."""
     return key == "num_layers" and "mask_feature_head" in node
 
 
@@ -76,36 +75,36 @@ def fit_decode_heads(node: Any) -> Any:
 
 
 def stock_config(library: str, name: str) -> Config:
-    """Return a config of a library's wheel by its name below `configs`, without suffix."""
-    (package,) = find_spec(library).submodule_search_locations
-    return Config.fromfile(Path(package) / ".mim" / "configs" / f"{name}.py")
+    """Return a config of a library's wheel by its path below `configs`, without the suffix."""
+    package = Path(str(files(library)))
+    return Config.fromfile(package / ".mim" / "configs" / f"{name}.py")
 
 
 def convnext(theirs: dict, **arguments: Any) -> dict:
-    """Return ConvNeXt-Atto that gives the maps which a config's own backbone gives.
+    """Return the config of a ConvNeXt-Atto with the output maps of a config's own backbone.
 
     Args:
-        theirs: the config's backbone.
-        arguments: of ConvNeXt, in place of what follows from theirs.
+        theirs: the config's own backbone.
+        arguments: arguments of ConvNeXt that replace those derived from `theirs`.
     """
     indices = tuple(theirs.get("out_indices", (0, 1, 2, 3)))
-    if max(indices) > 3:  # another network's way of counting
+    if max(indices) > 3:  # a network that counts blocks or layers, not stages
         indices = tuple(range(4 - len(indices), 4))
     strides = tuple(theirs.get("strides", (1, 2, 2, 2)))
-    ours = dict(type="ConvNeXt", arch=ARCH, out_indices=indices)
+    ours: dict[str, Any] = dict(type="ConvNeXt", arch=ARCH, out_indices=indices)
     if len(strides) == 4 and strides != (1, 2, 2, 2):
         ours["output_stride"] = 4 * int(np.prod(strides))
     return ours | arguments
 
 
 def narrowed(library: str, name: str, wide: bool = False, **backbone: Any) -> dict:
-    """Return the model of a stock config with ConvNeXt-Atto and narrow heads, to be built.
+    """Return the model of a stock config with ConvNeXt-Atto and narrow heads, as a dict.
 
     Args:
         library: `mmdet` or `mmseg`.
-        name: of the config, as in `stock_config`.
+        name: the config's path, as in `stock_config`.
         wide: whether its heads keep their widths.
-        backbone: arguments of ConvNeXt beside its size.
+        backbone: arguments of ConvNeXt other than its size.
     """
     model = stock_config(library, name).model.to_dict()
     theirs = model.pop("backbone")
@@ -139,11 +138,11 @@ def narrowed(library: str, name: str, wide: bool = False, **backbone: Any) -> di
 
 
 def build(library: str, name: str, changes: dict | None = None, **options: Any) -> Any:
-    """Build what `narrowed` returns, with seeded weights.
+    """Build the model that `narrowed` returns, with seeded weights.
 
     Args:
-        library, name, options: as there.
-        changes: values of keys below `model`.
+        library, name, options: as in `narrowed`.
+        changes: new values of keys below `model`.
     """
     config = Config(dict(model=narrowed(library, name, **options)))
     config.merge_from_dict({f"model.{key}": value for key, value in (changes or {}).items()})
@@ -155,7 +154,7 @@ def build(library: str, name: str, changes: dict | None = None, **options: Any) 
 
 
 def shorten(node: Any) -> Any:
-    """Cut repeated layers, and take norms of one process in the place of those of several."""
+    """Cut repeated layers, and replace SyncBN, which needs several processes, by BN."""
     if isinstance(node, list | tuple):
         return type(node)(shorten(child) for child in node)
     if not isinstance(node, dict):
@@ -175,14 +174,14 @@ def detection_batch(
     masks: bool = True,
     proposals: bool = False,
 ) -> dict:
-    """Return a batch of images with two boxes and a map of things and stuff each.
+    """Return a batch of images, each with two boxes and a map of things and stuff.
 
     Args:
-        images: how many.
-        size: (height, width).
-        stuff: the label of what surrounds the two things.
+        images: the number of images.
+        size: (height, width) in pixels.
+        stuff: the label of every pixel outside the two boxes.
         masks: whether the boxes have masks.
-        proposals: whether the images have proposals of regions.
+        proposals: whether the images have region proposals.
     """
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
@@ -224,8 +223,8 @@ def segmentation_batch(images: int, size: tuple[int, int] = (64, 64)) -> dict:
     """Return a batch of images with label maps of 19 classes.
 
     Args:
-        images: how many.
-        size: (height, width).
+        images: the number of images.
+        size: (height, width) in pixels.
     """
     from mmseg.structures import SegDataSample
 
