@@ -1,4 +1,4 @@
-"""Model families that call mmcv's operators: a step of training and a prediction, both branches.
+"""Compare the CPU and the GPU branches of model families that call mmcv's operators.
 
 The configs are those of mmdet's and mmseg's wheels, with ConvNeXt-Atto and narrow heads.
 """
@@ -22,7 +22,7 @@ DCN = {"deform_conv_forward", "deform_conv_backward_input", "deform_conv_backwar
 MODULATED = {"modulated_deform_conv_forward", "modulated_deform_conv_backward"}
 slow = pytest.mark.slow
 NAMED = {family.name: family for family in FAMILIES}
-# Family, and the operators that a step calls.
+# The operators that a training step of each family calls.
 DETECTORS = {
     "RetinaNet": FOCAL,
     "FCOS": FOCAL,
@@ -41,8 +41,8 @@ QUICK = ("RetinaNet", "DyHead", "DINO")
 
 
 def assert_trains_and_predicts(family: Family, operators: set[str]):
-    """Check a step on both branches, and return what the model predicts after it."""
-    MessageHub.get_current_instance().update_info("epoch", 0)  # TOOD asks for it
+    """Check a training step on both branches, and return what the model predicts after it."""
+    MessageHub.get_current_instance().update_info("epoch", 0)  # TOOD reads it
     model = build_family(family)
 
     def batch() -> dict:
@@ -56,7 +56,7 @@ def assert_trains_and_predicts(family: Family, operators: set[str]):
     assert gradients.keys() == expected_gradients.keys()
     largest = max(gradient.abs().max().item() for gradient in expected_gradients.values())
     for name, gradient in gradients.items():
-        # Some are 0 but for rounding, as of a bias before a normalisation.
+        # Some are 0 except for rounding, such as that of a bias before a normalisation.
         scale = max(expected_gradients[name].abs().max().item(), 1e-3 * largest)
         assert gradient.isfinite().all(), name
         torch.testing.assert_close(gradient, expected_gradients[name], rtol=0, atol=1e-3 * scale)

@@ -1,4 +1,4 @@
-"""Model families of mmdet's and mmseg's wheels with ConvNeXt in them, on both branches."""
+"""Check the compatibility program: families on both branches, its table and its errors."""
 
 import json
 from importlib.util import find_spec
