@@ -270,8 +270,8 @@ def main() -> None:
         told = "; ".join(f"{branch}: {error}" for branch, error in outcome.errors.items())
         print(f"{name}: {told or 'passed'} ({outcome.seconds:.1f} s)", flush=True)
         write_outcomes(args.out, outcomes)
-    known = {families[name]: outcomes[name] for name in families if name in outcomes}
-    write_atomically(args.out.with_suffix(".md"), table(known))
+        known = {families[name]: outcomes[name] for name in families if name in outcomes}
+        write_atomically(args.out.with_suffix(".md"), table(known))
 
 
 def read_outcomes(out: Path) -> dict[str, Outcome]:

@@ -110,6 +110,8 @@ def narrowed(library: str, name: str, wide: bool = False, **backbone: Any) -> di
     theirs = model.pop("backbone")
     if library == "mmdet":
         model = fit_neck(shorten(model)) if wide else narrow(model)
+        for part in ("train_cfg", "test_cfg"):
+            thin_out(model.get(part) or {})
         preprocessor = model["data_preprocessor"]
         preprocessor.pop("batch_augments", None)
         preprocessor.update(mean=[120.0] * 3, std=[60.0] * 3, pad_mask=True, pad_size_divisor=32)
@@ -165,6 +167,17 @@ def shorten(node: Any) -> Any:
         key: 1 if key == "num_layers" and not fixed(node, key) else shorten(value)
         for key, value in node.items()
     }
+
+
+def thin_out(node: Any) -> None:
+    """Cut the numbers of proposals, of regions sampled from them and of predictions, in place."""
+    for value in node.values() if isinstance(node, dict) else node:
+        if isinstance(value, dict | list | tuple):
+            thin_out(value)
+    if isinstance(node, dict):
+        for key in {"max_per_img", "num"} & node.keys():
+            if isinstance(node[key], int) and node[key] > 0:
+                node[key] = min(node[key], 50)
 
 
 def detection_batch(
