@@ -103,7 +103,8 @@ def batch_for(family: Family, model: Any, images: int) -> dict:
 def check(family: Family) -> Outcome:
     """Build a family's model, train it for a step and predict, on both branches in this process."""
     outcome, start = Outcome(), time.process_time()
-    MessageHub.get_current_instance().update_info("epoch", 0)  # TOOD reads it
+    # TOOD reads the epoch, BoxInst the iteration.
+    MessageHub.get_current_instance().update_info_dict(dict(epoch=0, iter=1))
     losses: dict[str, dict[str, float]] = {}
     for branch in BRANCHES:
         step = "build"

@@ -102,7 +102,9 @@ DETECTORS = (
     _detector("GA-RPN", "guided_anchoring/ga-rpn_r50_fpn_1x_coco"),
     _detector("GA-Faster R-CNN", "guided_anchoring/ga-faster-rcnn_r50_fpn_1x_coco"),
     _detector("Sparse R-CNN", "sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco"),
-    _detector("QueryInst", "queryinst/queryinst_r50_fpn_1x_coco"),
+    _detector(
+        "QueryInst", "queryinst/queryinst_r50_fpn_1x_coco", {"test_cfg.rcnn.max_per_img": 20}
+    ),
     # One stage.
     _detector("GA-RetinaNet", "guided_anchoring/ga-retinanet_r50_fpn_1x_coco"),
     _detector("RetinaNet", "retinanet/retinanet_r50_fpn_1x_coco"),
@@ -177,7 +179,7 @@ DETECTORS = (
         },
         backbone=dict(out_indices=(2, 3), output_stride=16),
         size=(320, 320),
-        reason="its prediction fails in mmdet itself, with any backbone",
+        reason="prediction reads `loss_cls`, which mmdet's SSDHead lacks: any backbone fails",
     ),
     # Instances and panoptics.
     _detector("YOLACT", "yolact/yolact_r50_1xb8-55e_coco"),
@@ -215,27 +217,27 @@ DETECTORS = (
         "ddq/ddq-detr-4scale_r50_8xb2-12e_coco",
         {"bbox_head.embed_dims": 32, "decoder.num_layers": 2},
     ),
-    # Backbones by design.
+    # Tied to another backbone or package.
     _detector(
         "Grounding DINO",
         "grounding_dino/grounding_dino_r50_scratch_8xb2_1x_coco",
-        reason="its text encoder is downloaded, and mmdet's class of it reads a method that "
-        "transformers 5 no longer has",
+        reason="mmdet's BertModel calls `batch_encode_plus`, which transformers 5 lacks, and its "
+        "text encoder's weights are downloaded: any backbone fails",
     ),
     _detector(
         "DetectoRS RFP",
         "detectors/cascade-rcnn_r50-rfp_1x_coco",
-        reason="its neck runs a DetectoRS_ResNet again on its own maps",
+        reason="its neck feeds its output back into the layers of a DetectoRS_ResNet",
     ),
     _detector(
         "DetectoRS RFP with SAC",
         "detectors/detectors_cascade-rcnn_r50_1x_coco",
-        reason="its neck runs a DetectoRS_ResNet again on its own maps",
+        reason="its neck feeds its output back into the layers of a DetectoRS_ResNet",
     ),
     _detector(
         "TridentNet",
         "tridentnet/tridentnet_r50-caffe_1x_coco",
-        reason="its detector asks a TridentResNet for its branches",
+        reason="the detector reads the three branches of a TridentResNet",
     ),
 )
 SEGMENTORS = (
@@ -280,7 +282,7 @@ SEGMENTORS = (
         "SETR MLA",
         "setr/setr_vit-l_mla_8xb2-160k_ade20k-512x512",
         backbone=dict(out_indices=(0, 1, 2, 3)),
-        reason="its neck takes four maps of one width and one resolution",
+        reason="its neck adds four maps of one resolution, as a vision transformer's are",
     ),
     _segmentor("OCRNet, FCN first", "ocrnet/ocrnet_r101-d8_4xb2-40k_cityscapes-512x1024"),
     _segmentor("OCRNet, HRNet's form", "ocrnet/ocrnet_hr18_4xb4-160k_ade20k-512x512"),
@@ -328,17 +330,17 @@ SEGMENTORS = (
         "mobilenet_v3/mobilenet-v3-d8_lraspp_4xb4-320k_cityscapes-512x1024",
         {"decode_head.in_channels": (40, 80, 320)},
         backbone=dict(out_indices=(0, 1, 3), output_stride=8),
-        size=(416, 416),  # it pools windows of 49 x 49
+        size=(416, 416),  # its pooling window of 49 x 49 must fit the map
     ),
     _segmentor(
         "ICNet",
         "icnet/icnet_r50-d8_4xb2-80k_cityscapes-832x832",
-        reason="it takes a ResNet apart, its stem and each of its layers",
+        reason="its backbone calls the stem and the layers of a ResNet one by one",
     ),
     _segmentor(
         "DPT",
         "dpt/dpt_vit-b16_8xb2-160k_ade20k-512x512",
-        reason="its head takes tokens and a class token of a vision transformer",
+        reason="its head reads the tokens and the class token of a vision transformer",
     ),
 )
 FAMILIES = DETECTORS + SEGMENTORS
