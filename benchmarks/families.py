@@ -103,7 +103,13 @@ DETECTORS = (
     _detector("GA-Faster R-CNN", "guided_anchoring/ga-faster-rcnn_r50_fpn_1x_coco"),
     _detector("Sparse R-CNN", "sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco"),
     _detector(
-        "QueryInst", "queryinst/queryinst_r50_fpn_1x_coco", {"test_cfg.rcnn.max_per_img": 20}
+        "QueryInst",
+        "queryinst/queryinst_r50_fpn_1x_coco",
+        {
+            "test_cfg.rcnn.max_per_img": 20,
+            # Untrained boxes lie outside the image, where mmdet cannot paste a mask on a CPU.
+            "roi_head.bbox_head.5.bbox_coder.clip_border": True,
+        },
     ),
     # One stage.
     _detector("GA-RetinaNet", "guided_anchoring/ga-retinanet_r50_fpn_1x_coco"),
@@ -221,17 +227,20 @@ DETECTORS = (
     _detector(
         "Grounding DINO",
         "grounding_dino/grounding_dino_r50_scratch_8xb2_1x_coco",
+        wide=True,
         reason="mmdet's BertModel calls `batch_encode_plus`, which transformers 5 lacks, and its "
         "text encoder's weights are downloaded: any backbone fails",
     ),
     _detector(
         "DetectoRS RFP",
         "detectors/cascade-rcnn_r50-rfp_1x_coco",
+        {"neck.rfp_backbone.pretrained": None, "neck.rfp_backbone.rfp_inplanes": 32},
         reason="its neck feeds its output back into the layers of a DetectoRS_ResNet",
     ),
     _detector(
         "DetectoRS RFP with SAC",
         "detectors/detectors_cascade-rcnn_r50_1x_coco",
+        {"neck.rfp_backbone.pretrained": None, "neck.rfp_backbone.rfp_inplanes": 32},
         reason="its neck feeds its output back into the layers of a DetectoRS_ResNet",
     ),
     _detector(

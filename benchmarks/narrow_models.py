@@ -51,8 +51,9 @@ def narrow(node: Any) -> Any:
 
 def fit_neck(model: dict) -> dict:
     """Fit a model's neck to the backbone's maps."""
-    widths = WIDTHS[4 - len(model["neck"]["in_channels"]) :]
-    return model | dict(neck=model["neck"] | dict(in_channels=list(widths)))
+    theirs = model["neck"]["in_channels"]
+    widths = type(theirs)(WIDTHS[4 - len(theirs) :])  # JPU takes a tuple, others a list
+    return model | dict(neck=model["neck"] | dict(in_channels=widths))
 
 
 def fit_decode_heads(node: Any) -> Any:
