@@ -195,10 +195,11 @@ def table(outcomes: dict[Family, Outcome]) -> str:
     lines = [
         "# ConvNeXt as the backbone of mmdet's and mmseg's models",
         "",
-        f"Of the {len(outcomes)} families whose configs the wheels of onedl-mmdetection "
+        f"{len(outcomes)} of the {len(FAMILIES)} model families in the wheels of onedl-mmdetection "
         f"{version('onedl-mmdetection')} and onedl-mmsegmentation "
-        f"{version('onedl-mmsegmentation')} carry, {on_cpu} train and predict with ConvNeXt on a "
-        f"CPU, and {len(works)} also on the branches that mmcv, mmdet and mmseg take on a GPU. "
+        f"{version('onedl-mmsegmentation')} were tried. {on_cpu} train and predict with "
+        f"ConvNeXt on a CPU, and {len(works)} also on the branches that mmcv, mmdet and mmseg take "
+        "on a GPU. "
         "`python -m benchmarks.compatibility --out docs/compatibility` writes this page.",
         "",
         "A family works if its stock config with ConvNeXt-Atto and narrow heads builds, takes a "
@@ -211,6 +212,8 @@ def table(outcomes: dict[Family, Outcome]) -> str:
         "*Exceptions* are what the config needs besides `type='ConvNeXt'` and the widths of its "
         "maps.",
     ]
+    if left := [family.name for family in FAMILIES if family not in outcomes]:
+        lines += ["", f"Not run yet: {'; '.join(left)}."]
     for library in ("mmdet", "mmseg"):
         lines += ["", f"## {library}", ""]
         lines += [
