@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from support.mmcv_ops import HALVES, assert_rounded_once, gpu, gpu_branches
+from support.mmcv_ops import HALVES, assert_rounded_once, gpu
 
 from backbones.openmmlab import mmcv_ops
+from benchmarks.gpu_branches import gpu_branches
 
 if not mmcv_ops.install():
     pytest.skip("this mmcv has compiled ops of its own", allow_module_level=True)

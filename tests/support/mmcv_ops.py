@@ -1,16 +1,9 @@
 """Share code between the tests of mmcv's operators."""
 
-import functools
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from unittest.mock import patch
+from collections.abc import Callable
 
 import pytest
 import torch
-
-from backbones.openmmlab import mmcv_ops
 
 HALVES = [torch.float16, torch.bfloat16]
 gpu = pytest.param(
@@ -20,34 +13,6 @@ gpu = pytest.param(
         pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     ],
 )
-
-
-@contextmanager
-def gpu_branches() -> Iterator[Counter]:
-    """Send CPU tensors down the branches that mmcv, mmdet and mmseg take for a GPU's.
-
-    Yields how often each operator of mmcv was called.
-    """
-    import mmcv.ops
-
-    extension = sys.modules["mmcv._ext"]
-    calls = Counter()
-
-    def counted(name, operator):
-        @functools.wraps(operator)
-        def call(*args, **kwargs):
-            calls[name] += 1
-            return operator(*args, **kwargs)
-
-        return call
-
-    with (
-        patch.multiple(extension, **{n: counted(n, f) for n, f in mmcv_ops.OPERATORS.items()}),
-        patch.object(mmcv.ops.multi_scale_deform_attn, "IS_CUDA_AVAILABLE", True),
-        patch.object(torch.Tensor, "is_cuda", True),
-        patch.object(torch.cuda, "is_available", lambda: True),
-    ):
-        yield calls
 
 
 def assert_rounded_once(
