@@ -285,7 +285,7 @@ def test_agreement_names_what_is_beyond_the_tolerance():
     assert agreement.problem(1.9e-3) == "1 of 100 detections differ"
     agreement.add(dict(boxes=float("nan")))
     agreement.finite = False
-    assert "not a number" in agreement.problem(1.0)
+    assert "NaN" in agreement.problem(1.0)
 
 
 @pytest.fixture(scope="module")

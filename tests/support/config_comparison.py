@@ -37,6 +37,7 @@ ALLOWED = {
     "optim_wrapper.paramwise_cfg.num_layers": "comes from the depths",
     "optim_wrapper.dtype": "bf16 instead of fp16",
     "optim_wrapper.loss_scale": "dynamic is the default",
+    "env_cfg.tf32": "a GPU's float32 products, which mmengine leaves to PyTorch",
     "default_hooks.checkpoint.type": "a checkpoint is read back before it takes its name",
     "val_evaluator.type": "faster, the same figures",
     "test_evaluator.type": "faster, the same figures",

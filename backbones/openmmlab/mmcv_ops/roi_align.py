@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from backbones.ops.roi_align import roi_align
-
 from .precision import compute_dtype
 from .roi_bins import BilinearSamples, RoIBins
 from .torchvision_kernels import torchvision_kernels
@@ -96,6 +94,9 @@ def roi_align_backward(
         grad_input.copy_(gradient)
         return
     if grad_output.is_cuda and torch.are_deterministic_algorithms_enabled():
+        # Imported here: these operators also load without the package, as mmcv's own would.
+        from backbones.ops.roi_align import roi_align
+
         with torch.enable_grad():
             x = torch.zeros_like(grad_input, dtype=dtype, requires_grad=True)
             y = roi_align(
