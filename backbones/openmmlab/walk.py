@@ -38,8 +38,8 @@ def class_counts(model: Any, path: str = "model") -> Iterator[tuple[str, dict]]:
 
 
 def replace_type(config: Any, old: str, new: str) -> int:
-    """Replace `type=old` by `type=new` everywhere and return how many there were."""
-    found = [node for _, node in nodes(config) if node.get("type") == old]
+    """Replace the type named `old`, in any scope, everywhere and return how many there were."""
+    found = [node for _, node in nodes(config) if type_name(node) == old]
     for node in found:
         node["type"] = new
     return len(found)

@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 from backbones.errors import InputError
 from backbones.openmmlab.data.own_data import use_data
 from backbones.openmmlab.tasks import task_of
-from backbones.openmmlab.walk import nodes, type_name
+from backbones.openmmlab.walk import replace_type
 from backbones.weights import check_path, trusted, work_offline
 
 from .global_batch import batch_norm_note, set_global_batch
@@ -172,10 +172,7 @@ def use_our_decoder(config: Config) -> None:
     a file that cannot be read is named.
     """
     loaders = [config.get(f"{split}_dataloader") for split in ("train", "val", "test")]
-    steps = [step for _, step in nodes(loaders) if type_name(step) == "LoadImageFromFile"]
-    for step in steps:
-        step["type"] = "LoadImage"
-    if steps:
+    if replace_type(loaders, "LoadImageFromFile", "LoadImage"):
         _import(config, "backbones.openmmlab.data.loading")
 
 
