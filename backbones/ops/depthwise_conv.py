@@ -9,9 +9,10 @@ from torch.autograd.function import once_differentiable
 
 from .cpu_path import cpu_path_applies
 
-# Pixels that one float32 sum runs over. Longer sums are a little faster and less exact; with this
-# many the error against float64 stays below 1.5 times that of PyTorch's own gradient.
-PIXELS_PER_SUM = 512
+# Pixels that one float32 sum runs over. Longer sums are a little faster and less exact: with this
+# many the root mean square error against float64 was at most 1.6 times that of PyTorch's own
+# gradient over maps of 8x8 to 200x304 on SSE4.1, AVX2 and AVX-512, with 512 up to 2.4 times.
+PIXELS_PER_SUM = 192
 # Elements of a map that are worked on at a time: their copies, 2 MiB in float32, stay in the cache.
 # Tuned on an AMD EPYC (Zen 4, 32 MiB of L3 for two cores); results are right with any number.
 ELEMENTS_AT_A_TIME = 2**19

@@ -48,8 +48,11 @@ def leaves_of(*shapes: tuple[int, ...], dtype: torch.dtype) -> tuple[list[Tensor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("n", "height", "width", "c"),
-    [(2, 64, 64, 12), (3, 31, 47, 5), (1, 120, 201, 3), (2, 8, 8, 96)],
-)
+    [
+        (2, 64, 64, 12), (3, 31, 47, 5), (1, 120, 201, 3),
+        (2, 8, 8, 96), (2, 16, 16, 24), (1, 25, 38, 24),
+    ],
+)  # fmt: skip
 def test_depthwise_gradients_are_as_exact_as_pytorchs(n, height, width, c, dtype):
     leaves, exact = leaves_of((n, height, width, c), (c, 1, 7, 7), (c,), dtype=dtype)
     pairs = errors(depthwise_conv2d, depthwise_conv2d_reference, leaves, exact)
