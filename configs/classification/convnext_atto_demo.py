@@ -19,4 +19,6 @@ model = dict(
     ),
 )
 optim_wrapper = dict(optimizer=dict(lr=3e-3))
-default_hooks = dict(checkpoint=dict(interval=12))
+train_cfg = dict(max_epochs=6, val_interval=6)
+param_scheduler = [_base_.param_scheduler[0], {**_base_.param_scheduler[1], "end": 6, "T_max": 6}]
+default_hooks = dict(checkpoint=dict(interval=6))

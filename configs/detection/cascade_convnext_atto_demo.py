@@ -1,4 +1,4 @@
-"""Cascade Mask R-CNN, ConvNeXt-atto from scratch, drawn shapes, 12 epochs. Not published."""
+"""Cascade Mask R-CNN, ConvNeXt-atto from scratch, drawn shapes, 9 epochs. Not published."""
 
 _base_ = [
     "../_base_/models/cascade_mask_rcnn.py",
@@ -8,8 +8,9 @@ _base_ = [
 ]
 
 narrow = dict(in_channels=48, conv_out_channels=48, num_classes=4)
+box = dict(narrow, num_shared_convs=1, fc_out_channels=256)
 roi = dict(out_channels=48, roi_layer=dict(sampling_ratio=2))
-heads = [{**head, **narrow, "fc_out_channels": 256} for head in _base_.model.roi_head.bbox_head]
+heads = [{**head, **box} for head in _base_.model.roi_head.bbox_head]
 rcnn = [{**stage, "sampler": {**stage.sampler, "num": 32}} for stage in _base_.model.train_cfg.rcnn]
 model = dict(
     backbone=dict(type="ConvNeXt", arch="atto", layer_scale_init_value=1.0),
@@ -20,4 +21,5 @@ model = dict(
     ),
     train_cfg=dict(rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=rcnn),
 )
-del narrow, roi, heads, rcnn
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
+del narrow, box, roi, heads, rcnn

@@ -21,6 +21,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import METRICS, MODELS, DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
+from support.forked import run_forked
 from support.oracles import randomise
 from support.running import DETECTION, REPOSITORY, assert_error, run_here, run_tool
 from torch import nn
@@ -665,7 +666,7 @@ def test_train_evaluate_predict_and_start_a_detector(shapes, tmp_path, monkeypat
         ),
     )
     arguments = ("--data", shapes, "--work-dir", tmp_path / "run", "--cfg-options", *options)
-    trained = run_tool("train.py", DEMO, *arguments, cwd=tmp_path)
+    trained = run_forked("train.py", DEMO, *arguments, cwd=tmp_path)
     assert trained.status == 0, trained.err
     losses = [float(x) for x in re.findall(r"loss: ([\d.]+)", trained.out)]
     assert len(losses) == 4 and all(0.5 < loss < 3 for loss in losses)

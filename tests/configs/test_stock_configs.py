@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import TRANSFORMS
-from support.running import DETECTION, run_here, run_tool
+from support.forked import run_forked
+from support.running import DETECTION, run_here
 
 from backbones.errors import InputError, UnreadableImage
 from backbones.openmmlab.config import load_config, notes
@@ -199,7 +200,7 @@ def test_tools_run_an_inherited_config(name, shapes, tmp_path):
     issues = json.loads(checked.out)
     assert [issue for issue in issues if issue["severity"] == "error"] == [], issues
     batch = ("--work-dir", tmp_path / "run", "--global-batch", 2)
-    trained = run_tool("train.py", path, *data, *batch, cwd=tmp_path)
+    trained = run_forked("train.py", path, *data, *batch, cwd=tmp_path)
     assert trained.status == 0, trained.err[-3000:]
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["config"]["changes"], report["config"]
@@ -207,7 +208,7 @@ def test_tools_run_an_inherited_config(name, shapes, tmp_path):
     (checkpoint,) = (tmp_path / "run").glob("*_*.pth")
     saved = torch.load(checkpoint, weights_only=False)
     assert saved["meta"]["iter"] == 2
-    tested = run_tool(
+    tested = run_forked(
         "test.py", path, checkpoint, *data, "--work-dir", tmp_path / "run", cwd=tmp_path
     )
     assert tested.status == 0, tested.err[-3000:]
@@ -216,7 +217,7 @@ def test_tools_run_an_inherited_config(name, shapes, tmp_path):
     is_detector = INHERITED[name][0].startswith("mmdet")
     images = shapes / ("val2017" if is_detector else "images/validation")
     resolved = tmp_path / "run" / path.name  # it has the classes of the data
-    predicted = run_tool("predict.py", resolved, checkpoint, images, "--out", "out", cwd=tmp_path)
+    predicted = run_forked("predict.py", resolved, checkpoint, images, "--out", "out", cwd=tmp_path)
     assert predicted.status == 0, predicted.err[-3000:]
     assert len(list((tmp_path / "out" / "pictures").iterdir())) == 4
 

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, DefaultScope
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from support.forked import run_forked
 from support.hanging import in_time
 from support.odd_data import (
     CASES,
@@ -31,7 +32,7 @@ from support.odd_data import (
     encoded,
     label_map,
 )
-from support.running import DETECTION, SEGMENTATION, assert_error, run_here, run_tool
+from support.running import DETECTION, SEGMENTATION, assert_error, run_here
 
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
@@ -394,7 +395,7 @@ def test_trained_on(name, form, tmp_path):
         length[:2] = ["train_cfg.max_iters=3", "train_cfg.val_interval=3"]
     workers = [f"{split}_dataloader.num_workers=0" for split in ("train", "val")]
     workers += [f"{split}_dataloader.persistent_workers=False" for split in ("train", "val")]
-    outcome = run_tool(
+    outcome = run_forked(
         "train.py", config, "--data", root, "--work-dir", tmp_path / "run", "--cfg-options",
         *length, *workers, cwd=tmp_path,
     )  # fmt: skip

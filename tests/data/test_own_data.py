@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from support.running import DETECTION, REPOSITORY, SEGMENTATION, assert_error, run_here, run_tool
+from support.forked import run_forked
+from support.running import DETECTION, REPOSITORY, SEGMENTATION, assert_error, run_here
 
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
@@ -784,14 +785,14 @@ def test_train_rerun_fine_tune_evaluate_predict(shapes, tmp_path):
     def losses(text: str) -> list[str]:
         return re.findall(r"\(train\).*? loss: ([\d.]+)", text)
 
-    first = run_tool(
+    first = run_forked(
         "train.py", DETECTION, "--data", root, "--work-dir", "run", "--cfg-options", *short,
         cwd=tmp_path,
     )  # fmt: skip
     assert first.status == 0, first.err[-2000:]
     assert "circle, square, triangle, star" in first.out + first.err
     saved = tmp_path / "run" / DETECTION.name
-    again = run_tool("train.py", saved, "--work-dir", "again", cwd=tmp_path)
+    again = run_forked("train.py", saved, "--work-dir", "again", cwd=tmp_path)
     assert again.status == 0, again.err[-2000:]
     assert losses(again.out) == losses(first.out) and len(losses(first.out)) == 2
 
@@ -800,7 +801,7 @@ def test_train_rerun_fine_tune_evaluate_predict(shapes, tmp_path):
     for path in data.glob("*/_annotations.coco.json"):
         path.write_text(path.read_text().replace('"name": "star"', '"name": "circle"'))
     checkpoint = tmp_path / "run" / "epoch_1.pth"
-    tuned = run_tool(
+    tuned = run_forked(
         "train.py", DETECTION, "--data", data, "--init-from", checkpoint, "--work-dir", "tuned",
         "--cfg-options", *short, cwd=tmp_path,
     )  # fmt: skip
@@ -809,14 +810,14 @@ def test_train_rerun_fine_tune_evaluate_predict(shapes, tmp_path):
     assert "circle, square, triangle" in tuned.out + tuned.err
 
     boxes = write_voc(shapes, tmp_path / "voc")
-    trained = run_tool(
+    trained = run_forked(
         "train.py", DETECTION, "--data", boxes, "--work-dir", "boxes", "--cfg-options", *short,
         cwd=tmp_path,
     )  # fmt: skip
     assert trained.status == 0, trained.err[-2000:]
     saved_boxes = tmp_path / "boxes" / DETECTION.name
     written = saved_boxes.read_bytes()
-    tested = run_tool(
+    tested = run_forked(
         "test.py", saved_boxes, tmp_path / "boxes" / "epoch_1.pth", "--work-dir", "boxes",
         cwd=tmp_path,
     )  # fmt: skip
@@ -825,7 +826,7 @@ def test_train_rerun_fine_tune_evaluate_predict(shapes, tmp_path):
     metrics = json.loads((tmp_path / "boxes" / "metrics.json").read_text())
     assert "coco/bbox_mAP" in metrics and "coco/segm_mAP" not in metrics
 
-    predicted = run_tool(
+    predicted = run_forked(
         "predict.py", saved, checkpoint, root / "images" / "val", "--out", "drawn", cwd=tmp_path
     )
     assert predicted.status == 0, predicted.err[-2000:]
@@ -857,7 +858,7 @@ def test_one_checkpoint_on_each_format(shapes, tmp_path):
         "default_hooks.checkpoint.interval=150",
         "train_dataloader.dataset.pipeline.2.prob=0.0",
     )
-    trained = run_tool(
+    trained = run_forked(
         "train.py", DETECTION, "--data", picture, "--work-dir", "run", "--cfg-options", *options,
         cwd=tmp_path,
     )  # fmt: skip
@@ -866,7 +867,7 @@ def test_one_checkpoint_on_each_format(shapes, tmp_path):
     found = {}
     for kind in ("coco", *WRITERS):
         root = picture if kind == "coco" else WRITERS[kind](picture, tmp_path / kind)
-        outcome = run_tool(
+        outcome = run_forked(
             "test.py", DETECTION, checkpoint, "--data", root, "--work-dir", f"test_{kind}",
             "--cfg-options", "test_dataloader.num_workers=0",
             "test_dataloader.persistent_workers=False", cwd=tmp_path,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.running import DETECTION, run_here, run_tool
+from support.forked import run_forked
+from support.running import DETECTION, run_here
 
 from backbones.openmmlab.export.files import open_onnx
 
@@ -33,13 +34,13 @@ def trained(tmp_path_factory) -> tuple:
         "val_evaluator=None",
         *LOADING,
     )
-    done = run_tool("train.py", DETECTION, *common, "--cfg-options", *options, cwd=root)
+    done = run_forked("train.py", DETECTION, *common, "--cfg-options", *options, cwd=root)
     assert done.status == 0, done.err
     return (DETECTION, (root / "run" / "last_checkpoint").read_text(), *common)
 
 
 def metrics(arguments: tuple, folder: Path, *more: object) -> dict:
-    done = run_tool("test.py", *arguments, "--out", folder / "metrics.json", *more, cwd=folder)
+    done = run_forked("test.py", *arguments, "--out", folder / "metrics.json", *more, cwd=folder)
     assert done.status == 0, done.err
     return json.loads((folder / "metrics.json").read_text())
 

@@ -21,15 +21,8 @@ from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from support.running import (
-    DETECTION,
-    REPOSITORY,
-    SEGMENTATION,
-    assert_error,
-    command,
-    run_here,
-    run_tool,
-)
+from support.forked import run_forked
+from support.running import DETECTION, REPOSITORY, SEGMENTATION, assert_error, command, run_here
 
 from backbones import InputError
 from backbones.openmmlab import detection, segmentation  # noqa: F401
@@ -777,7 +770,7 @@ def test_a_run_leaves_its_report(config, options, shapes, tmp_path):
     steps = 4 if task == "detection" else 6
     folder = tmp_path / "a run"  # a name that has to be quoted
     arguments = (config, "--data", shapes, "--work-dir", folder, "--cfg-options")
-    trained = run_tool("train.py", *arguments, *options, *HERE, cwd=tmp_path)
+    trained = run_forked("train.py", *arguments, *options, *HERE, cwd=tmp_path)
     assert trained.status == 0, trained.err
     report = json.loads((folder / "report.json").read_text())
     curves = report["training"]["curves"]

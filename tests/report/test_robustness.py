@@ -11,7 +11,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, TRANSFORMS
-from support.running import DETECTION, SEGMENTATION, assert_error, run_here, run_tool
+from support.forked import run_forked
+from support.running import DETECTION, SEGMENTATION, assert_error, run_here
 
 from backbones import InputError
 from backbones.openmmlab import detection, segmentation  # noqa: F401
@@ -408,7 +409,7 @@ HERE = ("test_dataloader.num_workers=0", "test_dataloader.persistent_workers=Fal
 
 
 def robustness(config, weights, shapes, folder, *more, cwd):
-    return run_tool(
+    return run_forked(
         "robustness.py", config, weights, "--data", shapes, "--work-dir", folder, *more,
         "--cfg-options", *HERE, cwd=cwd,
     )  # fmt: skip
@@ -437,7 +438,7 @@ class TestTool:
             "contrast": ["5"], "gaussian_noise": ["5"],
         }  # fmt: skip
         # Clean images are those of tools/test.py.
-        tested = run_tool(
+        tested = run_forked(
             "test.py", SEGMENTATION, weights, "--data", shapes, "--work-dir", run, "--boundary",
             "--cfg-options", *HERE, cwd=tmp_path,
         )  # fmt: skip

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
+from support.forked import run_forked
 from support.oracles import randomise
-from support.running import SEGMENTATION, run_tool
+from support.running import SEGMENTATION
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -322,7 +323,7 @@ def test_tta_scores_are_those_of_mmseg(protocol, shapes, tmp_path):
     metrics = []
     for name in ("ours", "mmsegs"):
         out = tmp_path / f"{name}.json"
-        done = run_tool(
+        done = run_forked(
             "test.py",
             tmp_path / f"{name}.py",
             tmp_path / "random.pth",

@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.running import (
-    DETECTION,
-    REPOSITORY,
-    SEGMENTATION,
-    Outcome,
-    assert_error,
-    run_here,
-    run_tool,
-)
+from support.forked import run_forked
+from support.running import DETECTION, REPOSITORY, SEGMENTATION, Outcome, assert_error, run_here
 
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
@@ -161,7 +154,7 @@ class TestData:
         path.unlink()
         if fault != "missing":
             path.write_text("" if fault == "empty" else "not a picture")
-        outcome = run_tool(
+        outcome = run_forked(
             "train.py", DETECTION, "--data", faulty, "--cfg-options", *ONE_EPOCH, cwd=tmp_path
         )
         assert_named(outcome, "000000000003.jpg")
@@ -178,7 +171,7 @@ class TestData:
             labels[10:80, 10:80] = 12
             Image.fromarray(labels).save(path)
         options = ("--data", faulty, "--cfg-options", *FEW_ITERATIONS)
-        outcome = run_tool("train.py", SEGMENTATION, *options, cwd=tmp_path)
+        outcome = run_forked("train.py", SEGMENTATION, *options, cwd=tmp_path)
         assert_named(outcome, "ADE_", ".png", "11", "8")
 
 
@@ -200,7 +193,7 @@ class TestCheckpoint:
         torch.save(dict(state_dict=MODELS.build(config.model).state_dict()), tmp_path / "femto.pth")
         monkeypatch.chdir(tmp_path)
         for outcome in (
-            run_tool("test.py", DETECTION, "femto.pth", "--data", shapes, cwd=tmp_path),
+            run_forked("test.py", DETECTION, "femto.pth", "--data", shapes, cwd=tmp_path),
             run_here("predict.py", DETECTION, "femto.pth", shapes / "val2017"),
         ):
             assert_named(outcome, "femto.pth", "CascadeRCNN", "(48, 3, 4, 4)", "(40")
@@ -215,7 +208,7 @@ class TestCheckpoint:
         path.write_text(
             f"_base_ = {str(DETECTION)!r}\nmodel = dict(backbone=dict(init_cfg={init}))"
         )
-        outcome = run_tool("train.py", path, "--data", shapes, cwd=tmp_path)
+        outcome = run_forked("train.py", path, "--data", shapes, cwd=tmp_path)
         assert_named(outcome, "femto.pth", "(48, ", "(40")
 
     def test_tta_of_a_detector(self, shapes):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from support.running import REPOSITORY, assert_error, run_here, run_tool
+from support.forked import run_forked
+from support.running import REPOSITORY, assert_error, run_here
 
 from backbones import ARCHITECTURES, ConvNeXt, ConvNeXtClassifier, InputError
 from backbones.openmmlab.doctor.complexity import build_on_meta, count, multiply_adds
@@ -213,7 +214,7 @@ def test_deformable_attention_is_counted_with_values(path, part):
 
 
 def test_tool_prints_json_and_nothing_else(tmp_path):
-    done = run_tool("complexity.py", UPERNET, "--json", "--size", 512, 512, cwd=tmp_path)
+    done = run_forked("complexity.py", UPERNET, "--json", "--size", 512, 512, cwd=tmp_path)
     assert done.status == 0, done.err
     expected = count(Config.fromfile(UPERNET), size=(512, 512))
     assert json.loads(done.out) == {"params": expected.params, "macs": expected.macs}

@@ -12,7 +12,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
-from support.running import REPOSITORY, assert_error, command, run_here, run_tool
+from support.forked import run_forked
+from support.running import REPOSITORY, assert_error, command, run_here
 from torchvision.datasets import ImageFolder
 
 from backbones import ModernizedResNetClassifier
@@ -133,7 +134,7 @@ def top1(weights: Path, step: str, data: Path) -> float:
 def test_two_steps_are_trained_and_measured(data, tmp_path):
     steps = ("patchify", "kernel_9")
     arguments = training(data, "--steps", *steps, "--json", epochs=4)
-    done = run_tool("roadmap.py", *arguments, cwd=tmp_path)
+    done = run_forked("roadmap.py", *arguments, cwd=tmp_path)
     assert done.status == 0, done.err[-3000:]
     rows = {row["step"]: row["measured_top1"] for row in json.loads(done.out)}
     folder = tmp_path / "runs" / "resnet50"
@@ -146,7 +147,7 @@ def test_two_steps_are_trained_and_measured(data, tmp_path):
     assert weights["stages.0.0.conv1.weight"].shape[-1] == 9
     # Done is done: the table again, and nothing trained.
     written = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
-    again = run_tool("roadmap.py", *arguments, cwd=tmp_path)
+    again = run_forked("roadmap.py", *arguments, cwd=tmp_path)
     assert json.loads(again.out) == json.loads(done.out)
     assert written == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
@@ -172,7 +173,7 @@ def test_a_killed_run_goes_on_with_the_step_it_was_in(data, tmp_path):
     assert not (step.parent / "depthwise").exists()
 
     # The rest of it is long enough to kill and short enough to finish.
-    done = run_tool("roadmap.py", *arguments, cwd=tmp_path)
+    done = run_forked("roadmap.py", *arguments, cwd=tmp_path)
     assert done.status == 0, done.err[-3000:]
     assert f"resumed epoch: {int(reached[6:-4])}" in done.err
     rows = {row["step"]: row["measured_top1"] for row in json.loads(done.out)}

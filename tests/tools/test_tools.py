@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from support.deterministic import DETERMINISTIC, losses, two_equal_halves
-from support.running import DETECTION, REPOSITORY, SEGMENTATION, command, run_tool
+from support.forked import run_forked
+from support.running import DETECTION, REPOSITORY, SEGMENTATION, command
 
 QUICK = (
     "train_dataloader.num_workers=1",
@@ -54,7 +55,7 @@ def test_train_resume_evaluate_predict(config, options, step, image_folder, shap
     task = config.parent.name
     last, middle = (2, 1) if task == "detection" else (6, 3)
     arguments = (config, "--data", shapes, "--work-dir", tmp_path / "run")
-    trained = run_tool("train.py", *arguments, "--cfg-options", *options, cwd=tmp_path)
+    trained = run_forked("train.py", *arguments, "--cfg-options", *options, cwd=tmp_path)
     assert trained.status == 0, trained.err
     curve = losses(trained.out)
     assert len(curve) == (4 if task == "detection" else 6)
@@ -71,7 +72,7 @@ def test_train_resume_evaluate_predict(config, options, step, image_folder, shap
     (resumed_dir / checkpoint.name).write_bytes(checkpoint.read_bytes())
     (resumed_dir / "last_checkpoint").write_text(str(resumed_dir / checkpoint.name))
     arguments = (config, "--data", shapes, "--work-dir", resumed_dir, "--resume")
-    resumed = run_tool("train.py", *arguments, "--cfg-options", *options, cwd=tmp_path)
+    resumed = run_forked("train.py", *arguments, "--cfg-options", *options, cwd=tmp_path)
     assert resumed.status == 0, resumed.err
     assert len(losses(resumed.out)) == len(curve) // 2
     one, two = (
@@ -83,7 +84,7 @@ def test_train_resume_evaluate_predict(config, options, step, image_folder, shap
     assert rates[0] == pytest.approx(rates[1])
 
     arguments = (config, final, "--data", shapes, "--work-dir", tmp_path / "run")
-    tested = run_tool("test.py", *arguments, "--cfg-options", *options, cwd=tmp_path)
+    tested = run_forked("test.py", *arguments, "--cfg-options", *options, cwd=tmp_path)
     assert tested.status == 0, tested.err
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     validated = {
@@ -94,7 +95,7 @@ def test_train_resume_evaluate_predict(config, options, step, image_folder, shap
 
     images = shapes / image_folder
     out = tmp_path / "predictions"
-    predicted = run_tool("predict.py", config, final, images, "--out", out, cwd=tmp_path)
+    predicted = run_forked("predict.py", config, final, images, "--out", out, cwd=tmp_path)
     assert predicted.status == 0, predicted.err
     pictures = sorted((out / "pictures").iterdir())
     assert [p.stem for p in pictures] == sorted(p.stem for p in images.iterdir())
@@ -116,7 +117,7 @@ def test_train_resume_evaluate_predict(config, options, step, image_folder, shap
 def test_nothing_to_resume_is_said(shapes, tmp_path):
     options = (*QUICK, *VALIDATION, "train_cfg.max_iters=1", "train_dataloader.batch_size=2")
     arguments = (SEGMENTATION, "--data", shapes, "--resume", "--cfg-options", *options)
-    outcome = run_tool("train.py", *arguments, cwd=tmp_path)
+    outcome = run_forked("train.py", *arguments, cwd=tmp_path)
     assert outcome.status == 0, outcome.err
     assert "no checkpoint" in outcome.out
     assert (tmp_path / "work_dirs" / "upernet_convnext_atto_demo" / "iter_1.pth").is_file()
@@ -278,14 +279,14 @@ def test_real_images(task, real_data, tmp_path):
     warm = ("param_scheduler.0.end=2", "val_cfg=None", "val_dataloader=None", "val_evaluator=None")
     arguments = (config, "--data", real_data / folder, "--work-dir", "run")
     few = (*arguments, "--global-batch", 2)  # the recipes' 16 would be one step
-    trained = run_tool("train.py", *few, "--cfg-options", *common, *warm, cwd=tmp_path)
+    trained = run_forked("train.py", *few, "--cfg-options", *common, *warm, cwd=tmp_path)
     assert trained.status == 0, trained.err[-2000:]
     curve = losses(trained.out)
     assert len(curve) == (4 if task == "detection" else 8)
     assert all(np.isfinite(curve)) and np.mean(curve[-2:]) < np.mean(curve[:2])
 
     longer = "train_cfg.max_epochs=2" if task == "detection" else "train_cfg.max_iters=10"
-    resumed = run_tool(
+    resumed = run_forked(
         "train.py", *few, "--resume", "--cfg-options", *common, *warm, longer, cwd=tmp_path
     )
     assert resumed.status == 0, resumed.err[-2000:]
@@ -294,14 +295,14 @@ def test_real_images(task, real_data, tmp_path):
     assert last.name == ("epoch_2.pth" if task == "detection" else "iter_10.pth")
 
     arguments = (config, last, "--data", real_data / folder, "--work-dir", "run")
-    tested = run_tool("test.py", *arguments, "--cfg-options", *common, cwd=tmp_path)
+    tested = run_forked("test.py", *arguments, "--cfg-options", *common, cwd=tmp_path)
     assert tested.status == 0, tested.err[-2000:]
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(SCORES[task]) <= set(metrics)
 
     chosen = sorted((real_data / folder / images).iterdir())[:2]
     arguments = (config, last, *chosen, "--score", "0.01", "--cfg-options", *common)
-    predicted = run_tool("predict.py", *arguments, cwd=tmp_path)
+    predicted = run_forked("predict.py", *arguments, cwd=tmp_path)
     assert predicted.status == 0, predicted.err[-2000:]
     for path in chosen:
         assert (tmp_path / "predictions" / "pictures" / f"{path.stem}.png").is_file()

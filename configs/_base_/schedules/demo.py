@@ -1,5 +1,5 @@
 # From scratch: no layer decay, a short warm-up, then cosine.
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=12)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=9, val_interval=9)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 param_scheduler = [
@@ -7,8 +7,8 @@ param_scheduler = [
     dict(
         type="CosineAnnealingLR",
         begin=0,
-        end=12,
-        T_max=12,
+        end=9,
+        T_max=9,
         by_epoch=True,
         convert_to_iter_based=True,
     ),
