@@ -19,6 +19,4 @@ model = dict(
     ),
 )
 optim_wrapper = dict(optimizer=dict(lr=3e-3))
-train_cfg = dict(max_epochs=6, val_interval=6)
-param_scheduler = [_base_.param_scheduler[0], {**_base_.param_scheduler[1], "end": 6, "T_max": 6}]
-default_hooks = dict(checkpoint=dict(interval=6))
+default_hooks = dict(checkpoint=dict(interval=9))
