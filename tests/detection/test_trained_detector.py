@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.running import DETECTION, run_here, run_tool
 
-from backbones.openmmlab.export.files import open_onnx
+from backbones.openmmlab.prediction.exported import open_onnx
 
 LOADING = (
     "test_dataloader.num_workers=0",
