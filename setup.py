@@ -15,6 +15,7 @@ DEMO = "gradio>=6.31,<7"
 # imagecorruptions itself, of 2020, works neither with NumPy 2 nor with scikit-image 0.19.
 CORRUPTIONS = "imagecorruptions-imaug>=1.1.5,<1.2"
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+OPENVINO = "openvino>=2025.1"
 CONVERTER = "supervision>=0.31,<0.32"  # reads YOLO and Pascal VOC
 
 VERSION = re.search(r'__version__ = "(.+)"', Path("backbones/__init__.py").read_text())[1]
@@ -65,10 +66,12 @@ setup(
         "convert": [CONVERTER],
         "demo": [DEMO],
         "export": EXPORT,
+        "openvino": [*EXPORT, OPENVINO],
         "robustness": [CORRUPTIONS],
         "test": [
             *ORACLES,
             *EXPORT,
+            OPENVINO,
             CONVERTER,
             CORRUPTIONS,
             DEMO,

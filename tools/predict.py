@@ -4,6 +4,7 @@
 convnext predict cascade_convnext_t photo.jpg
 convnext predict CONFIG CHECKPOINT photo.jpg folder/ 'scans/**/*.tif' clip.mp4
 convnext predict CONFIG CHECKPOINT aerial.tif --tile 1024
+convnext predict model.onnx photo.jpg
 """
 
 import sys
@@ -19,6 +20,7 @@ from backbones.openmmlab.config import load_config
 from backbones.openmmlab.config.command_line import CONFIG_HELP, add_predictor, parser_for
 from backbones.openmmlab.config.names import published_model
 from backbones.openmmlab.prediction.batches import predict_files
+from backbones.openmmlab.prediction.exported import is_exported
 from backbones.openmmlab.prediction.inputs import find_files, split_checkpoint
 from backbones.openmmlab.prediction.predictions import PredictionFiles
 from backbones.openmmlab.prediction.predictor import Predictor
@@ -59,10 +61,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         work_offline()
     checkpoint, named = split_checkpoint(args.paths)
     paths = find_files(named)
-    checkpoint = checkpoint or published_model(args.config).name
-    config = load_config(args.config, args.cfg_options)
-    with trusted() if args.trust_checkpoint else nullcontext():
-        predictor = Predictor(config, checkpoint, device=args.device)
+    if is_exported(args.config):
+        if checkpoint or args.cfg_options:
+            raise InputError(
+                f"{args.config}: an exported file takes no checkpoint and no --cfg-options",
+                where=args.config,
+            )
+        predictor = Predictor(args.config, device=args.device)
+    else:
+        checkpoint = checkpoint or published_model(args.config).name
+        config = load_config(args.config, args.cfg_options)
+        with trusted() if args.trust_checkpoint else nullcontext():
+            predictor = Predictor(config, checkpoint, device=args.device)
     tiled = None
     if args.tile is not None:
         tiled = TiledPredictor(predictor, args.tile, args.overlap, args.batch_size)

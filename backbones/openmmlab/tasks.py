@@ -172,11 +172,16 @@ class Export:
         graph: turns (preprocessing, model, logits) into a module of images, with `inputs`, the
             dynamic axes of its argument by name, and `outputs`, the names of its results.
         comparison: turns (model, logits) into what a file of that graph is compared with.
+        settings: returns what `sample` needs to know of a model, as plain data for a file.
+        sample: turns a file's outputs for one image, the image's data sample and the settings into
+            the prediction, in pixels of the original image.
         has_logits: whether a graph can return logits instead of labels.
     """
 
     graph: "Callable[[nn.Module, nn.Module, bool], nn.Module]"
     comparison: "Callable[[nn.Module, bool], Comparison]"
+    settings: "Callable[[Any], dict]"
+    sample: "Callable[[Sequence[Tensor], Sample, Mapping], Sample]"
     has_logits: bool = False
 
 

@@ -18,7 +18,7 @@ from support.running import REPOSITORY
 
 from backbones import InputError
 from backbones.openmmlab.config import inference_dtype, load_config
-from backbones.openmmlab.detection.roi_heads import FloatRoIExtractor
+from backbones.openmmlab.detection.roi_heads import FloatRoIExtractor, paste_masks
 from backbones.openmmlab.precision import inference_autocast
 from backbones.ops.roi_align import roi_align
 
@@ -81,9 +81,9 @@ def test_masks_are_pasted_in_float32_under_autocast():
     probabilities = torch.rand(20, 28, 28)
     corner = torch.rand(20, 2) * 60
     boxes = torch.cat([corner, corner + 20 + 60 * torch.rand(20, 2)], 1)
-    wanted = ours.roi_head.mask_head.paste(probabilities, boxes, (160, 160), 0.5)
+    wanted = paste_masks(probabilities, boxes, (160, 160), 0.5)
     with torch.autocast("cpu", torch.bfloat16):
-        found = ours.roi_head.mask_head.paste(probabilities, boxes, (160, 160), 0.5)
+        found = paste_masks(probabilities, boxes, (160, 160), 0.5)
     assert wanted.any() and torch.equal(found, wanted)
 
 

@@ -8,7 +8,7 @@ import pytest
 from support.forked import run_forked
 from support.running import DETECTION, run_here
 
-from backbones.openmmlab.export.files import open_onnx
+from backbones.openmmlab.prediction.exported import open_onnx
 
 LOADING = (
     "test_dataloader.num_workers=0",

@@ -5,6 +5,7 @@ import time
 from copy import deepcopy
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,7 @@ from backbones.convnext import GRN
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.export.agreement import Agreement
-from backbones.openmmlab.export.files import capture, open_onnx, open_torch, write_onnx, write_torch
+from backbones.openmmlab.export.files import TARGETS, capture, write_onnx, write_torch
 from backbones.openmmlab.export.graphs import (
     BackboneGraph,
     Preprocessing,
@@ -27,6 +28,8 @@ from backbones.openmmlab.export.graphs import (
     enlarge_activations,
     halve,
 )
+from backbones.openmmlab.prediction.exported import open_onnx, open_torch
+from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.openmmlab.tasks import task_of_model, task_of_scope
 
 MASK_RCNN = REPOSITORY / "configs" / "detection" / "mask_rcnn_convnext_t_1x.py"
@@ -416,11 +419,16 @@ def trained_segmentor(tmp_path_factory, shapes) -> tuple[Path, Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "options"),
-    [("onnx", ()), ("onnx", ("--logits", "--fp16")), ("torch", ("--logits",))],
-    ids=["labels", "half_logits", "torch"],
+    [
+        ("onnx", ()),
+        ("onnx", ("--logits", "--fp16")),
+        ("torch", ("--logits",)),
+        ("openvino", ("--logits",)),
+    ],
+    ids=["labels", "half_logits", "torch", "openvino"],
 )
 def test_exported_segmentor_keeps_its_miou(target, options, trained_segmentor, shapes, tmp_path):
-    out = tmp_path / ("segmentor.onnx" if target == "onnx" else "segmentor.pt2")
+    out = tmp_path / f"segmentor{TARGETS[target].suffix}"
     done = run_here(
         "export.py", *trained_segmentor, "--to", target, "--out", out, "--images", 4,
         "--data", shapes, "--work-dir", tmp_path / "work", *options,
@@ -428,9 +436,19 @@ def test_exported_segmentor_keeps_its_miou(target, options, trained_segmentor, s
     assert done.status == 0, done.err
     score = json.loads(out.with_suffix(".json").read_text())["scores"]["mIoU"]
     assert score["model"] > 20 and abs(score["change"]) <= (2 if "--fp16" in options else 0.1)
-    run = (open_onnx if target == "onnx" else open_torch)(out)
-    (found,) = run(np.random.default_rng(0).uniform(0, 255, (3, 3, 75, 131)).astype(np.float32))
+    (found,) = TARGETS[target].open(out)(
+        np.random.default_rng(0).uniform(0, 255, (3, 3, 75, 131)).astype(np.float32)
+    )
     assert found.shape == (3, 8 if "--logits" in options else 1, 75, 131)
+    # By itself the file predicts what the model does on a whole image, resizing included.
+    config = load_config(trained_segmentor[0], {"model.test_cfg": dict(mode="whole")})
+    image = cv2.imread(str(next(shapes.glob("images/validation/*"))))[:, :83]
+    found = Predictor(out)(image).pred_sem_seg.data
+    expected = Predictor(config, trained_segmentor[1])(image).pred_sem_seg.data
+    assert found.shape == (1, *image.shape[:2]) and len(expected.unique()) > 1
+    # Logits are resized as the model resizes them, labels to the nearest.
+    least = 0.9 if "--logits" not in options else 0.99 if "--fp16" in options else 0.9999
+    assert (found == expected).float().mean() > least
 
 
 @pytest.mark.slow
@@ -465,3 +483,37 @@ def test_photographs(real_data, tmp_path):
     report = json.loads(out.with_suffix(".json").read_text())
     assert report["images"] == 3 and len(report["classes"]) == 80
     assert 0 < report["largest_differences"]["scores"] < 1e-3
+
+
+class TestExportedFilesAlone:
+    """What `Predictor` refuses, in one line, when it is given an exported file."""
+
+    @pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
+    def test_missing_and_damaged(self, suffix, tmp_path):
+        path = tmp_path / f"model{suffix}"
+        for code, content in (("not-found", None), ("broken-file", b""), ("broken-file", b"no")):
+            if content is not None:
+                path.write_bytes(content)
+            with pytest.raises(InputError) as caught:
+                Predictor(path)
+            assert (caught.value.code, caught.value.where) == (code, str(path))
+
+    def test_of_others_and_of_backbones(self, tmp_path):
+        backbone = ConvNeXt(arch=dict(depths=(1, 1, 1, 1), dims=(4, 4, 4, 4))).eval()
+        preprocessor = MODELS.build(dict(type="mmseg.SegDataPreProcessor"))
+        graph = BackboneGraph(Preprocessing(preprocessor, torch.float32), backbone).eval()
+        metadata = dict(part="backbone", scope="mmseg", pipeline=[], classes=[], palette=None)
+        metadata |= dict(outputs=[], postprocessing={})
+        for name, of_file in (("other", {}), ("backbone", metadata)):
+            path = tmp_path / f"{name}.pt2"
+            write_torch(capture(graph), graph, path, of_file)
+            with pytest.raises(InputError) as caught:
+                Predictor(path)
+            assert (caught.value.code, caught.value.where) == ("broken-file", str(path))
+
+    def test_arguments(self, tmp_path):
+        path = tmp_path / "model.onnx"
+        (tmp_path / "photo.jpg").write_bytes(b"")
+        for more in (("weights.pth", tmp_path / "photo.jpg"), ("photo.jpg",)):
+            done = run_here("predict.py", path, *more)
+            assert_error(done, "bad-argument" if more[0] == "weights.pth" else "not-found")

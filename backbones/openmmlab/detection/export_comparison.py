@@ -1,6 +1,6 @@
 """Compare the detections of an exported file with those of mmdet's own prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from backbones.openmmlab.export.differences import Differences
 from backbones.openmmlab.tasks import Sample
+
+from .roi_heads import paste_masks
 
 NEAR = 0.005  # of the image's longer side: corners of one detection's boxes
 
@@ -74,14 +76,30 @@ class DetectorComparison:
     def sample(self, outputs: Sequence[Tensor], batch: dict) -> Sample:
         """Return the data sample that the evaluator takes, in pixels of the original image."""
         sample = batch["data_samples"][0].clone()
-        boxes = outputs[0][0, :, :4] / outputs[0].new_tensor([*sample.scale_factor] * 2)
-        found = InstanceData(bboxes=boxes, scores=outputs[0][0, :, 4], labels=outputs[1][0])
-        if len(outputs) > 2:
-            found.masks = self.model.roi_head.last_mask_head.paste(
-                outputs[2][0], boxes, sample.ori_shape[:2], self.config.mask_thr_binary
-            )
-        sample.pred_instances = found
-        return sample
+        return exported_sample(outputs, sample, export_settings(self.model))
+
+
+def export_settings(model: Any) -> dict:
+    """Return what `exported_sample` needs to know of a detector."""
+    return dict(mask_threshold=float(model.roi_head.test_cfg.get("mask_thr_binary", 0.5)))
+
+
+def exported_sample(outputs: Sequence[Tensor], sample: Sample, settings: Mapping) -> Sample:
+    """Set a sample's detections from a file's outputs, in pixels of the original image.
+
+    Args:
+        outputs: those of `DetectorGraph`.
+        sample: has the image's `ori_shape` and `scale_factor`.
+        settings: those of `export_settings`.
+    """
+    boxes = outputs[0][0, :, :4] / outputs[0].new_tensor([*sample.scale_factor] * 2)
+    found = InstanceData(bboxes=boxes, scores=outputs[0][0, :, 4], labels=outputs[1][0])
+    if len(outputs) > 2:
+        found.masks = paste_masks(
+            outputs[2][0], boxes, sample.ori_shape[:2], settings["mask_threshold"]
+        )
+    sample.pred_instances = found
+    return sample
 
 
 def _pairs(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:

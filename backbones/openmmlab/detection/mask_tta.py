@@ -13,6 +13,8 @@ from torch import Tensor
 
 from backbones.errors import InputError
 
+from .roi_heads import paste_masks
+
 # Axes of a mask (n, H, W) that are flipped with the image.
 FLIPPED_AXES = dict(horizontal=[2], vertical=[1], diagonal=[1, 2])
 
@@ -123,7 +125,7 @@ class MaskTTAModel(BaseTTAModel):
         for instances, part, meta in zip(
             results, probabilities.split(counts), metas[0], strict=True
         ):
-            instances.masks = head.last_mask_head.paste(
+            instances.masks = paste_masks(
                 part, instances.bboxes, meta["ori_shape"][:2], head.test_cfg.mask_thr_binary
             )
 

@@ -138,39 +138,40 @@ class ClassMaskHead(FCNMaskHead):
             logits = self.conv_logits(x)[torch.arange(x.shape[0]), labels]
         return _exact(logits).sigmoid()
 
-    def paste(
-        self, probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float
-    ) -> Tensor:
-        """Paste masks (n, *size) into an image; bool, or uint8 where `threshold` is negative.
 
-        In the boxes' dtype, also under autocast, whose products would move outlines.
+def paste_masks(
+    probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float
+) -> Tensor:
+    """Paste masks (n, *size) into an image; bool, or uint8 where `threshold` is negative.
 
-        Args:
-            probabilities: (n, h, w).
-            boxes: (n, 4) in pixels of that image.
-            size: (height, width) of the image.
-            threshold: least probability inside the mask; negative for the probabilities, times 255.
-        """
-        height, width = size
-        dtype = torch.bool if threshold >= 0 else torch.uint8
-        masks = torch.zeros(len(boxes), height, width, dtype=dtype, device=boxes.device)
-        # One at a time touches its box alone; on a GPU many at once into full images are faster.
-        at_once = 1 if boxes.is_cpu else max(1, PASTED // (4 * height * width))
-        for first in range(0, len(boxes), at_once):
-            part = slice(first, first + at_once)
-            left, top, right, bottom = 0, 0, width, height
-            if boxes.is_cpu:
-                left, top = (int(side) for side in (boxes[first, :2].floor() - 1).clamp(min=0))
-                right = min(int(boxes[first, 2].ceil()) + 1, width)
-                bottom = min(int(boxes[first, 3].ceil()) + 1, height)
-            rows = _interpolation(boxes[part, 1::2], top, bottom, probabilities.shape[1])
-            columns = _interpolation(boxes[part, ::2], left, right, probabilities.shape[2])
-            with torch.autocast(boxes.device.type, enabled=False):
-                pasted = rows @ probabilities[part].to(rows.dtype) @ columns.mT
-            masks[part, top:bottom, left:right] = (
-                pasted >= threshold if threshold >= 0 else pasted * 255
-            )
-        return masks
+    In the boxes' dtype, also under autocast, whose products would move outlines.
+
+    Args:
+        probabilities: (n, h, w).
+        boxes: (n, 4) in pixels of that image.
+        size: (height, width) of the image.
+        threshold: least probability inside the mask; negative for the probabilities, times 255.
+    """
+    height, width = size
+    dtype = torch.bool if threshold >= 0 else torch.uint8
+    masks = torch.zeros(len(boxes), height, width, dtype=dtype, device=boxes.device)
+    # One at a time touches its box alone; on a GPU many at once into full images are faster.
+    at_once = 1 if boxes.is_cpu else max(1, PASTED // (4 * height * width))
+    for first in range(0, len(boxes), at_once):
+        part = slice(first, first + at_once)
+        left, top, right, bottom = 0, 0, width, height
+        if boxes.is_cpu:
+            left, top = (int(side) for side in (boxes[first, :2].floor() - 1).clamp(min=0))
+            right = min(int(boxes[first, 2].ceil()) + 1, width)
+            bottom = min(int(boxes[first, 3].ceil()) + 1, height)
+        rows = _interpolation(boxes[part, 1::2], top, bottom, probabilities.shape[1])
+        columns = _interpolation(boxes[part, ::2], left, right, probabilities.shape[2])
+        with torch.autocast(boxes.device.type, enabled=False):
+            pasted = rows @ probabilities[part].to(rows.dtype) @ columns.mT
+        masks[part, top:bottom, left:right] = (
+            pasted >= threshold if threshold >= 0 else pasted * 255
+        )
+    return masks
 
 
 def _interpolation(sides: Tensor, first: int, last: int, cells: int) -> Tensor:
@@ -192,7 +193,6 @@ class _ClassMasks:
     """Predict masks with `mask_probabilities`, for both RoI heads."""
 
     test_cfg: Any
-    last_mask_head: Any
     mask_probabilities: Any
 
     def predict_mask(
@@ -230,9 +230,7 @@ class _ClassMasks:
                 results.bboxes = results.bboxes / scale
             else:
                 height, width = round(height * y_scale), round(width * x_scale)
-            results.masks = self.last_mask_head.paste(
-                part, results.bboxes, (height, width), threshold
-            )
+            results.masks = paste_masks(part, results.bboxes, (height, width), threshold)
         return results_list
 
 
@@ -243,11 +241,6 @@ class MaskRoIHead(_ClassMasks, StandardRoIHead):
     mask_head: Any
     mask_roi_extractor: Any
     shared_head: Any
-
-    @property
-    def last_mask_head(self) -> ClassMaskHead:
-        """Return the mask head that pastes masks."""
-        return self.mask_head
 
     def mask_probabilities(self, x: tuple[Tensor, ...], rois: Tensor, labels: Tensor) -> Tensor:
         """Return probability maps (n, h, w) of RoIs (n, 5), each for its label (n,)."""
@@ -264,11 +257,6 @@ class CascadeMaskRoIHead(_ClassMasks, CascadeRoIHead):
     mask_head: Any
     mask_roi_extractor: Any
     shared_head: Any
-
-    @property
-    def last_mask_head(self) -> ClassMaskHead:
-        """Return the mask head that pastes masks."""
-        return self.mask_head[-1]
 
     def mask_probabilities(self, x: tuple[Tensor, ...], rois: Tensor, labels: Tensor) -> Tensor:
         """Return the stages' mean probability maps (n, h, w) of RoIs (n, 5), for labels (n,)."""

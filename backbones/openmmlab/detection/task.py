@@ -14,7 +14,7 @@ from backbones.openmmlab.tasks import (
 )
 
 from .complexity import default_size, run_parts
-from .export_comparison import DetectorComparison
+from .export_comparison import DetectorComparison, export_settings, exported_sample
 from .export_graph import DetectorGraph
 from .figures import detection_figures
 from .step_loss import step_loss
@@ -91,6 +91,8 @@ DETECTION = register_task(
         export=Export(
             graph=lambda preprocessing, model, logits: DetectorGraph(preprocessing, model),
             comparison=lambda model, logits: DetectorComparison(model),
+            settings=export_settings,
+            sample=exported_sample,
         ),
     )
 )

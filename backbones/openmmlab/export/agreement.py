@@ -15,10 +15,10 @@ from mmengine.registry import DATASETS, FUNCTIONS
 from torch import Tensor, nn
 
 from backbones.errors import InputError
+from backbones.openmmlab.prediction.exported import Run
 from backbones.openmmlab.tasks import Comparison, Task, task_of
 
 from .differences import Differences, relative_difference
-from .files import Run
 from .graphs import Preprocessing
 
 # Times the tolerance: share of detections that may differ. Rounding decides between nearly equal

@@ -17,6 +17,7 @@ from backbones.atomic_write import write_atomically
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
 from backbones.openmmlab.prediction.predictor import Predictor
+from backbones.openmmlab.tasks import task_of
 
 from .agreement import (
     Agreement,
@@ -80,7 +81,7 @@ def export(
     model = predictor.model
     model.requires_grad_(False)
     graph = build_graph(model, part, logits=logits, fp16=fp16)
-    metadata = describe(config, predictor.classes, graph, part, precision)
+    metadata = describe(predictor, graph, part, precision)
     chosen = Images(config, images)
     with _folder_beside(out) as folder:
         path = folder / out.name
@@ -121,12 +122,13 @@ def export(
     return agreement, report
 
 
-def describe(
-    config: Config, classes: tuple[str, ...], graph: Any, part: str, precision: str
-) -> dict:
-    """Describe a file's input and outputs for its metadata."""
-    preprocessing = graph.preprocessing
+def describe(predictor: Predictor, graph: Any, part: str, precision: str) -> dict:
+    """Describe a file for its metadata: its input, its outputs and what `ExportedModel` needs."""
+    config, preprocessing = predictor.config, graph.preprocessing
+    exported = task_of(config).export
+    assert exported is not None  # or there were no graph
     steps = config.test_dataloader.dataset.pipeline
+    palette = predictor.palette
     resize = next((step for step in steps if step["type"] == "Resize"), None)
     return dict(
         part=part,
@@ -142,7 +144,11 @@ def describe(
         ),
         resize=None if resize is None else resize.to_dict(),
         outputs=list(graph.outputs),
-        classes=list(classes),
+        classes=list(predictor.classes),
+        palette=None if palette is None else palette.tolist(),
+        scope=config.get("default_scope"),
+        pipeline=predictor.steps,
+        postprocessing={} if part == "backbone" else exported.settings(predictor.model),
     )
 
 

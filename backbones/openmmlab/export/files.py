@@ -1,26 +1,30 @@
-"""Write graphs as ONNX or as torch.export programs, and run the files."""
+"""Write graphs as ONNX, OpenVINO's IR or torch.export programs."""
 
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.export import Dim, ExportedProgram
 
 from backbones.errors import InputError
+from backbones.openmmlab.prediction.exported import (
+    RT_INFO,
+    Run,
+    open_onnx,
+    open_openvino,
+    open_torch,
+)
 
 OPSET = 18  # what the exporter writes of its own accord; runtimes of the last years know it
 ONE_FILE = 1_900_000_000  # bytes of weights; a protobuf ends at 2 GiB
 EXAMPLE = (160, 224)  # height and width: no size that a graph might take for another
-
-Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -137,35 +141,43 @@ def write_torch(
         torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
 
 
-def open_onnx(path: Path, *, optimised: bool = True) -> Run:
-    """Open a file in onnxruntime on the CPU, as a function of images (N, 3, H, W).
+def write_openvino(
+    program: ExportedProgram,
+    graph: Any,
+    path: Path,
+    metadata: Mapping[str, object],
+    opset: int = OPSET,
+) -> None:
+    """Write a captured graph as OpenVINO's IR: `path` and, beside it, weights in `<name>.bin`.
+
+    It is converted from ONNX, whose translations of torchvision's operators are exact. Weights are
+    stored in half precision where the graph has them in it, and as they are elsewhere.
 
     Args:
-        optimised: False runs each operator as it stands in the file.
+        program, graph, path, metadata, opset: as of `write_onnx`.
+
+    Raises:
+        InputError: an operator has no counterpart in ONNX or in OpenVINO.
     """
-    import onnxruntime
+    import openvino
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    if not optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images})
-
-
-def open_torch(path: Path) -> Run:
-    """Open a file with torch.export on the CPU, as a function of images (N, 3, H, W)."""
-    import torchvision  # noqa: F401  # the program calls its operators
-
-    module = torch.export.load(path).module()
-
-    def run(images: np.ndarray) -> list[np.ndarray]:
-        with torch.no_grad():
-            return [x.numpy() for x in module(torch.from_numpy(images))]
-
-    return run
+    onnx_path = path.with_suffix(".onnx")
+    write_onnx(program, graph, onnx_path, {}, opset)
+    try:
+        model = openvino.Core().read_model(onnx_path)  # convert_model would report its use
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(
+            f"{path.name}: the model has no OpenVINO form ({reason})",
+            code="unsupported",
+            where=path.name,
+        ) from error
+    for key, value in metadata.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        model.set_rt_info(text, [RT_INFO, key])
+    openvino.save_model(model, path, compress_to_fp16=False)
+    onnx_path.unlink()
+    onnx_path.with_name(f"{onnx_path.name}.data").unlink(missing_ok=True)
 
 
 TARGETS = {
@@ -175,6 +187,13 @@ TARGETS = {
         write_onnx,
         open_onnx,
         partial(open_onnx, optimised=False),
+    ),
+    "openvino": Target(
+        ".xml",
+        ("onnx", "onnxscript", "openvino"),
+        write_openvino,
+        open_openvino,
+        open_openvino,
     ),
     "torch": Target(".pt2", (), write_torch, open_torch, open_torch),
 }

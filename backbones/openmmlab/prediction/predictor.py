@@ -24,6 +24,7 @@ from backbones.openmmlab.registration import enter_scope
 from backbones.openmmlab.tasks import Sample, task_of
 from backbones.weights import load_strictly, read_checkpoint
 
+from .exported import ExportedModel, is_exported
 from .result import Result
 
 
@@ -32,14 +33,16 @@ class Predictor:
 
     Args:
         config: config file, the name of one of the suite's configs or of a published model
-            (`cascade_convnext_t`, `cascade_convnext_t.openmmlab`), or a config already read.
+            (`cascade_convnext_t`, `cascade_convnext_t.openmmlab`), a config already read, or a file
+            that `convnext export` wrote of a whole model (.onnx, .xml, .pt2), without a checkpoint.
         checkpoint: the whole model's weights, anything `read_checkpoint` reads; None takes those
             published for the config, downloaded once.
         device: where to run; None takes a GPU if there is one.
 
     Attributes:
         task: "detection", "segmentation" or "classification".
-        model: the module, in evaluation mode.
+        model: the module, in evaluation mode, or an `ExportedModel`.
+        steps: the configs of the test pipeline's steps, without annotations.
         classes: class names in the order of the labels.
         palette: (classes, 3) uint8 RGB of the data set, or None if it has none.
 
@@ -54,6 +57,9 @@ class Predictor:
         *,
         device: str | None = None,
     ):
+        if checkpoint is None and is_exported(config):
+            self._use_file(ExportedModel(Path(cast(str, config))), device)
+            return
         if checkpoint is None:
             given = config.filename if isinstance(config, Config) else config
             if given is None:
@@ -92,13 +98,31 @@ class Predictor:
         self._dtype = inference_dtype(self.config)
 
         steps = [s for s in dataset.pipeline if "LoadAnnotations" not in s["type"]]
+        collate = self.config.test_dataloader.get("collate_fn", dict(type="pseudo_collate"))
+        self._use_pipeline(steps, task.array_loader, collate["type"])
+
+    def _use_file(self, exported: ExportedModel, device: str | None) -> None:
+        """Take everything from an exported file."""
+        if device not in (None, "cpu"):
+            raise InputError(
+                f"--device {device}: exported files run on the CPU here", where="--device"
+            )
+        self.config = Config(dict(default_scope=exported.scope))
+        self.task, self.classes, self.palette = exported.task, exported.classes, exported.palette
+        self.model, self._dtype = exported, torch.float32
+        enter_scope(exported.scope)
+        loader = task_of(self.config).array_loader
+        self._use_pipeline(exported.pipeline, loader, "pseudo_collate")
+
+    def _use_pipeline(self, steps: list[dict], array_loader: str, collate: str) -> None:
+        """Build the test pipeline for files and for arrays."""
+        self.steps = steps
         self._from_file = Compose(steps)
-        loader = dict(type=task.array_loader)
+        loader = dict(type=array_loader)
         if steps[0]["type"] == "LoadRGB":  # it takes arrays too
             loader = steps[0]
         self._from_array = Compose([loader, *steps[1:]])
-        collate = self.config.test_dataloader.get("collate_fn", dict(type="pseudo_collate"))
-        self.collate = cast(Callable[[list], dict], FUNCTIONS.get(collate["type"]))
+        self.collate = cast(Callable[[list], dict], FUNCTIONS.get(collate))
 
     def __call__(self, image: str | os.PathLike | np.ndarray) -> Result:
         """Predict one image.

@@ -11,6 +11,7 @@ from torch import Tensor
 from backbones.errors import InputError
 from backbones.openmmlab.tasks import Sample
 
+from .exported import ExportedModel
 from .instances import CroppedMask, Instances
 from .predictor import Predictor
 from .result import label_dtype, prediction
@@ -64,6 +65,13 @@ class TiledPredictor:
         if predictor.task == "classification":
             raise InputError(
                 "--tile: a classifier needs the whole image; leave --tile out",
+                code="unsupported",
+                where="--tile",
+            )
+        if predictor.task == "segmentation" and isinstance(predictor.model, ExportedModel):
+            raise InputError(
+                "--tile: blends a segmentor's logits, which exported files do not keep; use the "
+                "config and the checkpoint",
                 code="unsupported",
                 where="--tile",
             )

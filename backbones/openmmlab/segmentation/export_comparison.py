@@ -1,6 +1,6 @@
 """Compare the logits or labels of an exported file with mmseg's own whole-image inference."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -48,6 +48,35 @@ class SegmentorComparison:
         sample = batch["data_samples"][0].clone()
         if self.logits:
             return self.model.postprocess_result(outputs[0], [sample])[0]
-        labels = F.interpolate(outputs[0].double(), sample.ori_shape[:2], mode="nearest-exact")
-        sample.pred_sem_seg = PixelData(data=labels[0].long())
-        return sample
+        return exported_sample(outputs, sample, export_settings(self.model))
+
+
+def export_settings(model: Any) -> dict:
+    """Return what `exported_sample` needs to know of a segmentor."""
+    head = model.decode_head
+    return dict(align_corners=bool(model.align_corners), threshold=getattr(head, "threshold", None))
+
+
+def exported_sample(outputs: Sequence[Tensor], sample: Sample, settings: Mapping) -> Sample:
+    """Set a sample's labels from a file's labels or logits, in pixels of the original image.
+
+    Labels are resized to the nearest, logits bilinearly as mmseg resizes them.
+
+    Args:
+        outputs: those of `SegmentorGraph`.
+        sample: has the image's `ori_shape`.
+        settings: those of `export_settings`.
+    """
+    (found,), size = outputs, sample.ori_shape[:2]
+    if not found.is_floating_point():
+        labels = F.interpolate(found.double(), size, mode="nearest-exact")[0].long()
+    else:
+        align = settings["align_corners"]
+        logits = F.interpolate(found, size, mode="bilinear", align_corners=align)[0]
+        if len(logits) == 1:
+            labels = (logits.sigmoid() > settings["threshold"]).long()
+        else:
+            labels = logits.argmax(0, keepdim=True)
+        sample.seg_logits = PixelData(data=logits)
+    sample.pred_sem_seg = PixelData(data=labels)
+    return sample

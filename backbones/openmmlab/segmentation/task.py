@@ -14,7 +14,7 @@ from backbones.openmmlab.tasks import (
 )
 
 from .complexity import default_size, run_parts
-from .export_comparison import SegmentorComparison
+from .export_comparison import SegmentorComparison, export_settings, exported_sample
 from .export_graph import SegmentorGraph
 from .figures import segmentation_figures
 from .step_loss import step_loss
@@ -58,6 +58,12 @@ SEGMENTATION = register_task(
         public_datasets=(
             PublicDataset("ADE20KDataset", "ADE20K", "scene_parse_150", "ade20k", "mIoU"),
         ),
-        export=Export(graph=SegmentorGraph, comparison=SegmentorComparison, has_logits=True),
+        export=Export(
+            graph=SegmentorGraph,
+            comparison=SegmentorComparison,
+            settings=export_settings,
+            sample=exported_sample,
+            has_logits=True,
+        ),
     )
 )

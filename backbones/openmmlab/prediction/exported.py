@@ -1,0 +1,185 @@
+"""Open exported files, ONNX, OpenVINO's IR and torch.export programs, and predict with them."""
+
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backbones.errors import InputError
+from backbones.openmmlab.tasks import Sample, task_of_scope
+from backbones.packages import require
+
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+Opened = tuple[Run, Mapping[str, str]]  # a function of images, and the file's metadata by key
+RT_INFO = "convnext"  # section of an IR's runtime information
+PLAIN = ("scope", "part")  # texts as they stand; the others are JSON
+NEEDED = (*PLAIN, "pipeline", "classes", "palette", "outputs", "postprocessing")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Describe what runs a kind of exported file.
+
+    Attributes:
+        packages: what it needs beyond PyTorch.
+        open: opens a file as a function of images, with its metadata.
+    """
+
+    packages: tuple[str, ...]
+    open: Callable[[Path], Opened]
+
+
+def open_onnx(path: Path, *, optimised: bool = True) -> Run:
+    """Open a file in onnxruntime on the CPU, as a function of images (N, 3, H, W).
+
+    Args:
+        optimised: False runs each operator as it stands in the file.
+    """
+    return _open_onnx(path, optimised)[0]
+
+
+def open_openvino(path: Path) -> Run:
+    """Open OpenVINO's IR on the CPU, in float32, as a function of images (N, 3, H, W)."""
+    return _open_openvino(path)[0]
+
+
+def open_torch(path: Path) -> Run:
+    """Open a file with torch.export on the CPU, as a function of images (N, 3, H, W)."""
+    return _open_torch(path)[0]
+
+
+class ExportedModel:
+    """Predict with an exported file as its model does, behind the config's test pipeline.
+
+    Args:
+        path: a file that `tools/export.py` wrote of a whole model.
+
+    Attributes:
+        scope: `default_scope` of its config.
+        task: the task's name.
+        classes: class names in the order of the labels.
+        palette: (classes, 3) uint8 RGB, or None.
+        pipeline: the steps of the test pipeline, without annotations.
+
+    Raises:
+        InputError: the file is missing, damaged, of a backbone alone or not of this suite, or its
+            runtime is not installed.
+    """
+
+    def __init__(self, path: Path):
+        runtime = RUNTIMES[path.suffix]
+        if not path.is_file():
+            raise InputError(f"{path}: no such file", code="not-found", where=path)
+        require(f"{path.name}", *runtime.packages)
+        try:
+            self.run, stored = runtime.open(path)
+        except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+            raise _refused(path, "cannot be opened; it is damaged or incomplete", error) from error
+        except Exception as error:
+            # onnxruntime's own exceptions derive from nothing narrower.
+            if type(error).__module__.partition(".")[0] not in {"onnxruntime", "openvino"}:
+                raise
+            raise _refused(path, "cannot be opened; it is damaged or incomplete", error) from error
+        if any(key not in stored for key in NEEDED):
+            raise _refused(path, "was not written by this version of `convnext export`; export it")
+        if stored["part"] != "model":
+            raise _refused(path, "holds a backbone alone, which predicts no objects or classes")
+        metadata = {key: json.loads(stored[key]) for key in NEEDED if key not in PLAIN}
+        self.scope = stored["scope"]
+        task = task_of_scope(self.scope)
+        self.task = task.name
+        self.classes = tuple(metadata["classes"])
+        palette = metadata["palette"]
+        self.palette = None if palette is None else np.array(palette, dtype=np.uint8)
+        self.pipeline = [_with_tuples(step) for step in metadata["pipeline"]]
+        self._settings = metadata["postprocessing"]
+        assert task.export is not None  # or the file could not have been written
+        self._sample = task.export.sample
+
+    def test_step(self, batch: dict) -> list[Sample]:
+        """Predict a batch that the test pipeline made, in pixels of the original images."""
+        found = []
+        for inputs, sample in zip(batch["inputs"], batch["data_samples"], strict=True):
+            outputs = self.run(inputs[None].float().contiguous().numpy())
+            tensors = [torch.from_numpy(np.array(x)) for x in outputs]
+            found.append(self._sample(tensors, sample.clone(), self._settings))
+        return found
+
+
+def is_exported(path: object) -> bool:
+    """Return whether a path ends as exported files do."""
+    return isinstance(path, str | os.PathLike) and Path(path).suffix in RUNTIMES
+
+
+def _refused(path: Path, what: str, error: Exception | None = None) -> InputError:
+    reason = f" ({str(error).strip().splitlines()[0][:200]})" if error and str(error) else ""
+    return InputError(f"{path}: {what}{reason}", code="broken-file", where=path)
+
+
+def _open_onnx(path: Path, optimised: bool = True) -> Opened:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    stored = session.get_modelmeta().custom_metadata_map
+    return lambda images: session.run(None, {name: images}), stored
+
+
+def _open_openvino(path: Path) -> Opened:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    precise = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = core.compile_model(model, "CPU", precise)
+    present = [key for key in NEEDED if model.has_rt_info([RT_INFO, key])]
+    stored = {key: str(model.get_rt_info([RT_INFO, key]).value) for key in present}
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        found = compiled([images])
+        return [np.array(found[output]) for output in compiled.outputs]
+
+    return run, stored
+
+
+def _open_torch(path: Path) -> Opened:
+    import torchvision  # noqa: F401  # the program calls its operators
+
+    files = {"metadata.json": ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.export.load(path, extra_files=files).module()
+    stored = json.loads(files["metadata.json"] or "{}")
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [x.numpy() for x in module(torch.from_numpy(images))]
+
+    return run, {k: v if isinstance(v, str) else json.dumps(v) for k, v in stored.items()}
+
+
+def _with_tuples(value: Any) -> Any:
+    """Return a step's arguments with tuples where JSON has lists: pipelines test for tuples."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+RUNTIMES = {
+    ".onnx": Runtime(("onnxruntime",), partial(_open_onnx, optimised=True)),
+    ".xml": Runtime(("openvino",), _open_openvino),
+    ".pt2": Runtime((), _open_torch),
+}
