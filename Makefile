@@ -7,6 +7,7 @@
 #   make test-torch-latest        the quick tests on the newest torch, in .venv-torch-latest
 #   make bench                    speed beside other libraries', over an hour; docs/performance.*
 #   make lint                     formatting, style and types
+#   make site                     the documentation as a site, in site/
 #   make campaign                 kill 100 runs at random moments, resume, compare bit for bit
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ LATEST := .venv-torch-latest
 LATEST_TORCH := torch==2.14.1 torchvision==0.29.1
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all test-torch-latest bench lint campaign setup
+.PHONY: demo test test-all test-torch-latest bench lint site campaign setup
 
 demo: setup
 	$(BIN)/python tools/walkthrough.py $(TASK)
@@ -38,6 +39,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	# By itself it would ask PyPI whether there is a later pyright.
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 campaign: setup
 	$(BIN)/python -m benchmarks.kills
