@@ -34,7 +34,7 @@ def run_step(title: str, tool: Path, *arguments: object) -> None:
     print(f"\n{title}\n$ {' '.join([convnext(), verb, *words])}", flush=True)
     lines: Queue[str] = Queue()
     last: deque[str] = deque(maxlen=KEPT)
-    where = "starting"
+    where = "loading libraries and data"
     began = printed = time.monotonic()
     with subprocess.Popen(
         [sys.executable, "-u", str(tool), *words],

@@ -13,11 +13,11 @@ from support.running import REPOSITORY
 
 NOTEBOOKS = REPOSITORY / "docs" / "notebooks"
 SMALLER = {
-    "own-data": {
-        "IMAGES, EPOCHS = 320, 9": "IMAGES, EPOCHS = 8, 1",
-        "prepare-data demo": "prepare-data demo --size 96",
+    "own-data": {"IMAGES = 320": "IMAGES = 8", "data demo": "data demo --size 96"},
+    "backbone": {
+        "--train 320 --val 32": "--train 16 --val 4",
+        "STEPS, BATCH = 300, 8": "STEPS, BATCH = 40, 4",
     },
-    "backbone": {"--train 64": "--train 16", "STEPS, BATCH = 60, 8": "STEPS, BATCH = 40, 4"},
 }
 
 
@@ -66,6 +66,5 @@ def test_own_data_is_trained_on_and_drawn(executed):
 def test_the_backbone_learns_in_a_plain_loop(executed):
     text, _ = executed
     assert "stride 32: (1, 320, 7, 7)" in text
-    accuracy, first, last = re.search(r"([\d.]+) of .* from ([\d.]+) to ([\d.]+)", text).groups()
-    assert float(accuracy) > 0.3  # eight classes
-    assert float(last) < 0.8 * float(first)
+    first, last = map(float, re.search(r"loss from ([\d.]+) to ([\d.]+)", text).groups())
+    assert last < 0.6 * first  # of the few images that it saw again and again
