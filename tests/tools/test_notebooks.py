@@ -13,7 +13,7 @@ from support.running import REPOSITORY
 
 NOTEBOOKS = REPOSITORY / "docs" / "notebooks"
 SMALLER = {
-    "own-data": {"IMAGES = 320": "IMAGES = 8", "data demo": "data demo --size 96"},
+    "own-data": {"IMAGES = 320": "IMAGES = 4", "data demo": "data demo --size 96"},
     "backbone": {
         "--train 320 --val 32": "--train 16 --val 4",
         "STEPS, BATCH = 300, 8": "STEPS, BATCH = 40, 4",
@@ -45,7 +45,7 @@ def executed(request, tmp_path, monkeypatch) -> tuple[str, Path]:
         (cell,) = [cell for cell in notebook.cells if text in cell.source]
         cell.source = cell.source.replace(text, smaller)
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=resources).execute()
+    NotebookClient(notebook, timeout=None, kernel_name="python3", resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     texts = [out.get("text") or out.get("data", {}).get("text/plain", "") for out in outputs]
     return "\n".join(texts), tmp_path
