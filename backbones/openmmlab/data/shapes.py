@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from colorsys import hsv_to_rgb
 from pathlib import Path
 from typing import cast
@@ -159,6 +160,8 @@ def write_demo(folder: Path, size: int, counts: dict[str, int], seed: int) -> No
         images, annotations = [], []
         numbers = range(counts[split])
         for i in track(numbers, f"drawing {split}", console=CONSOLE, disable=QUIET):
+            if QUIET and i % 64 == 0:
+                print(f"[{i}/{len(numbers)}] drawing {split}", file=sys.stderr, flush=True)
             image, label, shapes = draw_scene(size, np.random.default_rng([seed, number, i]))
             name, ade_name = f"{i + 1:012}.jpg", f"{ade_split}/ADE_{split}_{i + 1:08}"
             jpeg = encode_image(image, "JPEG")
