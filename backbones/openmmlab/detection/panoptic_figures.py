@@ -7,11 +7,10 @@ from typing import Any
 import cv2
 import numpy as np
 from mmdet.evaluation.metrics import CocoPanopticMetric
-from panopticapi.evaluation import PQStat
-from panopticapi.utils import rgb2id
 
 from backbones.openmmlab.data.metainfo import class_colours
 from backbones.openmmlab.evaluation.figures import Worst, image_pair, read_rgb
+from backbones.openmmlab.panoptic_quality import PQStat, rgb2id
 from backbones.openmmlab.prediction.drawing import draw_segments
 from backbones.openmmlab.prediction.segments import Segments
 from backbones.openmmlab.tasks import Sample
@@ -31,7 +30,9 @@ class PanopticFigures:
         self.classes = list(meta["classes"])
         palette = meta.get("palette")
         self.palette = class_colours(len(self.classes)) if palette is None else np.array(palette)
-        self.ids = metric._coco_api.get_cat_ids(cat_names=self.classes)
+        coco: Any = metric._coco_api
+        self.segments_of, self.categories = coco.imgToAnns, coco.cats
+        self.ids = coco.get_cat_ids(cat_names=self.classes)
         self.label_of = {category: label for label, category in enumerate(self.ids)}
         self.total = PQStat()
         self.worst = Worst(count)
@@ -42,7 +43,7 @@ class PanopticFigures:
         stat = self.metric.results[self.images]
         self.total += stat
         self.images += 1
-        means, _ = stat.pq_average(self.metric.categories, isthing=None)
+        means, _ = stat.pq_average(self.categories, isthing=None)
         score = means["pq"] if means["n"] else 1.0
         if self.worst.takes(score):
             matches = [stat[category] for category in self.ids]
@@ -66,7 +67,7 @@ class PanopticFigures:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything in JSON types, with the worst images drawn; PQ, SQ and RQ in [0, 1]."""
-        _, by_class = self.total.pq_average(self.metric.categories, isthing=None)
+        _, by_class = self.total.pq_average(self.categories, isthing=None)
         rows = []
         for category, name in zip(self.ids, self.classes, strict=True):
             matches, values = self.total[category], by_class[category]
@@ -97,11 +98,11 @@ class PanopticFigures:
         return pairs
 
     def _truth(self, path: str, image: object) -> Segments | None:
-        file = Path(self.metric.seg_prefix) / Path(path).with_suffix(".png").name
+        file = Path(self.metric.seg_prefix or "") / Path(path).with_suffix(".png").name
         colours = cv2.imread(str(file))
         if colours is None:
             return None
-        rows = self.metric._coco_api.imgToAnns[image]
+        rows = self.segments_of[image]
         ids = rgb2id(colours[:, :, ::-1])
         numbers = np.zeros(ids.shape, np.int32)
         for number, row in enumerate(rows, start=1):
@@ -115,7 +116,8 @@ def panoptic_figures(
     """Return the figures for a panoptic model's evaluator; None without mmdet's panoptic metric."""
     for metric in metrics:
         # With `outfile_prefix` it writes files and compares them at the end.
-        compares = isinstance(metric, CocoPanopticMetric) and metric.tmp_dir is not None
-        if compares and metric._coco_api is not None and meta.get("classes"):
+        if not isinstance(metric, CocoPanopticMetric) or metric.tmp_dir is None:
+            continue
+        if metric._coco_api is not None and meta.get("classes"):
             return PanopticFigures(meta, metric, count)
     return None
