@@ -9,11 +9,13 @@ from typing import NamedTuple
 import pytest
 import yaml
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from support.running import REPOSITORY
 
 from backbones import ARCHITECTURES
 from backbones.openmmlab.config import load_config, notes
 from backbones.openmmlab.doctor.complexity import build_on_meta
+from backbones.openmmlab.training.layer_decay import num_layers
 from backbones.weights import find
 
 FOLDER = REPOSITORY / "configs"
@@ -229,6 +231,34 @@ def test_rtmdet_decays_by_layer():
     assert {k: ours[k] for k in ("decay_rate", "decay_type")} == {
         k: original[k] for k in ("decay_rate", "decay_type")
     }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_learning_rates_fall_layer_by_layer_under_every_head(name):
+    """By the recipe's own rate where it has layer decay, else by 0.8."""
+    config = read(name)
+    paramwise = dict(decay_rate=0.8)
+    if config.optim_wrapper.get("constructor") == "LayerDecayConstructor":
+        paramwise = config.optim_wrapper.paramwise_cfg.to_dict()
+        paramwise.pop("_delete_", None)
+    model = build_on_meta(config)
+    optimizer = build_optim_wrapper(
+        model,
+        dict(
+            type="OptimWrapper",
+            optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
+            constructor="LayerDecayConstructor",
+            paramwise_cfg=paramwise,
+        ),
+    ).optimizer
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(rates) == sum(len(g["params"]) for g in optimizer.param_groups) == len(trained)
+    falling = paramwise["decay_rate"] ** (num_layers(model.backbone.depths) + 1)
+    assert rates[model.backbone.downsample_layers[0][0].weight] == pytest.approx(1e-3 * falling)
+    inside = set(model.backbone.parameters())
+    heads = {rate for p, rate in rates.items() if p not in inside}
+    assert heads == {1e-3}
 
 
 def test_faster_rcnn_is_mask_rcnn_without_masks():

@@ -11,17 +11,28 @@ def typed_dicts(node: Any, kind: str) -> Iterator[dict]:
     return (found for _, found in nodes(node) if str(found.get("type")).endswith(kind))
 
 
-def set_class_count(node: Any, count: int) -> None:
+def evaluators(config: Any, split: str) -> list[Any]:
+    """Return the configs of a split's metrics, of which a config may list several."""
+    given = config.get(f"{split}_evaluator") or []
+    return given if isinstance(given, list) else [given]
+
+
+def set_class_count(node: Any, things: int, stuff: int = 0) -> None:
     """Set the class count of every head except the RPN, which only tells objects from background.
 
-    In a head of things and stuff all classes become things. Class weights that are equal for all
-    classes and differ only for the background, the last, get the new length.
+    Class weights that are equal for all classes and differ only for the background, the last, get
+    the new length.
+
+    Args:
+        node: config of a model; changed in place.
+        things: number of classes, in a panoptic model those of things.
+        stuff: number of a panoptic model's other classes.
     """
     for _, head in class_counts(node):
-        head["num_classes"] = count
+        head["num_classes"] = things
     for _, head in nodes(node):
         if "num_things_classes" in head and "num_stuff_classes" in head:
-            head.update(num_things_classes=count, num_stuff_classes=0)
+            head.update(num_things_classes=things, num_stuff_classes=stuff)
         weights = head.get("class_weight")
         if isinstance(weights, list) and len(weights) > 1 and len(set(weights[:-1])) == 1:
-            head["class_weight"] = [weights[0]] * count + [weights[-1]]
+            head["class_weight"] = [weights[0]] * (things + stuff) + [weights[-1]]

@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from backbones.errors import InputError
 
 from .annotations import find_annotations, read_annotations
-from .config_edits import set_class_count, typed_dicts
+from .config_edits import evaluators, set_class_count, typed_dicts
 from .converted import below, write
 from .files import one_line
 from .formats.content import Annotations
@@ -66,7 +66,7 @@ def use_annotations(
         dataset.ann_file = str(path)
         dataset.data_prefix = dict(img=below(one.images, root))
         dataset.metainfo = dict(classes=names, palette=class_colours(len(names)).tolist())
-        if evaluator := config.get(f"{split}_evaluator"):
+        for evaluator in evaluators(config, split):
             evaluator.ann_file = str(path)
     set_class_count(config.model, len(names))
     if not with_masks:
@@ -178,9 +178,9 @@ def _leave_masks_out(config: Config, splits: Sequence[str], root: Path, keep_hea
     for step in typed_dicts(config._cfg_dict, "LoadAnnotations"):
         step["with_mask"] = False
     for split in splits:
-        evaluator: dict[str, Any] = config.get(f"{split}_evaluator") or {}
-        if "metric" in evaluator:
-            evaluator["metric"] = ["bbox"]
+        for evaluator in evaluators(config, split):
+            if "metric" in evaluator:
+                evaluator["metric"] = ["bbox"]
     roi_head: dict[str, Any] = config.model.get("roi_head") or {}
     if roi_head.get("mask_head") and not keep_head:
         roi_head["mask_head"] = roi_head["mask_roi_extractor"] = None

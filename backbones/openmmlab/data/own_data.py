@@ -18,6 +18,7 @@ from backbones.weights import read_checkpoint
 
 from .coco_annotations import CocoAnnotations
 from .coco_file import read_categories
+from .config_edits import evaluators
 from .converted import folder_for
 from .decoding import read_label_map
 from .files import IMAGES, files_below, one_line, spread
@@ -25,6 +26,7 @@ from .label_folders import IGNORED, read_classes
 from .metainfo import Classes, class_names, dataset_class, dataset_metainfo
 from .own_annotations import use_annotations
 from .own_label_maps import use_label_maps
+from .own_panoptic import is_panoptic, use_panoptic
 
 LOOKED_AT = 200  # label maps per split to inspect before they count as the config's
 
@@ -61,7 +63,11 @@ def use_data(
     root = Path(os.path.abspath(root))
     trained = class_names(read_checkpoint(checkpoint)) if checkpoint else None
     model = Classes(trained or _classes(config), bool(checkpoint), bool(trained))
-    use = use_label_maps if config.get("default_scope") == "mmseg" else use_annotations
+    use = use_annotations
+    if config.get("default_scope") == "mmseg":
+        use = use_label_maps
+    elif is_panoptic(config, splits):
+        use = use_panoptic
     use(config, root, folder_for(Path(work_dir), root), splits, model)
 
 
@@ -74,8 +80,7 @@ def change_place(config: Config, root: Path) -> None:
         dataset = loader.dataset
         former = dataset.get("data_root") or ""
         dataset.data_root = str(root)
-        evaluators = config.get(f"{split}_evaluator") or []
-        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        for evaluator in evaluators(config, split):
             for key in ("ann_file", "seg_prefix"):
                 if evaluator.get(key):
                     evaluator[key] = str(_moved(evaluator[key], former, dataset, root))

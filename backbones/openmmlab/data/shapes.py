@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from collections.abc import Sequence
 from colorsys import hsv_to_rgb
 from pathlib import Path
 from typing import cast
@@ -20,7 +21,7 @@ from .download import emptied
 # The demo set's classes: COCO's categories 1..4 are the shapes, label maps go on with the grounds.
 DEMO_SHAPES = ("circle", "square", "triangle", "star")
 DEMO_GROUNDS = ("gradient", "noise", "stripes", "checks")
-DEMO_VERSION = 3  # of the drawing: a set of another version is drawn again
+DEMO_VERSION = 4  # of the drawing: a set of another version is drawn again
 CROP = 64  # width and height of a image of one shape
 SIZES = (0.06, 0.11), (0.13, 0.22), (0.25, 0.38)  # radius / image size: small, medium, large
 # Each kind of shape favours a hue, as things do; a sixth of them have one nearer to another kind's.
@@ -141,6 +142,36 @@ def draw_scene(
     return image, label, [(kind, owner == i) for i, kind in enumerate(classes)]
 
 
+def panoptic_segments(
+    label: np.ndarray, shapes: Sequence[np.ndarray]
+) -> tuple[np.ndarray, list[dict]]:
+    """Number the shapes and the grounds of an image.
+
+    Args:
+        label: label map, (H, W).
+        shapes: visible pixels of each shape, (H, W) bool.
+
+    Returns:
+        The number of each pixel's segment, (H, W) uint8 from 1, and COCO's rows of the segments.
+    """
+    numbers = np.zeros(label.shape, np.uint8)
+    grounds = [label == kind for kind in np.unique(label) if kind > len(DEMO_SHAPES)]
+    rows = []
+    for number, mask in enumerate([*shapes, *grounds], start=1):
+        numbers[mask] = number
+        code = rle.encode(np.asfortranarray(mask, np.uint8))
+        rows.append(
+            dict(
+                id=number,
+                category_id=int(label[mask][0]),
+                bbox=rle.toBbox(code).tolist(),
+                area=int(mask.sum()),
+                iscrowd=0,
+            )
+        )
+    return numbers, rows
+
+
 def encode_image(pixels: np.ndarray, kind: str, quality: int = 93) -> bytes:
     """Encode an image in memory, since Pillow's own writing hides the reason on a full disk."""
     file = io.BytesIO()
@@ -155,9 +186,10 @@ def write_demo(folder: Path, size: int, counts: dict[str, int], seed: int) -> No
     ones. `classes` holds twice as many images of single shapes, in a folder for each class.
     """
     for number, (split, ade_split) in enumerate((("train", "training"), ("val", "validation"))):
-        for sub in (f"{split}2017", f"images/{ade_split}", f"annotations/{ade_split}"):
+        segments = f"annotations/panoptic_{split}2017"
+        for sub in (f"{split}2017", f"images/{ade_split}", f"annotations/{ade_split}", segments):
             (folder / sub).mkdir(parents=True)
-        images, annotations = [], []
+        images, annotations, panoptic = [], [], []
         numbers = range(counts[split])
         for i in track(numbers, f"drawing {split}", console=CONSOLE, disable=QUIET):
             if QUIET and i % 64 == 0:
@@ -169,6 +201,11 @@ def write_demo(folder: Path, size: int, counts: dict[str, int], seed: int) -> No
             (folder / "images" / f"{ade_name}.jpg").write_bytes(jpeg)
             (folder / "annotations" / f"{ade_name}.png").write_bytes(encode_image(label, "PNG"))
             images.append(dict(id=i + 1, file_name=name, width=size, height=size, license=1))
+            number_map, rows = panoptic_segments(label, [mask for _, mask in shapes])
+            colours = np.pad(number_map[:, :, None], ((0, 0), (0, 0), (0, 2)))
+            panoptic_name = name.replace(".jpg", ".png")
+            (folder / segments / panoptic_name).write_bytes(encode_image(colours, "PNG"))
+            panoptic.append(dict(image_id=i + 1, file_name=panoptic_name, segments_info=rows))
             for kind, mask in shapes:
                 code = rle.encode(np.asfortranarray(mask, np.uint8))
                 runs = cast(bytes, code["counts"]).decode()
@@ -194,6 +231,12 @@ def write_demo(folder: Path, size: int, counts: dict[str, int], seed: int) -> No
             ],
         )
         (folder / f"annotations/instances_{split}2017.json").write_text(json.dumps(data))
+        categories = [
+            dict(id=kind, name=name, isthing=int(name in DEMO_SHAPES), supercategory="shape")
+            for kind, name in enumerate((*DEMO_SHAPES, *DEMO_GROUNDS), start=1)
+        ]
+        data = {**data, "annotations": panoptic, "categories": categories}
+        (folder / f"{segments}.json").write_text(json.dumps(data))
         for kind, name in enumerate(DEMO_SHAPES):
             inside = folder / "classes" / split / name
             inside.mkdir(parents=True)

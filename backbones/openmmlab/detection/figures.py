@@ -16,6 +16,7 @@ from backbones.openmmlab.prediction.drawing import draw_instances
 from backbones.openmmlab.tasks import Sample
 
 from .coco_ap import CocoAP, ground_truth
+from .panoptic_figures import PanopticFigures, panoptic_figures
 
 SIZES = ("all", "small", "medium", "large")
 SCORE = 0.3  # minimum score of a detection that counts, as in mmdet's confusion matrix
@@ -27,14 +28,18 @@ KINDS = {"bbox": "box", "segm": "mask", "boundary": "boundary"}
 
 def detection_figures(
     metrics: Sequence[BaseMetric], meta: Mapping, count: int
-) -> "DetectionFigures | None":
+) -> "DetectionFigures | PanopticFigures | None":
     """Return the figures for a detector's evaluator; None without a COCO metric.
+
+    Those of things and stuff go before those of instances, where both are measured.
 
     Args:
         metrics: the evaluator's metrics.
         meta: the data set's meta; only its `classes` count.
         count: how many of the worst images are kept.
     """
+    if (panoptic := panoptic_figures(metrics, meta, count)) is not None:
+        return panoptic
     for metric in metrics:
         if isinstance(metric, CocoMetric) and not metric.format_only and meta.get("classes"):
             if ground_truth(metric) is not None:

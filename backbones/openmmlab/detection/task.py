@@ -57,7 +57,10 @@ DETECTION = register_task(
         class_layers=re.compile(r"(?:^|\.)(?:fc_cls|fc_reg|conv_logits)$"),
         figures=detection_figures,
         report_layout=ReportLayout(
-            class_scores=("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
+            class_scores=(
+                *("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
+                *("PQ", "SQ", "RQ"),
+            ),
             class_count="objects",
             confusion_unit="objects",
             confusion_note="Only detections with a score of 0.3 or more are counted. Each is "

@@ -11,6 +11,7 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from backbones.errors import InputError
 from backbones.openmmlab.data.coco_annotations import CocoAnnotations
+from backbones.openmmlab.data.coco_file import read_coco
 from backbones.openmmlab.data.decoding import Header
 from backbones.openmmlab.data.files import one_line, spread
 from backbones.openmmlab.data.image_files import read_headers
@@ -19,7 +20,7 @@ from backbones.openmmlab.data.metainfo import dataset_class, dataset_metainfo
 from backbones.openmmlab.walk import nodes, type_name
 
 WHERE_TO_GET = "tools/prepare_data.py makes or downloads it; --data ROOT selects another folder"
-Kind = Literal["coco", "label maps", "class folders", "video", "other"]
+Kind = Literal["coco", "panoptic", "label maps", "class folders", "video", "other"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,8 @@ class DatasetPlan:
         """Return the layout of its files, if the checks know it."""
         bases = {base.__name__: base for base in getattr(self.type, "__mro__", ())}
         coco = bases.get("CocoDataset")
+        if "CocoPanopticDataset" in bases:
+            return "panoptic"
         if hasattr(self.type, "check_files"):
             return "class folders"
         if coco is not None and self.type.load_data_list is coco.load_data_list:
@@ -213,6 +216,10 @@ class DatasetPlan:
         if self.kind == "coco":
             folder = self.folders.get("img", self.root)
             return [folder / name for name in dict.fromkeys(self.coco.names())]
+        if self.kind == "panoptic":
+            folder, path = self.folders.get("img", self.root), self.annotation_file
+            rows = read_coco(path)[0]["images"] if path else []
+            return [folder / row["file_name"] for row in rows]
         if self.kind == "label maps":
             return [image for image, _ in self.pairs]
         if self.kind == "class folders":

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from backbones.openmmlab.data.metainfo import class_colours
 
 from .instances import CroppedMask
+from .segments import Segments
 
 SMALLEST_SIDE = 480  # smaller images are enlarged, so that tags stay legible
 LARGEST_SIDE = 4096  # larger images are reduced
@@ -124,6 +125,46 @@ def draw_label_map(
         pen.rounded_rectangle((width + 14, y, width + 32, y + 18), 4, fill=colour)
         pen.text((width + 40, y + 9), text, font=font, fill="black", anchor="lm")
     return sheet
+
+
+def draw_segments(
+    image: np.ndarray, found: Segments, classes: tuple[str, ...], palette: np.ndarray
+) -> Image.Image:
+    """Draw a panoptic prediction over its image: every segment outlined and tagged with its class.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        found: the segments.
+        classes: class names.
+        palette: (len(classes), 3) uint8 RGB.
+    """
+    canvas = _resized(image)
+    height, width = canvas.shape[:2]
+    resized = cv2.resize(found.numbers, (width, height), interpolation=cv2.INTER_NEAREST)
+    numbers = cast(np.ndarray, resized)
+    line = max(2, round(min(height, width) / 300))
+    for number, label in enumerate(found.labels, start=1):
+        inside = numbers == number
+        colour = palette[label]
+        canvas[inside] = (0.5 * canvas[inside] + 0.5 * colour).astype(np.uint8)
+        contours, _ = cv2.findContours(
+            inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+        )
+        cv2.drawContours(canvas, contours, -1, (255, 255, 255), max(1, line // 2), cv2.LINE_AA)
+    picture = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=max(14, round(min(height, width) / 34)))
+    taken: list[tuple[float, float, float, float]] = []
+    for number, label in enumerate(found.labels, start=1):
+        inside = np.pad((numbers == number).astype(np.uint8), 1)
+        if inside.any():  # the tag is where the segment is thickest
+            depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1]
+            y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+            left, top, right, bottom = font.getbbox(classes[label])
+            corner = (x - (right - left) / 2, y + (bottom - top) / 2)
+            colour = tuple(palette[label].tolist())
+            _tag(pen, font, classes[label], corner, colour, picture, taken)
+    return picture
 
 
 def draw_scores(image: np.ndarray, names: Sequence[str], scores: np.ndarray) -> Image.Image:

@@ -18,6 +18,7 @@ from .drawing import column_width, drawn_size
 from .instances import Instances
 from .predictor import Predictor
 from .result import Drawing, Prediction
+from .segments import Segments
 from .videos import Video, written_video
 
 
@@ -25,9 +26,10 @@ class PredictionFiles:
     """Write the predictions of images and videos to a folder.
 
     Each image gives `pictures/NAME.png`; segmentors also write `labels/NAME.png`, whose pixels are
-    classes, detectors `predictions.json` in COCO's format, classifiers `predictions.csv`. A video
+    classes, detectors `predictions.json` in COCO's format, classifiers `predictions.csv`; panoptic
+    models `panoptic/NAME.png` and `panoptic.json` in COCO's panoptic format. A video
     gives `videos/NAME.mp4`, `videos/NAME.jsonl` with one line a frame and, from segmentors,
-    `labels/NAME/FRAME.png`.
+    `labels/NAME/FRAME.png`, or `panoptic/NAME/FRAME.png` from panoptic models.
 
     Args:
         folder: created if missing.
@@ -41,6 +43,7 @@ class PredictionFiles:
         self.drawing = Drawing(predictor.classes, predictor.palette)
         categories = [dict(id=i + 1, name=name) for i, name in enumerate(self.classes)]
         self._coco = dict(images=[], annotations=[], categories=categories)
+        self._panoptic = dict(images=[], annotations=[], categories=categories)
         self._ranked: list[tuple] = []  # (file, rank, label, class, score)
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -55,12 +58,15 @@ class PredictionFiles:
         """
         height, width = image.shape[:2]
         if isinstance(found, Instances):
-            number = len(self._coco["images"]) + 1
-            row = dict(id=number, file_name=str(path), width=width, height=height)
-            self._coco["images"].append(row)
+            number = _add_image(self._coco["images"], path, height, width)
             annotations = self._coco["annotations"]
             for row in found.coco(height, width):
                 annotations.append(dict(id=len(annotations) + 1, image_id=number, **row))
+        elif isinstance(found, Segments):
+            number = _add_image(self._panoptic["images"], path, height, width)
+            segments = dict(file_name=f"{name}.png", segments_info=found.coco())
+            self._panoptic["annotations"].append(dict(image_id=number, **segments))
+            _save(Image.fromarray(found.colours), self.folder / "panoptic" / f"{name}.png")
         elif isinstance(found, np.ndarray):
             _save(Image.fromarray(found), self.folder / "labels" / f"{name}.png")
         else:
@@ -91,6 +97,8 @@ class PredictionFiles:
         """Write the data of all images."""
         if self._coco["images"]:
             write_atomically(self.folder / "predictions.json", json.dumps(self._coco))
+        if self._panoptic["images"]:
+            write_atomically(self.folder / "panoptic.json", json.dumps(self._panoptic))
         if self._ranked:
             table = io.StringIO(newline="")
             writer = csv.writer(table, lineterminator="\n")
@@ -119,6 +127,10 @@ class VideoFiles:
         data: dict[str, Any] = dict(frame=self.frames, seconds=round(self.frames / self.rate, 6))
         if isinstance(found, Instances):
             data["annotations"] = found.coco(*frame.shape[:2])
+        elif isinstance(found, Segments):
+            picture = Path("panoptic") / self.name / f"{self.frames:06}.png"
+            data |= dict(panoptic=str(picture), segments_info=found.coco())
+            _save(Image.fromarray(found.colours), self.files.folder / picture)
         elif isinstance(found, np.ndarray):
             label_map = Path("labels") / self.name / f"{self.frames:06}.png"
             data["labels"] = str(label_map)
@@ -138,11 +150,18 @@ def summary(found: Prediction, score: float) -> str:
     if isinstance(found, Instances):
         number = int((found.scores >= score).sum())
         return f"{number} object{'' if number == 1 else 's'}"
+    if isinstance(found, Segments):
+        return f"{len(found)} segment{'' if len(found) == 1 else 's'}"
     if isinstance(found, np.ndarray):
         number = len(np.unique(found))
         return f"{number} class{'' if number == 1 else 'es'}"
     _, name, best = found[0]
     return f"{name} {best:.2f}"
+
+
+def _add_image(images: list[dict], path: Path, height: int, width: int) -> int:
+    images.append(dict(id=len(images) + 1, file_name=str(path), width=width, height=height))
+    return len(images)
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -16,16 +16,25 @@ from backbones.openmmlab.data.decoding import read_image
 from backbones.openmmlab.tasks import Sample
 from backbones.packages import require
 
-from .drawing import class_colours, draw_instances, draw_label_map, draw_scores
+from .drawing import (
+    class_colours,
+    draw_instances,
+    draw_label_map,
+    draw_scores,
+    draw_segments,
+)
 from .instances import Instances
+from .segments import Segments
 
-Prediction = Instances | np.ndarray | list[tuple[int, str, float]]
+Prediction = Instances | Segments | np.ndarray | list[tuple[int, str, float]]
 BEST = 5  # number of classes in a classifier's results
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
 
 def results(sample: Sample, classes: Sequence[str]) -> Prediction:
-    """Return the instances, the labels (H, W), or the best classes as (label, name, score)."""
+    """Return the instances, the segments of a panoptic model, the labels (H, W), or the best
+    classes as (label, name, score).
+    """
     if "scores" not in sample:
         return prediction(sample, len(classes))
     scores, labels = sample.scores.float().cpu().topk(min(BEST, len(classes)))
@@ -59,6 +68,8 @@ class Drawing:
             return draw_instances(
                 rgb, drawn.boxes, drawn.labels, drawn.scores, self.classes, drawn.masks
             )
+        if isinstance(found, Segments):
+            return draw_segments(rgb, found, self.classes, self.palette)
         if isinstance(found, np.ndarray):
             return draw_label_map(rgb, found, self.classes, self.palette)
         return draw_scores(rgb, [name for _, name, _ in found], np.array([s for *_, s in found]))
@@ -67,8 +78,8 @@ class Drawing:
 class Result:
     """Hold the prediction of one image.
 
-    The attributes of mmengine's sample are available too: `pred_instances`, `pred_sem_seg`,
-    `scores`.
+    The attributes of mmengine's sample are available too: `pred_instances`,
+    `pred_panoptic_seg`, `pred_sem_seg`, `scores`.
 
     Attributes:
         sample: the sample that the model returned.
@@ -96,7 +107,7 @@ class Result:
 
     @cached_property
     def found(self) -> Prediction:
-        """Return the instances, the labels (H, W), or the best classes; see `results`."""
+        """Return the instances, segments, labels (H, W), or best classes; see `results`."""
         return results(self.sample, self.classes)
 
     @property
@@ -135,6 +146,26 @@ class Result:
         with atomic_path(path) as part:
             picture.save(part, format=FORMATS[path.suffix.lower()])
         return path
+
+    def to_coco_panoptic(self, image_id: int = 1) -> tuple[dict, Image.Image]:
+        """Return a panoptic model's segments in COCO's format.
+
+        Returns:
+            The annotation with its `segments_info`, whose `category_id` is the label + 1, and the
+            image whose colours are the segments' numbers, to be saved under its `file_name`.
+
+        Raises:
+            InputError: the model is not panoptic.
+        """
+        found = self.found
+        if not isinstance(found, Segments):
+            raise InputError(
+                "to_coco_panoptic: requires a panoptic model",
+                code="unsupported",
+                where="to_coco_panoptic",
+            )
+        row = dict(image_id=image_id, file_name=f"{image_id}.png", segments_info=found.coco())
+        return row, Image.fromarray(found.colours)
 
     def to_coco(self, image_id: int = 1) -> list[dict]:
         """Return a detector's instances as COCO's annotations with scores.
@@ -177,6 +208,8 @@ class Result:
         )
 
     def _instances(self, method: str) -> Instances:
+        if "pred_instances" in self.sample:  # of a panoptic model too, if it returns any
+            return Instances.of(self.sample.pred_instances)
         if not isinstance(self.found, Instances):
             raise InputError(
                 f"{method}: requires a detector; .found holds a segmentor's labels or a "
@@ -187,8 +220,10 @@ class Result:
         return self.found
 
 
-def prediction(sample: Sample, classes: int) -> Instances | np.ndarray:
-    """Return the instances or labels of a sample, as `TiledPredictor` returns them."""
+def prediction(sample: Sample, classes: int) -> Instances | Segments | np.ndarray:
+    """Return the instances, segments or labels of a sample, as `TiledPredictor` returns them."""
+    if "pred_panoptic_seg" in sample:
+        return Segments.of(sample, classes)
     if "pred_instances" in sample:
         return Instances.of(sample.pred_instances)
     return sample.pred_sem_seg.data[0].cpu().numpy().astype(label_dtype(classes))

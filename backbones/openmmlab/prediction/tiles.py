@@ -15,6 +15,7 @@ from .exported import ExportedModel
 from .instances import CroppedMask, Instances
 from .predictor import Predictor
 from .result import label_dtype, prediction
+from .segments import Segments
 
 SMALLEST_TILE = 32  # the networks' largest stride
 SAME = 0.5  # IoU from which two views in the overlap of two tiles are of one object
@@ -54,7 +55,7 @@ class TiledPredictor:
 
     Raises:
         InputError: the tile is too small, the overlap is not smaller than the tile, or the model is
-            a classifier.
+            a classifier or panoptic.
     """
 
     def __init__(
@@ -75,12 +76,19 @@ class TiledPredictor:
                 code="unsupported",
                 where="--tile",
             )
+        fusion = getattr(predictor.model, "panoptic_fusion_head", None)
+        if fusion is not None and (fusion.test_cfg or {}).get("panoptic_on", True):
+            raise InputError(
+                "--tile: a panoptic model needs the whole image; leave --tile out",
+                code="unsupported",
+                where="--tile",
+            )
         self.predictor, self.tile, self.overlap = predictor, tile, overlap
         self.batch_size = batch_size
 
     def __call__(
         self, image: np.ndarray, on_tile: Callable[[int, int], None] | None = None
-    ) -> Instances | np.ndarray:
+    ) -> Instances | Segments | np.ndarray:
         """Predict one image.
 
         Args:

@@ -288,10 +288,11 @@ def _confusion(evaluation: Mapping, layout: ReportLayout) -> dict | None:
 
 def _images(evaluation: Mapping, layout: ReportLayout) -> dict | None:
     rows = evaluation.get("pictures") or []
+    score = evaluation.get("image_score", layout.image_score)
     images = [
         dict(
             file=row["file"],
-            caption=f"{row['file']}: {layout.image_score} {fixed(row['score'], 2)}, {row['note']}",
+            caption=f"{row['file']}: {score} {fixed(row['score'], 2)}, {row['note']}",
             pair=[
                 (name, row[key])
                 for key, name in (("truth", "ground truth"), ("prediction", "prediction"))
@@ -303,7 +304,8 @@ def _images(evaluation: Mapping, layout: ReportLayout) -> dict | None:
     ]
     if not images:
         return None
-    return dict(images=images, total=number(evaluation.get("images")), note=layout.image_note)
+    note = evaluation.get("image_note", layout.image_note)
+    return dict(images=images, total=number(evaluation.get("images")), note=note)
 
 
 def _legend(evaluation: Mapping, image: Mapping) -> list[tuple[str, str]]:

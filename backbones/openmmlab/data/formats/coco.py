@@ -61,7 +61,7 @@ def read(root: Path, path: Path) -> Annotations:
     check_rows(content, path, own=True)
     lines = number_anew(content, path)
     names = [image["file_name"] for image in content["images"]]
-    images, renamed = _image_folder(root, path, names)
+    images, renamed = image_folder(root, path, names)
     for image in content["images"]:
         image["file_name"] = renamed.get(image["file_name"], image["file_name"])
     lines += [f"{len(renamed)} file names are spelled differently from the files'"] * bool(renamed)
@@ -149,7 +149,7 @@ def _cover_thin(rows: Sequence[dict], thin: Sequence[dict]) -> Iterator[str]:
                 yield "crowds without a mask: their boxes are used as masks"
 
 
-def _image_folder(root: Path, path: Path, names: Sequence[str]) -> tuple[Path, dict[str, str]]:
+def image_folder(root: Path, path: Path, names: Sequence[str]) -> tuple[Path, dict[str, str]]:
     """Find the folder in which all images of a COCO file are.
 
     Returns:
