@@ -82,8 +82,8 @@ def mirror(tmp_path, monkeypatch) -> Iterator[FileServer]:
 
 
 @pytest.fixture(scope="session")
-def predicted(tmp_path_factory) -> dict[str, Path]:
-    """Data on which the small published models score 100 per cent, by the name of the model."""
+def predicted(tmp_path_factory) -> Path:
+    """Data on which the small published segmentor has an mIoU of 100."""
     from support.published import write_predicted
 
     return write_predicted(tmp_path_factory.mktemp("predicted"))

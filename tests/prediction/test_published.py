@@ -112,7 +112,7 @@ def test_evaluated_by_name(mirror, predicted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = "upernet_convnext_t"
     put(mirror, name, published(name, "official"))
-    where = ("--data", predicted[name], "--out", "metrics.json")
+    where = ("--data", predicted, "--out", "metrics.json")
     outcome = run_here("test.py", name, *where, *options(name, EVALUATED))
     assert outcome.status == 0, outcome.err
     metrics = json.loads(Path("metrics.json").read_text())

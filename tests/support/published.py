@@ -4,7 +4,6 @@ They have the publishers' names and `meta`; `options` makes the named config equ
 """
 
 import io
-import json
 from functools import cache
 from pathlib import Path
 
@@ -114,38 +113,21 @@ def write_pictures(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def write_predicted(folder: Path) -> dict[str, Path]:
-    """Write images whose ground truth is what each published model predicts: its score is 100.
+def write_predicted(root: Path) -> Path:
+    """Write images in ADE20K's layout whose labels the published segmentor predicts: mIoU is 100.
 
     Returns:
-        The folders, in ADE20K's layout for the segmentor, in COCO's for the detector.
+        The folder of the data.
     """
-    predictors = {}
-    for name in SMALL:
-        (folder / f"{name}.pth").write_bytes(published(name, "official"))
-        config = load_config(name, EVALUATED[name])
-        predictors[name] = Predictor(config, str(folder / f"{name}.pth"))
-    segmentor, detector = "upernet_convnext_t", "mask_rcnn_convnext_t"
-
-    labels = folder / "ade" / "annotations" / "validation"
+    name = "upernet_convnext_t"
+    (root / f"{name}.pth").write_bytes(published(name, "official"))
+    predictor = Predictor(load_config(name, EVALUATED[name]), str(root / f"{name}.pth"))
+    labels = root / "ade" / "annotations" / "validation"
     labels.mkdir(parents=True)
     seen: set[int] = set()
-    for path in write_pictures(folder / "ade" / "images" / "validation"):
-        found = predictors[segmentor](path).found
+    for path in write_pictures(root / "ade" / "images" / "validation"):
+        found = predictor(path).found
         seen |= set(np.unique(found).tolist())
         Image.fromarray((found + 1).astype(np.uint8)).save(labels / f"{path.stem}.png")
     assert len(seen) > 2
-
-    images, objects = [], []
-    for number, path in enumerate(write_pictures(folder / "coco" / "val2017"), start=1):
-        images.append(dict(id=number, file_name=path.name, width=96, height=80))
-        objects += predictors[detector](path).to_coco(image_id=number)
-    objects = [{**row, "id": i} for i, row in enumerate(objects, start=1)]
-    assert len({row["category_id"] for row in objects}) > 1
-    names = CocoDataset.METAINFO["classes"]
-    categories = [dict(id=i, name=name) for i, name in enumerate(names, start=1)]
-    (folder / "coco" / "annotations").mkdir()
-    (folder / "coco" / "annotations" / "instances_val2017.json").write_text(
-        json.dumps(dict(images=images, annotations=objects, categories=categories))
-    )
-    return {segmentor: folder / "ade", detector: folder / "coco"}
+    return root / "ade"

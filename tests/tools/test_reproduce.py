@@ -65,7 +65,7 @@ def test_known_score_and_planted_mistakes(mirror, predicted, tmp_path, monkeypat
     name = SEGMENTOR
     put(mirror, name, published(name, "official"))
     out = tmp_path / "out"
-    arguments = (name, "--data-mini", predicted[name])
+    arguments = (name, "--data-mini", predicted)
     outcome = reproduce(*arguments, "--out", out)
     assert outcome.status == 0, outcome.err
     first = verdict(out, name)
@@ -110,7 +110,7 @@ def assert_differs(outcome: Outcome) -> None:
 
 def test_a_subset_is_not_taken_for_the_whole(mirror, predicted, tmp_path):
     put(mirror, SEGMENTOR, published(SEGMENTOR, "official"))
-    outcome = reproduce(SEGMENTOR, "--data", predicted[SEGMENTOR], "--out", tmp_path / "out")
+    outcome = reproduce(SEGMENTOR, "--data", predicted, "--out", tmp_path / "out")
     assert_error(outcome, "bad-annotations", PICTURES, IMAGES["segmentation"], "--data-mini")
     assert not [*(tmp_path / "out").glob("*.json")]
 
