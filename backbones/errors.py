@@ -1,13 +1,14 @@
 """Define the one exception whose text addresses the user, and how tools end."""
 
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENOSPC
 from typing import Literal
+
+from .launchers import rank_of
 
 # The kind of a mistake, for programs and tests: texts may change, codes are stable.
 Code = Literal[
@@ -102,6 +103,6 @@ def reported_in_one_line(resume_hint: str = "") -> Iterator[None]:
 
 
 def _exit(line: str, status: int) -> None:
-    if status == 2 or int(os.environ.get("RANK", 0)) == 0:
+    if status == 2 or rank_of(None) == 0:
         print(f"error: {line}" if status == 2 else line, file=sys.stderr)
     sys.exit(status)

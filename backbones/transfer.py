@@ -3,7 +3,8 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -143,6 +144,36 @@ def find_flaw(path: Path, remote: RemoteFile) -> str | None:
     if remote.md5 != digest.hexdigest():
         return f"has MD5 {digest.hexdigest()} where {remote.md5} is expected"
     return None
+
+
+@contextmanager
+def locked(path: Path, wait: bool) -> Iterator[None]:
+    """Lock a file while a download is written beside it, or to it.
+
+    There is no lock on Windows, nor on network file systems that have none; a lock ends with its
+    process.
+
+    Args:
+        path: the file, which is created if it does not exist.
+        wait: whether to wait for another process that holds the lock.
+
+    Raises:
+        InputError: another process holds the lock, and `wait` is false.
+    """
+    with path.open("ab") as file:
+        try:
+            import fcntl  # not on Windows
+
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise InputError(
+                f"{path.parent}: another process downloads there; wait for it or stop it",
+                code="unsupported",
+                where=path.parent,
+            ) from None
+        except (ImportError, OSError):
+            pass
+        yield
 
 
 def _failed(remote: RemoteFile, folder: Path, problem: str) -> InputError:

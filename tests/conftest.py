@@ -1,9 +1,11 @@
 """What several test files share: real images, random weights, and the oracle libraries."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from support.file_server import FileServer, serving
 from support.oracles import randomise
 from support.running import REPOSITORY, run_here
 
@@ -62,3 +64,26 @@ def demo_models(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
         torch.save(dict(state_dict=model.state_dict()), checkpoint)
         found[path.parent.name] = (path, checkpoint)
     return found
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch) -> Iterator[FileServer]:
+    """A mirror of the publishers' servers, and an empty cache in `tmp_path / "torch"`."""
+    from backbones.weights.sources import MIRROR, OFFLINE
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv(OFFLINE, "")  # what --offline sets is taken back
+    monkeypatch.setattr("backbones.weights.sources.PATIENCE", 0.001)  # seconds between the tries
+    with serving() as server:
+        monkeypatch.setenv(MIRROR, server.address)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def predicted(tmp_path_factory) -> Path:
+    """Data on which the small published segmentor has an mIoU of 100."""
+    from support.published import write_predicted
+
+    return write_predicted(tmp_path_factory.mktemp("predicted"))

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from backbones.errors import InputError, reported_in_one_line
-from backbones.openmmlab.data.download import DATASETS, locked, prepare_archives
+from backbones.openmmlab.data.download import DATASETS, prepare_archives, reserved
 from backbones.openmmlab.data.shapes import prepare_demo
 
 
@@ -56,7 +56,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     try:
-        with locked(args.root):
+        with reserved(args.root):
             if args.dataset == "demo":
                 prepare_demo(args.root, args.size, args.train, args.val, args.seed)
                 return

@@ -3,8 +3,6 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from difflib import get_close_matches
 from errno import ENOSPC
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 from mmengine.dist import barrier
 
 from backbones.errors import InputError
-from backbones.transfer import RemoteFile, fetch
+from backbones.transfer import RemoteFile, fetch, locked
 
 from .trained import TRAINED, find_trained
 
@@ -157,7 +155,7 @@ def _fetch(url: str, path: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(part):
+        with locked(part, wait=True):
             if not path.is_file():  # another process was faster
                 fetch(RemoteFile(_mirrored(url)), path.parent, PATIENCE)
     except OSError as error:
@@ -175,19 +173,6 @@ def _mirrored(url: str) -> str:
     """Return the URL to download from: the file's own, or the mirror's if one is set."""
     mirror = os.environ.get(MIRROR)
     return f"{mirror.rstrip('/')}/{url.partition('://')[2]}" if mirror else url
-
-
-@contextmanager
-def _locked(part: Path) -> Iterator[None]:
-    """Lock a file, so that another process that downloads it waits."""
-    with part.open("ab") as file:
-        try:
-            import fcntl  # not on Windows, and some network file systems have no locks
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            pass
-        yield
 
 
 def _download_from_hub(source: str, name: str) -> Path:

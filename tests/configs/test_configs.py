@@ -1,6 +1,7 @@
 """Every config: its size, its recipe, its agreement with OpenMMLab's own, its spelling."""
 
 import ast
+import json
 import math
 import pickle
 import re
@@ -152,29 +153,17 @@ V2_SIZES = dict(
     a="atto", f="femto", p="pico", n="nano", t="tiny", b="base", l="large", h="huge"
 )  # fmt: skip
 DINOV3_SIZES = dict(t="tiny", s="small", b="base", l="large")
+OFFICIAL = json.loads((Path(__file__).parent / "official_recipes.json").read_text())["recipes"]
 RECIPES = {
-    # The official configs.
-    "detection/mask_rcnn_convnext_t": Recipe("tiny", 1e-4, 0.95, 0.4, "convnext_tiny_1k_224"),
-    "detection/cascade_convnext_t": Recipe("tiny", 2e-4, 0.7, 0.4, "convnext_tiny_1k_224"),
-    "detection/cascade_convnext_s": Recipe("small", 2e-4, 0.7, 0.6, "convnext_small_1k_224"),
-    "detection/cascade_convnext_b": Recipe("base", 2e-4, 0.8, 0.7, "convnext_base_1k_224"),
-    "detection/cascade_convnext_b_22k": Recipe("base", 1e-4, 0.8, 0.6, "convnext_base_22k_224"),
-    "detection/cascade_convnext_l_22k": Recipe("large", 1e-4, 0.7, 0.7, "convnext_large_22k_224"),
-    "detection/cascade_convnext_xl_22k": Recipe(
-        "xlarge", 1e-4, 0.7, 0.8, "convnext_xlarge_22k_224"
-    ),
-    "segmentation/upernet_convnext_t": Recipe("tiny", 1e-4, 0.9, 0.4, "convnext_tiny_1k_224"),
-    "segmentation/upernet_convnext_s": Recipe("small", 1e-4, 0.9, 0.3, "convnext_small_1k_224"),
-    "segmentation/upernet_convnext_b": Recipe("base", 1e-4, 0.9, 0.4, "convnext_base_1k_224"),
-    "segmentation/upernet_convnext_b_22k": Recipe(
-        "base", 1e-4, 0.9, 0.4, "convnext_base_22k_224", 640
-    ),
-    "segmentation/upernet_convnext_l_22k": Recipe(
-        "large", 1e-4, 0.9, 0.4, "convnext_large_22k_224", 640
-    ),
-    "segmentation/upernet_convnext_xl_22k": Recipe(
-        "xlarge", 8e-5, 0.9, 0.4, "convnext_xlarge_22k_224", 640
-    ),
+    name: Recipe(
+        official["arch"],
+        official["lr"],
+        official["decay_rate"],
+        official["drop_path_rate"],
+        official["pretrained"],
+        official.get("crop", 512),
+    )
+    for name, official in OFFICIAL.items()
 }
 V1 = tuple(RECIPES)
 QUICK = {
@@ -455,7 +444,8 @@ def test_recipe(name):
     if task(name) == "detection":
         epochs = expected.length or 36
         assert config.train_cfg.max_epochs == decay.end == epochs
-        assert (warm_up.start_factor, warm_up.end, warm_up.by_epoch) == (0.001, 1000, False)
+        steps = 1000 if "mask_rcnn_convnextv2" in name else 500
+        assert (warm_up.start_factor, warm_up.end, warm_up.by_epoch) == (0.001, steps, False)
         milestones = {36: [27, 33], 12: [8, 11]}[epochs]
         assert (decay.milestones, decay.gamma, decay.by_epoch) == (milestones, 0.1, True)
         assert config.auto_scale_lr.base_batch_size == 8 * expected.batch_size
@@ -468,7 +458,7 @@ def test_recipe(name):
     if frozen:
         assert (decay.type, decay.T_max, decay.begin) == ("CosineAnnealingLR", steps, 0)
     else:
-        assert (decay.type, decay.power, decay.begin) == ("PolyLR", 1.0, 1500)
+        assert (decay.type, decay.power, decay.begin) == ("PolyLR", 1.0, 0)
     crop, test_cfg = expected.crop, config.model.test_cfg
     stride = {512: 341, 640: 426}[crop]
     assert test_cfg == dict(mode="slide", crop_size=(crop, crop), stride=(stride, stride))

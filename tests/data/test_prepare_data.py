@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 from support.running import Outcome, assert_error, command, run_here, run_tool
 
 from backbones.errors import InputError
-from backbones.openmmlab.data.download import Archive, locked, prepare_archives, unpack
+from backbones.openmmlab.data.download import Archive, prepare_archives, reserved, unpack
 from backbones.openmmlab.data.shapes import (
     DEMO_GROUNDS,
     DEMO_SHAPES,
@@ -495,5 +495,5 @@ def test_ctrl_c_in_a_download_keeps_what_came_and_a_second_run_waits_outside(ser
     status, stderr = interrupt(arguments, part)
     assert status == 130 and "Traceback" not in stderr
     assert set(part.read_bytes()) == set(b"x")
-    with locked(tmp_path):
+    with reserved(tmp_path):
         assert_error(prepare(*arguments), "unsupported", tmp_path)

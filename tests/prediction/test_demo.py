@@ -8,12 +8,15 @@ import subprocess
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from support.predicting import noise, options
+from support.published import options as small
+from support.published import published, put
 from support.running import DETECTION, assert_error, command, free_port, run_here
 
 from backbones.openmmlab.config import load_config
@@ -82,7 +85,7 @@ def served(cwd: Path, *arguments: object):
     )  # fmt: skip
     try:
         for line in process.stdout:
-            if found := re.match(r"(http://\S+) \(Ctrl-C ends it\)", line):
+            if found := re.match(r"(http://\S+) \(Ctrl-C", line):
                 yield found[1]
                 return
         log.seek(0)
@@ -90,6 +93,17 @@ def served(cwd: Path, *arguments: object):
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+@pytest.mark.slow
+def test_page_of_a_published_model(mirror, tmp_path):
+    pytest.importorskip("gradio")
+    name = "upernet_convnext_t"
+    put(mirror, name, published(name, "official"))
+    with served(tmp_path, name, *small(name)) as address, urlopen(address) as page:
+        assert page.status == 200
+        assert f"{name}, {name}.official" in page.read().decode()
+    assert len(mirror.asked) == 1
 
 
 @pytest.fixture

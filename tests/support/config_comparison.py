@@ -36,6 +36,8 @@ ALLOWED = {
     "optim_wrapper.constructor": "the same multipliers, with num_layers from the depths",
     "optim_wrapper.paramwise_cfg.num_layers": "comes from the depths",
     "optim_wrapper.dtype": "bf16 instead of fp16",
+    "param_scheduler.0.end": "500 steps of warm-up as in the official detectors, not 1000",
+    "param_scheduler.1.begin": "the official segmentors' rate falls during the warm-up too",
     "optim_wrapper.loss_scale": "dynamic is the default",
     "env_cfg.tf32": "a GPU's float32 products, which mmengine leaves to PyTorch",
     "default_hooks.checkpoint.type": "a checkpoint is read back before it takes its name",

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from support.file_server import serving
+from support.published import cached, path_of
 from support.running import assert_error, run_here
 
 from backbones.errors import InputError
@@ -21,31 +22,9 @@ from backbones.weights.sources import MIRROR, OFFLINE, check_path, resolve
 MODEL = find_trained("upernet_convnext_t.official")
 
 
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A mirror of the publishers' servers, and an empty cache."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.delenv(OFFLINE, raising=False)
-    monkeypatch.setattr("backbones.weights.sources.PATIENCE", 0.001)  # seconds between the tries
-    with serving() as server:
-        monkeypatch.setenv(MIRROR, server.address)
-        yield server
-
-
-def path_of(source: str) -> str:
-    """Return the path of a file on the mirror."""
-    return "/" + source.partition("://")[2]
-
-
 def saved(path: Path) -> bytes:
     torch.save(dict(state_dict=dict(weight=torch.arange(20_000.0)), meta=dict(epoch=36)), path)
     return path.read_bytes()
-
-
-def cached(tmp_path: Path) -> list[str]:
-    return sorted(path.name for path in (tmp_path / "torch").rglob("*") if path.is_file())
 
 
 def test_all_22_are_here():
@@ -116,6 +95,17 @@ def test_names_are_checkpoints(tmp_path, monkeypatch):
     assert caught.value.code == "not-found"
 
 
+def test_each_publishers_file_is_fetched_from_its_own_address(mirror, tmp_path):
+    """The config's name alone is the first publisher's."""
+    official, other = (find_trained(f"upernet_convnext_t.{p}") for p in ("official", "openmmlab"))
+    mirror.files[path_of(official.source)] = saved(tmp_path / "a.pth")
+    assert read_checkpoint("upernet_convnext_t")["meta"] == dict(epoch=36)
+    with pytest.raises(InputError) as caught:
+        read_checkpoint(other.name)
+    assert caught.value.where == f"{mirror.address}{path_of(other.source)}"
+    assert cached(tmp_path) == [Path(official.source).name]
+
+
 def test_licence():
     assert licence_of("cascade_convnext_t") == licence_of(MODEL.source) == "MIT"
     copy = "weights/" + Path(find_trained("cascade_convnext_s.openmmlab").source).name
@@ -133,35 +123,35 @@ def test_the_zoo_lists_them():
 
 
 class TestDownloads:
-    def test_once(self, server, tmp_path):
-        server.files[path_of(MODEL.source)] = saved(tmp_path / "a.pth")
+    def test_once(self, mirror, tmp_path):
+        mirror.files[path_of(MODEL.source)] = saved(tmp_path / "a.pth")
         for _ in range(2):
             weight = read_checkpoint("upernet_convnext_t")["state_dict"]["weight"]
             assert torch.equal(weight, torch.arange(20_000.0))
-        assert server.asked == [(path_of(MODEL.source), 0)]
+        assert mirror.asked == [(path_of(MODEL.source), 0)]
         assert cached(tmp_path) == [Path(MODEL.source).name]
 
-    def test_cut_off_again_and_again(self, server, tmp_path):
+    def test_cut_off_again_and_again(self, mirror, tmp_path):
         """The rest is asked for, in one run and in the next."""
-        server.files[path_of(MODEL.source)] = content = saved(tmp_path / "a.pth")
-        server.cuts = [30_000, 20_000] + 6 * [0]
+        mirror.files[path_of(MODEL.source)] = content = saved(tmp_path / "a.pth")
+        mirror.cuts = [30_000, 20_000] + 6 * [0]
         with pytest.raises(InputError) as caught:
             read_checkpoint(MODEL.name)
         assert caught.value.code == "download-failed"
         assert cached(tmp_path) == [f"{Path(MODEL.source).name}.part"]
-        server.cuts = [10_000]
+        mirror.cuts = [10_000]
         assert read_checkpoint(MODEL.name)["meta"] == dict(epoch=36)
-        assert [first for _, first in server.asked][:3] == [0, 30_000, 50_000]
-        assert [first for _, first in server.asked][-1] == 60_000 < len(content)
+        assert [first for _, first in mirror.asked][:3] == [0, 30_000, 50_000]
+        assert [first for _, first in mirror.asked][-1] == 60_000 < len(content)
         assert cached(tmp_path) == [Path(MODEL.source).name]
 
     @pytest.mark.parametrize("wrong", ["login", "cut", "bit", "other"])
-    def test_a_wrong_file_is_refused_and_not_kept(self, server, tmp_path, wrong):
+    def test_a_wrong_file_is_refused_and_not_kept(self, mirror, tmp_path, wrong):
         content = saved(tmp_path / "a.pth")
         flipped = bytearray(content)
         flipped[len(content) // 2] ^= 1
         model = find_trained("cascade_convnext_t.openmmlab") if wrong == "other" else MODEL
-        server.files[path_of(model.source)] = {
+        mirror.files[path_of(model.source)] = {
             "login": b"<!DOCTYPE html><html>please log in</html>",
             "cut": content[:-5000],
             "bit": bytes(flipped),
@@ -172,39 +162,39 @@ class TestDownloads:
         assert caught.value.code == "broken-file" and "\n" not in str(caught.value)
         assert cached(tmp_path) == []
 
-    def test_no_such_file(self, server, tmp_path):
+    def test_no_such_file(self, mirror, tmp_path):
         with pytest.raises(InputError, match="404") as caught:
             read_checkpoint(MODEL.name)
         assert caught.value.code == "download-failed"
         assert str(tmp_path / "torch") in str(caught.value)  # where to put it
         assert cached(tmp_path) == []
 
-    def test_offline(self, server, tmp_path, monkeypatch):
-        server.files[path_of(MODEL.source)] = saved(tmp_path / "a.pth")
+    def test_offline(self, mirror, tmp_path, monkeypatch):
+        mirror.files[path_of(MODEL.source)] = saved(tmp_path / "a.pth")
         monkeypatch.setenv(OFFLINE, "1")
         with pytest.raises(InputError) as caught:
             read_checkpoint(MODEL.name)
         parts = urlparse(MODEL.source)
         place = tmp_path / "torch" / "hub" / "checkpoints" / parts.netloc / parts.path[1:]
         assert caught.value.code == "download-failed" and str(place) in str(caught.value)
-        assert not server.asked
+        assert not mirror.asked
         place.parent.mkdir(parents=True)
         place.write_bytes((tmp_path / "a.pth").read_bytes())
         assert read_checkpoint(MODEL.name)["meta"] == dict(epoch=36)
 
-    def test_no_server(self, tmp_path, monkeypatch, server):
+    def test_no_server(self, tmp_path, monkeypatch, mirror):
         with serving() as gone:
             monkeypatch.setenv(MIRROR, gone.address)
         with pytest.raises(InputError) as caught:
             read_checkpoint(MODEL.name)
         assert caught.value.code == "download-failed" and str(tmp_path) in str(caught.value)
 
-    def test_a_cache_that_cannot_be_written(self, server, tmp_path):
-        server.files[path_of(MODEL.source)] = saved(tmp_path / "a.pth")
+    def test_a_cache_that_cannot_be_written(self, mirror, tmp_path):
+        mirror.files[path_of(MODEL.source)] = saved(tmp_path / "a.pth")
         (tmp_path / "torch").write_text("a file where the folder should be")
         with pytest.raises(InputError) as caught:
             read_checkpoint(MODEL.name)
-        assert caught.value.code == "write-failed" and not server.asked
+        assert caught.value.code == "write-failed" and not mirror.asked
 
 
 def test_bad_options_of_the_tools(tmp_path, monkeypatch):

@@ -1,24 +1,19 @@
 """Fit a config to this machine, and count the ranks that its launcher has started."""
 
-import os
-
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from backbones import launchers
 from backbones.openmmlab.walk import replace_type
 
-# The variable in which each launcher gives the number of ranks.
-PROCESS_COUNTS = dict(pytorch="WORLD_SIZE", slurm="SLURM_NTASKS", mpi="OMPI_COMM_WORLD_SIZE")
-# And that in which it tells each process its rank.
-RANKS = dict(pytorch="RANK", slurm="SLURM_PROCID", mpi="OMPI_COMM_WORLD_RANK")
 # Optimizers of which PyTorch has such a kernel.
 FUSED = ("Adam", "AdamW", "SGD")
 
 
 def process_count(config: Config) -> int:
     """Return how many ranks the config's launcher has started."""
-    return int(os.environ.get(PROCESS_COUNTS.get(config.get("launcher", "none"), ""), 1))
+    return launchers.process_count(config.get("launcher", "none"))
 
 
 def is_first_rank(config: Config) -> bool:
@@ -26,7 +21,7 @@ def is_first_rank(config: Config) -> bool:
 
     Known before they can talk to one another, which is when data and config are checked.
     """
-    return int(os.environ.get(RANKS.get(config.get("launcher", "none"), ""), 0)) == 0
+    return launchers.rank_of(config.get("launcher", "none")) == 0
 
 
 def use_fused_optimizer(config: Config) -> None:

@@ -1,6 +1,5 @@
 """Download COCO 2017 and ADE20K: resume, verify, and unpack atomically."""
 
-import fcntl
 import shutil
 import zipfile
 import zlib
@@ -12,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from rich.progress import track
 
 from backbones.errors import InputError
-from backbones.transfer import CONSOLE, QUIET, RemoteFile, fetch, require_space
+from backbones.transfer import CONSOLE, QUIET, RemoteFile, fetch, locked, require_space
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def emptied(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
+def reserved(root: Path) -> Iterator[None]:
     """Create the root and lock it, since two runs would write the same .part files.
 
     Raises:
@@ -137,15 +136,5 @@ def locked(root: Path) -> Iterator[None]:
             where=root.absolute().parent,
         )
     root.mkdir(exist_ok=True)
-    with open(root / ".prepare_data.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{root}: another prepare_data.py is running there; wait for it or stop it",
-                code="unsupported",
-                where=root,
-            ) from None
-        except OSError as error:  # some network file systems have no locks
-            print(f"{root}: {error.strerror}; make sure that no other prepare_data.py is running")
+    with locked(root / ".prepare_data.lock", wait=False):
         yield

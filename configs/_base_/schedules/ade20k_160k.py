@@ -4,7 +4,7 @@ val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-    dict(type="PolyLR", power=1.0, begin=1500, end=160000, eta_min=0.0, by_epoch=False),
+    dict(type="PolyLR", power=1.0, begin=0, end=160000, eta_min=0.0, by_epoch=False),
 ]
 optim_wrapper = dict(
     type="AmpOptimWrapper",

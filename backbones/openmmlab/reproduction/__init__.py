@@ -1,0 +1,1 @@
+"""Evaluate published models again, and compare the figures with the published ones."""
