@@ -152,9 +152,10 @@ def _taps(weight: Tensor) -> Tensor:
 def tile(c: int) -> dict[str, int]:
     """Return the sizes of the tiles, and warps of a program, for maps of c channels."""
     block = max(16, triton.next_power_of_2(c))
-    rows, warps = max(1, 256 // block), min(16, max(4, block // 64))
-    # A thread has a sum for each of its channels and columns, and 128 registers or more.
-    columns = {2048: COLUMNS // 4, 4096: COLUMNS // 8}.get(block, COLUMNS)
+    # A thread has a sum for each of its channels and columns. The widest maps leave registers for
+    # one column only; other sizes of these tiles spill for one GPU or another.
+    rows, warps = max(1, 256 // block), 8 if block == 4096 else min(16, max(4, block // 64))
+    columns = COLUMNS if block < 2048 else 1
     return dict(ROWS=rows, COLUMNS=columns, BLOCK=block, num_warps=warps)
 
 

@@ -6,8 +6,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..packages import require
+from backbones.errors import InputError
+from backbones.packages import require
 
 # Of a block; more would not fit into a program of the depthwise convolution with its norm.
 LARGEST_CHANNELS = 4096

@@ -165,7 +165,9 @@ def test_without_triton(monkeypatch):
 
 
 def test_nothing_imports_triton_unasked():
-    code = "import sys, backbones.convnext as c; c.ConvNeXt('atto'); sys.exit('triton' in sys.modules)"
+    code = (
+        "import sys, backbones.convnext as c; c.ConvNeXt('atto'); sys.exit('triton' in sys.modules)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
