@@ -1,5 +1,7 @@
 """Compute the branch of a ConvNeXt block by Triton's kernels, casting as autocast would."""
 
+from typing import cast
+
 from torch import Tensor, get_autocast_dtype, is_autocast_enabled, nn
 
 from .depthwise_norm_triton import depthwise_norm
@@ -30,7 +32,7 @@ def block_branch(
     """
     device = x.device.type
     dtype = get_autocast_dtype(device) if is_autocast_enabled(device) else x.dtype
-    conv = (dwconv.weight, dwconv.bias, norm.weight, norm.bias, norm.eps)
+    conv = (dwconv.weight, cast(Tensor, dwconv.bias), norm.weight, norm.bias, norm.eps)
     normed = depthwise_norm(x, *conv, dtype)
     linears = (pwconv1.weight, pwconv1.bias, pwconv2.weight, pwconv2.bias)
     return mlp(

@@ -8,6 +8,9 @@ A program of the convolution computes `COLUMNS` neighbouring pixels of a row, so
 it loads is used for up to 7 of them.
 """
 
+# Triton types a kernel's constants as `constexpr`, which Python's own values are passed for.
+# pyright: reportArgumentType=false, reportReturnType=false
+
 from typing import Any
 
 import torch
@@ -72,12 +75,13 @@ def _(x, weight, bias, norm_weight, norm_bias, eps, dtype, keep):
     return _outputs(x, dtype, keep)
 
 
-def _outputs(x: Tensor, dtype: torch.dtype, keep: bool) -> tuple[Tensor, ...]:
+def _outputs(x: Tensor, dtype: torch.dtype, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, height, width, c = x.shape
     kept = (n, height, width) if keep else (0, 0, 0)
     y = x.new_empty(x.shape, dtype=dtype)
     conv = x.new_empty((*kept, c), dtype=dtype)
-    return y, conv, *(x.new_empty(kept, dtype=torch.float32) for _ in range(2))
+    mean, rstd = (x.new_empty(kept, dtype=torch.float32) for _ in range(2))
+    return y, conv, mean, rstd
 
 
 @torch.library.custom_op(

@@ -6,6 +6,9 @@ second product reads it, and layer scale and the residual where that one writes.
 and their order depends on shapes alone. Products without anything to fuse are PyTorch's.
 """
 
+# Triton types a kernel's constants as `constexpr`, which Python's own values are passed for.
+# pyright: reportArgumentType=false, reportReturnType=false
+
 from typing import Any
 
 import torch

@@ -38,11 +38,13 @@ def in_the_interpreter(marks: str) -> None:
 
 
 def test_values():
+    """Run the quick tests of `interpreted.py`."""
     in_the_interpreter("not slow")
 
 
 @pytest.mark.slow
 def test_more_values():
+    """Run its slow tests."""
     in_the_interpreter("slow")
 
 
