@@ -5,12 +5,13 @@ ConvNets with Masked Autoencoders" (arXiv:2301.00808). Parameters have their off
 
 Inside a stage tensors are (N, H, W, C): layer norm and the two linears work on rows of channels,
 and the depthwise convolution reads the same memory as a channels-last (N, C, H, W). No copy is made
-to change layout. `Block.branch` defines a block; `Block.cpu_branch` computes it faster on a CPU.
+to change layout. `Block.branch` defines a block; `Block.cpu_branch` computes it faster on a CPU,
+`Block.triton_branch` with fused kernels on a GPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,12 @@ from torch.utils.checkpoint import checkpoint
 
 from .architectures import depths_and_dims
 from .backbone import Backbone, LayerNorm2d, block_rates, init_layers
-from .ops.cpu_path import cpu_path_applies
+from .ops.cpu_path import cpu_path_applies, unmodified
 from .ops.depthwise_conv import depthwise_conv2d
 from .ops.grn import global_response_norm
 from .ops.norm_mlp import norm_mlp
 from .ops.stochastic_depth import add_branch
+from .ops.triton_path import check_kernels, triton_path_applies
 from .weights import load_pretrained
 
 
@@ -52,6 +54,7 @@ class Block(nn.Module):
         use_grn: GRN after the GELU (V2).
         with_cp: recompute the branch in backward instead of keeping its activations.
         dilation: dilation of the depthwise convolution.
+        kernels: "triton" or None, as in `ConvNeXt`.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Block(nn.Module):
         use_grn: bool,
         with_cp: bool,
         dilation: int = 1,
+        kernels: Literal["triton"] | None = None,
     ):
         super().__init__()
         self.dwconv = nn.Conv2d(dim, dim, 7, padding=3 * dilation, dilation=dilation, groups=dim)
@@ -73,12 +77,13 @@ class Block(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value)) if scaled else None
         self.drop_path_rate = drop_path_rate
         self.with_cp = with_cp
+        self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:  # (N, H, W, C)
         drop_rate = self.drop_path_rate if self.training else 0.0
-        if not (torch.is_grad_enabled() or drop_rate) and self.takes_cpu_path(x):
-            return self.cpu_branch(x, residual=x)
-        branch = self.fastest_branch
+        branch, adds = self.fastest_branch(x)
+        if adds and not drop_rate:
+            return branch(x, residual=x)
         if self.with_cp and torch.is_grad_enabled():
             # A branch draws nothing: no generator's state is kept.
             branch = partial(checkpoint, branch, use_reentrant=False, preserve_rng_state=False)
@@ -101,16 +106,37 @@ class Block(nn.Module):
         weights = (norm.weight, norm.bias, norm.eps, first.weight, first.bias, second.weight)
         return norm_mlp(x, *weights, second.bias, **grn, scale=self.gamma, residual=residual)
 
+    def triton_branch(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Compute `branch`, and the residual sum if a residual is given, by Triton's kernels."""
+        from .ops.block_triton import block_branch  # imports triton
+
+        layers = (self.dwconv, self.norm, self.pwconv1, self.pwconv2)
+        grn = (None, None) if self.grn is None else (self.grn.gamma, self.grn.beta)
+        return block_branch(x, *layers, *grn, self.gamma, residual)
+
+    def layers(self) -> list[tuple[nn.Module, type[nn.Module]]]:
+        """Return the layers that a fused path passes over, and the class of each."""
+        layers = [(self.dwconv, nn.Conv2d), (self.norm, nn.LayerNorm), (self.pwconv1, nn.Linear)]
+        return layers + [(self.pwconv2, nn.Linear)] + [(self.grn, GRN)] * (self.grn is not None)
+
     def takes_cpu_path(self, x: Tensor) -> bool:
         """Return whether `cpu_branch` may be used: on a CPU, with every layer unmodified."""
-        layers = [(self.dwconv, nn.Conv2d), (self.norm, nn.LayerNorm), (self.pwconv1, nn.Linear)]
-        layers += [(self.pwconv2, nn.Linear), *([(self.grn, GRN)] if self.grn is not None else [])]
+        compiling = not torch.is_grad_enabled()
         plain = self.dwconv.dilation == (1, 1)
-        return plain and cpu_path_applies(x, layers=layers, compiling=not torch.is_grad_enabled())
+        return plain and cpu_path_applies(x, layers=self.layers(), compiling=compiling)
 
-    def fastest_branch(self, x: Tensor) -> Tensor:
-        """Compute the branch in the fastest way for x."""
-        return self.cpu_branch(x) if self.takes_cpu_path(x) else self.branch(x)
+    def takes_triton(self, x: Tensor) -> bool:
+        """Return whether `triton_branch` is used: as asked for, with every layer unmodified."""
+        plain = self.kernels == "triton" and self.dwconv.dilation == (1, 1)
+        return plain and triton_path_applies(x) and unmodified(self.layers())
+
+    def fastest_branch(self, x: Tensor) -> tuple[Callable[..., Tensor], bool]:
+        """Return the fastest way to compute the branch of x; whether it can add the residual."""
+        if self.takes_triton(x):
+            return self.triton_branch, not (self.with_cp and torch.is_grad_enabled())
+        if self.takes_cpu_path(x):
+            return self.cpu_branch, not torch.is_grad_enabled()
+        return self.branch, False
 
 
 @MODELS.register_module()
@@ -137,6 +163,8 @@ class ConvNeXt(Backbone):
             official network leaves out what is beyond one, and so does this one, with a warning.
         contiguous_maps: return maps in the default memory format, for heads that call `.view` on
             what they compute (CenterNet, DMNet); channels-last is free, and faster for the others.
+        kernels: "triton" computes undilated blocks on a GPU by fused kernels, which have not been
+            timed; None by PyTorch's.
         pretrained: None, which mmseg's base configs give.
         init_cfg: `dict(type="Pretrained", checkpoint=...)` loads ConvNeXt weights of any known
             layout or raises (see `backbones.weights`); anything else is mmengine's.
@@ -159,6 +187,7 @@ class ConvNeXt(Backbone):
         with_cp: bool = False,
         pad_input: bool = False,
         contiguous_maps: bool = False,
+        kernels: Literal["triton"] | None = None,
         pretrained: None = None,
         init_cfg: dict | list | None = None,
     ):
@@ -175,6 +204,7 @@ class ConvNeXt(Backbone):
         )
         if output_stride not in (None, 8, 16, 32):
             raise self._refusal("output_stride", f"{output_stride} is none of 8, 16 and 32")
+        check_kernels(kernels, type(self).__name__)
         self.depths, self.dims = depths, dims
         if layer_scale_init_value is None:
             layer_scale_init_value = 0.0 if use_grn else 1e-6
@@ -194,7 +224,7 @@ class ConvNeXt(Backbone):
                 dilation *= 1 if halved else 2
                 norm = LayerNorm2d(dims[i - 1], eps=1e-6)
                 self.downsample_layers.append(nn.Sequential(norm, conv))
-            settings = (layer_scale_init_value, use_grn, with_cp, dilation)
+            settings = (layer_scale_init_value, use_grn, with_cp, dilation, kernels)
             blocks = (Block(dims[i], next(rates), *settings) for _ in range(depths[i]))
             self.stages.append(nn.Sequential(*blocks))
         for i in sorted(self.out_indices):
@@ -235,6 +265,7 @@ class ConvNeXtClassifier(ConvNeXt):
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float | None = None,
         with_cp: bool = False,
+        kernels: Literal["triton"] | None = None,
         init_cfg: dict | list | None = None,
     ):
         super().__init__(
@@ -245,6 +276,7 @@ class ConvNeXtClassifier(ConvNeXt):
             layer_scale_init_value=layer_scale_init_value,
             out_indices=(-1,),
             with_cp=with_cp,
+            kernels=kernels,
             init_cfg=init_cfg,
         )
         # The official classifier has one norm, called `norm`, and applies it after pooling.

@@ -40,6 +40,11 @@ def cpu_path_applies(
     # The size comes last: in an exported graph it may depend on the data.
     if torch.jit.is_tracing() or not tensors[0].numel():
         return False
+    return unmodified(layers)
+
+
+def unmodified(layers: Iterable[tuple[nn.Module, type[nn.Module]]]) -> bool:
+    """Return whether each layer is of the class it was built as, without hooks."""
     return all(type(layer) is kind and not _hooked(layer) for layer, kind in layers)
 
 
