@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 
 from backbones.errors import InputError, UnreadableImage
-from backbones.openmmlab.data.decoding import read_image
 from backbones.openmmlab.prediction.progress import FileProgress
 
 from .inputs import VIDEOS, output_names
@@ -80,7 +79,7 @@ class Batches:
                 self.flush()
                 self._video(path, name)
             else:
-                self._waiting.append((path, name, read_image(path)))
+                self._waiting.append((path, name, self.predictor.read(path)))
         except UnreadableImage as error:
             self._refuse(path, str(error))
         if len(self._waiting) >= (1 if self.tiled else self.batch_size):
@@ -104,7 +103,7 @@ class Batches:
                 self.flush()
             return
         for (path, name, image), one in zip(waiting, found, strict=True):
-            self.files.add_image(path, name, image, one)
+            self.files.add_image(path, name, self.predictor.picture(image), one)
             self.progress.end(path.name, summary(one, self.files.score))
 
     def _predicted(self, images: list[np.ndarray], name: str = "") -> list[Prediction]:

@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from pycocotools import mask as coco_mask
 
 from backbones.errors import InputError
-from backbones.openmmlab.data.decoding import image_size
+from backbones.openmmlab.data.rasters import image_size
 from backbones.openmmlab.data.files import (
     IMAGES,
     decode_text,

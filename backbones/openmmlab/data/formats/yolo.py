@@ -16,7 +16,7 @@ import yaml
 from mmengine.logging import print_log
 
 from backbones.errors import InputError
-from backbones.openmmlab.data.decoding import image_size
+from backbones.openmmlab.data.rasters import image_size
 from backbones.openmmlab.data.files import (
     IMAGES,
     entries,

@@ -4,7 +4,7 @@ TIFF is read by tifffile, PNG and other ordinary images by OpenCV, .npy by NumPy
 and everything else that GDAL knows by rasterio; the last two are optional.
 """
 
-from .opening import open_raster, read_raster_header
+from .opening import image_size, open_raster, read_raster_header
 from .raster import LARGEST, Raster
 
-__all__ = ["LARGEST", "Raster", "open_raster", "read_raster_header"]
+__all__ = ["LARGEST", "Raster", "image_size", "open_raster", "read_raster_header"]

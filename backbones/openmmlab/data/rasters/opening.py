@@ -9,6 +9,8 @@ import numpy as np
 
 from backbones.errors import InputError, UnreadableImage
 from backbones.openmmlab.data.decoding import Header, read_header, reason_of
+from backbones.openmmlab.data.decoding import image_size as colour_size
+from backbones.openmmlab.data.files import RASTERS
 from backbones.packages import require
 
 from .raster import LARGEST, ArrayRaster, Raster, unreadable
@@ -36,6 +38,23 @@ def open_raster(path: Path) -> Iterator[Raster]:
     except OSError as error:
         reason = reason_of(error) if error.errno is not None else str(error)
         raise unreadable(path, reason) from None
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return width and height of an image file as decoded, in 8-bit colour or by its bands.
+
+    Raises:
+        UnreadableImage: neither decoder reads it.
+    """
+    try:
+        return colour_size(path)
+    except UnreadableImage:
+        if path.suffix.lower() not in (".tif", ".tiff", *RASTERS):
+            raise
+        try:
+            return read_raster_header(path).size
+        except OSError as error:
+            raise unreadable(path, str(error)) from None
 
 
 def read_raster_header(path: Path) -> Header:
