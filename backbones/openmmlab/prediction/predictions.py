@@ -55,17 +55,22 @@ class PredictionFiles:
         """
         height, width = image.shape[:2]
         if isinstance(found, Instances):
-            number = len(self._coco["images"]) + 1
-            row = dict(id=number, file_name=str(path), width=width, height=height)
-            self._coco["images"].append(row)
-            annotations = self._coco["annotations"]
-            for row in found.coco(height, width):
-                annotations.append(dict(id=len(annotations) + 1, image_id=number, **row))
+            self.add_instances(path, (height, width), found)
         elif isinstance(found, np.ndarray):
             _save(Image.fromarray(found), self.folder / "labels" / f"{name}.png")
         else:
             self._ranked += [(str(path), rank, *row) for rank, row in enumerate(found, start=1)]
         _save(self.drawing(image, found, self.score), self.folder / "pictures" / f"{name}.png")
+
+    def add_instances(self, path: Path, size: tuple[int, int], found: Instances) -> None:
+        """Keep a detector's instances in an image of (height, width) for `finish`."""
+        height, width = size
+        number = len(self._coco["images"]) + 1
+        image = dict(id=number, file_name=str(path), width=width, height=height)
+        self._coco["images"].append(image)
+        annotations = self._coco["annotations"]
+        for row in found.coco(height, width):
+            annotations.append(dict(id=len(annotations) + 1, image_id=number, **row))
 
     @contextmanager
     def video(self, name: str, video: Video) -> "Iterator[VideoFiles]":

@@ -113,6 +113,19 @@ class TiffRaster:
                         out[rows, columns, i] = part[..., sample]
         return out
 
+    def is_unwritten(self, window: Window) -> bool:
+        """Return whether the file holds nothing of a window, as sparse files do."""
+        left, top, right, bottom = window
+        length, width = self._block
+        for page in self.pages:
+            counts = page.databytecounts
+            for plane in range(self._planes):
+                for row in range(top // length, -(-bottom // length)):
+                    start = (plane * self._down + row) * self._across
+                    if any(counts[start + left // width : start + -(-right // width)]):
+                        return False
+        return True
+
     def _blocks(
         self, page: Any, plane: int, window: Window
     ) -> Iterator[tuple[int, int, np.ndarray]]:
