@@ -15,6 +15,7 @@ DEMO = "gradio>=6.31,<7"
 # imagecorruptions itself, of 2020, works neither with NumPy 2 nor with scikit-image 0.19.
 CORRUPTIONS = "imagecorruptions-imaug>=1.1.5,<1.2"
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+BANDS = ["tifffile>=2025.5", "imagecodecs>=2025.3"]
 CONVERTER = "supervision>=0.31,<0.32"  # reads YOLO and Pascal VOC
 
 VERSION = re.search(r'__version__ = "(.+)"', Path("backbones/__init__.py").read_text())[1]
@@ -62,6 +63,9 @@ setup(
         "huggingface_hub>=0.24",
     ],
     extras_require={
+        "bands": BANDS,  # TIFF of any bands; LZW and others need imagecodecs
+        "dicom": ["pydicom>=3,<4"],
+        "raster": ["rasterio>=1.4,<2"],  # what else GDAL reads
         "convert": [CONVERTER],
         "demo": [DEMO],
         "export": EXPORT,
@@ -69,6 +73,7 @@ setup(
         "test": [
             *ORACLES,
             *EXPORT,
+            BANDS[0],
             CONVERTER,
             CORRUPTIONS,
             DEMO,
