@@ -22,7 +22,6 @@ from .dialects import DIALECTS, OFFICIAL, Dialect
 from .reading import read_checkpoint
 from .recognition import architecture, first_names, recognise, state_dict, wrapper_of
 
-
 STEM_BANDS = ("red", "green", "blue")
 
 

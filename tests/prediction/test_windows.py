@@ -72,6 +72,7 @@ def test_labels_are_those_of_the_whole(shape, predictor, tmp_path):
         assert written.georeference == given.georeference and written.nodata == 255
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_tile(predictor, tmp_path):
     """40,000 x 40,000 x 4 uint16, 12.8 GB as an array, of which one block is written."""
     path, side, block = tmp_path / "scene.tif", 40_000, 512

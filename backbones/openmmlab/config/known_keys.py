@@ -134,7 +134,12 @@ BUILDER_KEYS = {
     "optim_wrapper": {"constructor", "paramwise_cfg", "optimizer"},
     "parameter scheduler": {"convert_to_iter_based"},
     "hook": {"priority"},
-    "weight initializer": {"wrapper", "sha256", "replace_head", "stem_bands"},  # ConvNeXt.init_weights
+    "weight initializer": {
+        "wrapper",
+        "sha256",
+        "replace_head",
+        "stem_bands",
+    },  # ConvNeXt.init_weights
     "mmcv.ops": {"class_agnostic", "split_thr"},  # batched_nms
 }
 

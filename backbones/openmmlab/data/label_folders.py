@@ -15,8 +15,8 @@ from backbones.errors import InputError, UnreadableImage
 
 from .decoding import read_label_map
 from .files import IMAGES, RASTERS, files_in, find_file, folders_in, one_line, read_text
-from .rasters import image_size
 from .issues import first_of
+from .rasters import image_size
 from .splits import SPLITS, split_of
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")

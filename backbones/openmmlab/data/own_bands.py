@@ -264,6 +264,4 @@ def _leave_colour_out(config: Config) -> None:
                     s for s, name in zip(steps, names, strict=True) if name not in COLOUR_ONLY
                 ]
     if removed:
-        print_log(
-            f"left out, as defined for 8-bit RGB alone: {', '.join(removed)}", "current"
-        )
+        print_log(f"left out, as defined for 8-bit RGB alone: {', '.join(removed)}", "current")

@@ -50,7 +50,11 @@ def check_bands(plan: RunPlan) -> Iterator[Issue]:
             yield Issue("note", dataset.key, str(band), code="bad-value")
         if found.missing:
             ignored = plan.config.get("default_scope") == "mmseg"
-            so = "they are ignored" if ignored else "a detector does not ignore them: they are filled"
+            so = (
+                "they are ignored"
+                if ignored
+                else "a detector does not ignore them: they are filled"
+            )
             text = f"{found.missing:.1%} of the pixels are nodata or NaN; {so}"
             yield Issue("note", dataset.key, text, code="bad-image")
         yield from _inside(dataset, bands, found.bands)

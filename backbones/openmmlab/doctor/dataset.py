@@ -15,8 +15,8 @@ from backbones.openmmlab.data.decoding import Header
 from backbones.openmmlab.data.files import one_line, spread
 from backbones.openmmlab.data.image_files import read_headers
 from backbones.openmmlab.data.issues import Issue
-from backbones.openmmlab.data.own_bands import loaded_bands
 from backbones.openmmlab.data.metainfo import dataset_class, dataset_metainfo
+from backbones.openmmlab.data.own_bands import loaded_bands
 from backbones.openmmlab.walk import nodes, type_name
 
 WHERE_TO_GET = "tools/prepare_data.py makes or downloads it; --data ROOT selects another folder"

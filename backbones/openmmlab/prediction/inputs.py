@@ -40,7 +40,11 @@ def find_files(arguments: list[str]) -> list[Path]:
             found.append(path)
         elif has_magic(argument):
             matches = [Path(match) for match in sorted(glob(argument, recursive=True))]
-            matches = [m for m in matches if m.suffix.lower() in {*IMAGES, *RASTERS, *VIDEOS} and m.is_file()]
+            matches = [
+                m
+                for m in matches
+                if m.suffix.lower() in {*IMAGES, *RASTERS, *VIDEOS} and m.is_file()
+            ]
             matches = [m for m in matches if not is_clutter(m.name)]
             if not matches:
                 raise InputError(

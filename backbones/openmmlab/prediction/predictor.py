@@ -155,7 +155,7 @@ class Predictor:
         return image if self.bands is None else composite(image, self.bands)
 
     def packed(self, image: str | os.PathLike | np.ndarray) -> dict:
-        """Run the config's pipeline on an image; return its `inputs` (channels, h, w) and metadata."""
+        """Run the config's pipeline on an image; return its `inputs` (bands, h, w) and metadata."""
         if isinstance(image, np.ndarray):
             packed = self._from_array(dict(img=image, img_path="array", img_id=0))
         else:

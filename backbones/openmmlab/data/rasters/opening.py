@@ -116,7 +116,9 @@ def _numpy(path: Path) -> Raster:
 def _ordinary(path: Path) -> Raster:
     header = read_header(path)
     if header.size[0] * header.size[1] > LARGEST:
-        raise unreadable(path, f"{header.size[0]} x {header.size[1]} pixels; write it as tiled TIFF")
+        raise unreadable(
+            path, f"{header.size[0]} x {header.size[1]} pixels; write it as tiled TIFF"
+        )
     kept = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
     if header.rotated:  # OpenCV turns it only if it may change channels too
         kept = cv2.IMREAD_COLOR

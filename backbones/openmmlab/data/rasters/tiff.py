@@ -45,7 +45,9 @@ class TiffRaster:
         self.height, self.width = page.imagelength, page.imagewidth
         self.count = page.samplesperpixel * len(self.pages)
         if page.dtype is None or page.dtype.kind not in "uif":
-            raise unreadable(self.path, f"TIFF of {page.bitspersample}-bit samples of no known kind")
+            raise unreadable(
+                self.path, f"TIFF of {page.bitspersample}-bit samples of no known kind"
+            )
         self.dtype = page.dtype
         if page.tags.valueof(ORIENTATION, 1) != 1:
             raise unreadable(self.path, "TIFF with an orientation; store its rows from the top")
@@ -108,7 +110,10 @@ class TiffRaster:
                     at = max(y, top), max(x, left)
                     end = min(y + block.shape[0], bottom), min(x + block.shape[1], right)
                     part = block[at[0] - y : end[0] - y, at[1] - x : end[1] - x]
-                    rows, columns = slice(at[0] - top, end[0] - top), slice(at[1] - left, end[1] - left)
+                    rows, columns = (
+                        slice(at[0] - top, end[0] - top),
+                        slice(at[1] - left, end[1] - left),
+                    )
                     for i, sample in wanted:
                         out[rows, columns, i] = part[..., sample]
         return out
@@ -129,7 +134,7 @@ class TiffRaster:
     def _blocks(
         self, page: Any, plane: int, window: Window
     ) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yield (top, left, pixels) of the blocks that meet a window; unwritten ones are skipped."""
+        """Yield (top, left, pixels) of the blocks that meet a window, but unwritten ones."""
         left, top, right, bottom = window
         length, width = self._block
         for row in range(top // length, -(-bottom // length)):
@@ -160,7 +165,9 @@ class TiffRaster:
             text = next(iter(str(error).splitlines()), "")
             if "imagecodecs" in text:
                 name = getattr(page.compression, "name", page.compression)
-                reason = f"TIFF compressed by {name}, which needs a package; pip install imagecodecs"
+                reason = (
+                    f"TIFF compressed by {name}, which needs a package; pip install imagecodecs"
+                )
                 raise unreadable(self.path, reason) from None
             raise unreadable(self.path, f"TIFF damaged ({one_line(text)})") from None
         if pixels is None:
