@@ -22,6 +22,8 @@ from .dialects import DIALECTS, OFFICIAL, Dialect
 from .reading import read_checkpoint
 from .recognition import architecture, first_names, recognise, state_dict, wrapper_of
 
+STEM_BANDS = ("red", "green", "blue")
+
 
 def load_pretrained(
     model: Backbone,
@@ -30,6 +32,7 @@ def load_pretrained(
     wrapper: str | None = None,
     sha256: str | None = None,
     replace_head: bool = False,
+    stem_bands: Sequence[str | None] | None = None,
 ) -> Coverage:
     """Load ConvNeXt weights of any known dialect into a `ConvNeXt` or `ConvNeXtClassifier`.
 
@@ -44,6 +47,8 @@ def load_pretrained(
         sha256: the file's checksum, or the first 8 or more of its digits.
         replace_head: a classifier keeps the head it was built with, for other classes; without it
             the checkpoint's has to fit.
+        stem_bands: the pretrained band that stands for each channel; see `stand_in_stem`. None
+            repeats them as `adapt_stem` does.
 
     Raises:
         InputError: the file cannot be read, holds no ConvNeXt, another architecture, a tensor of
@@ -55,7 +60,9 @@ def load_pretrained(
     dialect, prefix = recognise(tensors, checkpoint, prefix)
     official, outside = to_official(tensors, dialect, prefix, checkpoint)
     origin = describe(official, checkpoint, wrapper_of(content, wrapper))
-    coverage, fitting = _fit(official, outside, model, checkpoint, dialect, origin, replace_head)
+    coverage, fitting = _fit(
+        official, outside, model, checkpoint, dialect, origin, replace_head, stem_bands
+    )
     model.load_state_dict(fitting, strict=False)
     print_log(str(coverage), logger="current")
     return coverage
@@ -149,6 +156,34 @@ def mismatches(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> s
     return first_names(tuple(problems))
 
 
+def stand_in_stem(weight: Tensor, stem_bands: Sequence[str | None]) -> Tensor:
+    """Make a stem (C, len(stem_bands), 4, 4) of one (C, 3, 4, 4) for red, green and blue.
+
+    A pretrained band that stands for several is divided by their number, so that activations keep
+    their size; a band that none stands for starts at zero.
+
+    Args:
+        weight: the pretrained stem.
+        stem_bands: the pretrained band, `red`, `green` or `blue`, that stands for each channel, or
+            None.
+
+    Raises:
+        InputError: it names another band.
+    """
+    out = weight.new_zeros(len(weight), len(stem_bands), *weight.shape[2:])
+    for i, name in enumerate(stem_bands):
+        if name is None:
+            continue
+        if name not in STEM_BANDS:
+            raise InputError(
+                f"stem_bands: {name!r} is none of red, green, blue and None",
+                code="bad-value",
+                where="stem_bands",
+            )
+        out[:, i] = weight[:, STEM_BANDS.index(name)] / stem_bands.count(name)
+    return out
+
+
 def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
     """Adapt a stem (C, 3, 4, 4) to another number of channels: (C, in_channels, 4, 4).
 
@@ -169,6 +204,7 @@ def _fit(
     dialect: Dialect,
     origin: str,
     replace_head: bool,
+    stem_bands: Sequence[str | None] | None,
 ) -> tuple[Coverage, dict[str, Tensor]]:
     """Match official names with the model's parameters; raise an error on any mismatch."""
     depths, dims = architecture(tensors)
@@ -187,7 +223,18 @@ def _fit(
 
     changed = []
     stem, wanted = "downsample_layers.0.0.weight", target["downsample_layers.0.0.weight"]
-    if stem in tensors and tensors[stem].shape[1:2] == (3,) and wanted.shape[1] != 3:
+    is_rgb = stem in tensors and tensors[stem].shape[1:2] == (3,)
+    if stem_bands is not None and is_rgb:
+        if len(stem_bands) != wanted.shape[1]:
+            raise InputError(
+                f"stem_bands: names {len(stem_bands)} bands, the network has {wanted.shape[1]} "
+                "channels",
+                code="bad-value",
+                where="stem_bands",
+            )
+        tensors = tensors | {stem: stand_in_stem(tensors[stem], list(stem_bands))}
+        changed.append(f"stem of {', '.join(map(str, stem_bands))}")
+    elif is_rgb and wanted.shape[1] != 3:
         tensors = tensors | {stem: adapt_stem(tensors[stem], wanted.shape[1])}
         changed.append(f"stem adapted from 3 to {wanted.shape[1]} channels")
 

@@ -14,7 +14,7 @@ TOP_KEYS = {
     "default_scope", "randomness", "experiment_name", "custom_imports", "model_wrapper_cfg",
     "compile", "activation_checkpointing", "efficient_conv_bn_eval", "runner_type", "tta",
     "tta_model", "tta_pipeline", "inference_dtype", "init_from", "strategy", "sync_bn",
-    "find_unused_parameters", "detect_anomalous_params", "broadcast_buffers",
+    "find_unused_parameters", "detect_anomalous_params", "broadcast_buffers", "bands",
 }  # fmt: skip
 
 DATALOADER_KEYS = {
@@ -134,7 +134,12 @@ BUILDER_KEYS = {
     "optim_wrapper": {"constructor", "paramwise_cfg", "optimizer"},
     "parameter scheduler": {"convert_to_iter_based"},
     "hook": {"priority"},
-    "weight initializer": {"wrapper", "sha256", "replace_head"},  # ConvNeXt.init_weights
+    "weight initializer": {
+        "wrapper",
+        "sha256",
+        "replace_head",
+        "stem_bands",
+    },  # ConvNeXt.init_weights
     "mmcv.ops": {"class_agnostic", "split_thr"},  # batched_nms
 }
 

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from backbones.errors import InputError
+from backbones.openmmlab.data.own_bands import use_bands
 from backbones.openmmlab.data.own_data import use_data
 from backbones.openmmlab.tasks import task_of
 from backbones.openmmlab.walk import replace_type
@@ -121,6 +122,9 @@ def prepare(options: Options, purpose: Purpose) -> Config:
     if options.data:
         with trusted() if options.trust_checkpoint else nullcontext():
             use_data(config, options.data, config.work_dir, options.checkpoint)
+            use_bands(config, options.data, options.checkpoint)
+    elif config.get("bands"):
+        use_bands(config, None, options.checkpoint)
     if purpose == "inspect":
         return config
     add_hooks(config)

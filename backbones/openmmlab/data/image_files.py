@@ -10,6 +10,7 @@ from PIL import Image
 from .decoding import Header, read_header, read_image, reason_of
 from .files import is_clutter, one_line
 from .issues import Issue, first_of
+from .rasters import read_raster_header
 
 __all__ = [
     "Header", "check_images", "check_left_out", "read_header", "read_headers", "read_image",
@@ -23,8 +24,14 @@ LARGEST_ENLARGEMENT = 2.0
 LARGEST_REDUCTION = 4.0
 
 
-def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, Header], list[Issue]]:
+def read_headers(
+    paths: Sequence[Path], rasters: bool = False
+) -> tuple[dict[Path, Header], list[Issue]]:
     """Read the headers of these files.
+
+    Args:
+        paths: image files.
+        rasters: images may have any number of bands and depth.
 
     Returns:
         The headers of those that can be decoded, and an issue for each reason why others cannot.
@@ -33,9 +40,12 @@ def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, Header], list[Issue]
     failed: dict[str, list[Path]] = {}
     for path in paths:
         try:
-            headers[path] = read_header(path)
+            headers[path] = read_raster_header(path) if rasters else read_header(path)
         except OSError as error:
-            failed.setdefault(reason_of(error), []).append(path)
+            reason = reason_of(error)
+            if rasters and error.errno is None:
+                reason = str(error)
+            failed.setdefault(reason, []).append(path)
     issues = []
     for reason, broken in sorted(failed.items(), key=lambda one: one[0] != "no such image"):
         advice = "copy it again or remove it"

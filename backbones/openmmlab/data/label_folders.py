@@ -13,9 +13,10 @@ from rich.progress import track
 
 from backbones.errors import InputError, UnreadableImage
 
-from .decoding import image_size, read_label_map
-from .files import IMAGES, files_in, find_file, folders_in, one_line, read_text
+from .decoding import read_label_map
+from .files import IMAGES, RASTERS, files_in, find_file, folders_in, one_line, read_text
 from .issues import first_of
+from .rasters import image_size
 from .splits import SPLITS, split_of
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
@@ -125,7 +126,7 @@ def read_pairs(root: Path) -> dict[str | None, list[Pair]]:
         maps = {path.stem.lower(): path for path in files_in(labels, ".png")}
         maps |= {path.stem: path for path in files_in(labels, ".png")}
         pairs, bare = [], []
-        for image in files_in(images, *IMAGES):
+        for image in files_in(images, *IMAGES, *RASTERS):
             stem = image.stem
             if images == labels and stem.lower().endswith(LABEL_ENDINGS[1:]):
                 continue

@@ -1,12 +1,16 @@
 """Load images and name the file on failure, in training, evaluation and prediction alike."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import cv2
-from mmcv.transforms import LoadImageFromFile
+from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine import fileio
 from mmengine.registry import TRANSFORMS
 
-from backbones.errors import UnreadableImage
+from backbones.errors import InputError, UnreadableImage
 
+from .bands import Bands, read_bands
 from .decoding import DAMAGED, decode_image
 from .files import one_line
 
@@ -15,13 +19,50 @@ from .files import one_line
 class LoadImage(LoadImageFromFile):
     """Load an image as mmcv's LoadImageFromFile does, through the one decoder; name a bad file.
 
+    With `bands` it loads these bands of an image of any number and depth as they are, without a
+    change of channel order, and marks missing pixels for `IgnoreMissing`; see `Bands`.
+
+    Args:
+        bands: names of the bands to load, in the network's order; None loads 8-bit colour.
+        band_names, band_dtype, nodata, fill, composite: as in `Bands`.
+        kwargs: as in LoadImageFromFile.
+
     Raises:
         UnreadableImage: the file is missing, unreadable, empty or not an image.
     """
 
+    def __init__(
+        self,
+        *args,
+        bands: Sequence[str] | None = None,
+        band_names: Sequence[str] = (),
+        band_dtype: str = "uint8",
+        nodata: float | None = None,
+        fill: Sequence[float] = (),
+        composite: Sequence[str] | None = None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.bands = None
+        if bands is None:
+            return
+        if self.backend_args or self.file_client_args:
+            raise InputError(
+                "LoadImage: bands are read from files on a disk; leave backend_args out",
+                code="unsupported",
+                where="backend_args",
+            )
+        shown = None if composite is None else tuple(composite)
+        self.bands = Bands(tuple(bands), tuple(band_names), band_dtype, nodata, tuple(fill), shown)
+
     def transform(self, results: dict) -> dict | None:
         path = results["img_path"]
         try:
+            if self.bands is not None:
+                image, missing = read_bands(Path(path), self.bands)
+                results["img"], results["missing_pixels"] = image, missing
+                results["img_shape"] = results["ori_shape"] = image.shape[:2]
+                return results
             if self.color_type != "color" or self.imdecode_backend != "cv2":
                 return super().transform(results)
             if self.file_client_args is not None:
@@ -43,4 +84,25 @@ class LoadImage(LoadImageFromFile):
             raise UnreadableImage(f"{one_line(path)}: {reason}", where=path) from None
         results["img"] = image.astype("float32") if self.to_float32 else image
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+class IgnoreMissing(BaseTransform):
+    """Label the pixels that `LoadImage` found missing (nodata, NaN) as ignored.
+
+    It stands right after LoadAnnotations, where the label map has the size of the stored image.
+
+    Args:
+        ignore_index: label of ignored pixels.
+    """
+
+    def __init__(self, ignore_index: int = 255):
+        self.ignore_index = ignore_index
+
+    def transform(self, results: dict) -> dict:
+        """Change `gt_seg_map` of one sample."""
+        missing = results.pop("missing_pixels", None)
+        if missing is not None and "gt_seg_map" in results:  # prediction has no label map
+            results["gt_seg_map"][missing] = self.ignore_index
         return results

@@ -21,7 +21,7 @@ from .coco_file import read_categories
 from .config_edits import evaluators
 from .converted import folder_for
 from .decoding import read_label_map
-from .files import IMAGES, files_below, one_line, spread
+from .files import IMAGES, RASTERS, files_below, one_line, spread
 from .label_folders import IGNORED, read_classes
 from .metainfo import Classes, class_names, dataset_class, dataset_metainfo
 from .own_annotations import use_annotations
@@ -154,7 +154,7 @@ def _are_config_maps(
         pairs = _pairs_of(config, dataset, root)
         images = {Path(image) for image, _ in pairs}
         folder = dataset.data_prefix.get("img_path") or dataset.data_prefix.get("img") or ""
-        if not pairs or set(files_below(root / folder, *IMAGES)) - images:
+        if not pairs or set(files_below(root / folder, *IMAGES, *RASTERS)) - images:
             return False  # images by another suffix, which the config's data set would pass over
         reduces = bool(dataset.get("reduce_zero_label", _reduces_zero(dataset)))
         for _, path in spread(pairs, LOOKED_AT):

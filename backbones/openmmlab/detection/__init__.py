@@ -7,7 +7,9 @@ register("mmdet")
 from backbones.openmmlab.data import loading
 from backbones.openmmlab.evaluation import corruption
 
-from . import coco_ap, mask_tta, roi_heads
+from . import coco_ap, data_preprocessor, mask_tta, roi_heads
 from .task import DETECTION
 
-__all__ = ["DETECTION", "coco_ap", "corruption", "loading", "mask_tta", "roi_heads"]
+__all__ = [
+    "DETECTION", "coco_ap", "corruption", "data_preprocessor", "loading", "mask_tta", "roi_heads",
+]  # fmt: skip

@@ -13,7 +13,7 @@ from backbones.errors import InputError
 from backbones.openmmlab.config.machine import is_first_rank
 from backbones.openmmlab.data.issues import Issue, by_severity
 
-from . import classes, files, recipe, remaining, resources, weights
+from . import bands, classes, files, recipe, remaining, resources, weights
 from .operators import check_operators
 from .plan import RunPlan
 from .stack import check_inference_dtype, check_stack
@@ -27,6 +27,7 @@ BEFORE_A_RUN: tuple[Check, ...] = (
     files.check_categories,
     classes.check_class_names,
     classes.check_head_classes,
+    bands.check_transforms,
     files.check_annotations,
     remaining.check_remaining,
 )
@@ -45,6 +46,7 @@ ALL: tuple[Check, ...] = (
     files.check_label_maps,
     files.check_class_folders,
     files.check_images,
+    bands.check_bands,
     resources.check_memory,
 )
 

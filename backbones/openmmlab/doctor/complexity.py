@@ -90,6 +90,12 @@ def count(config: Config, size: tuple[int, int] | None = None) -> Complexity:
         return _count_on("cpu", config, size)
 
 
+def image_channels(config: Config) -> int:
+    """Return the number of channels of a config's images."""
+    given = (config.model.get(task_of(config).backbone) or {}).get("in_channels", 3)
+    return given if isinstance(given, int) else 3
+
+
 def _count_on(device: str, config: Config, size: tuple[int, int]) -> Complexity:
     task = task_of(config)
     model = _built(config).requires_grad_(False)
@@ -100,7 +106,7 @@ def _count_on(device: str, config: Config, size: tuple[int, int]) -> Complexity:
     counter = PartCounter()
     try:
         with torch.device(device), DefaultScope.overwrite_default_scope(task.scope):
-            task.run_parts(model, torch.zeros(1, 3, *reversed(size)), counter)
+            task.run_parts(model, torch.zeros(1, image_channels(config), *reversed(size)), counter)
     except InputError:
         raise
     except NotImplementedError as error:

@@ -17,6 +17,7 @@ from backbones.openmmlab.data.files import one_line, spread
 from backbones.openmmlab.data.image_files import read_headers
 from backbones.openmmlab.data.issues import Issue
 from backbones.openmmlab.data.metainfo import dataset_class, dataset_metainfo
+from backbones.openmmlab.data.own_bands import loaded_bands
 from backbones.openmmlab.walk import nodes, type_name
 
 WHERE_TO_GET = "tools/prepare_data.py makes or downloads it; --data ROOT selects another folder"
@@ -234,7 +235,7 @@ class DatasetPlan:
     @cached_property
     def headers_and_issues(self) -> tuple[dict[Path, Header], list[Issue]]:
         """Return the headers of the opened images, and the errors of those without one."""
-        return read_headers(self.sampled_images)
+        return read_headers(self.sampled_images, loaded_bands(self.pipeline) is not None)
 
     @property
     def headers(self) -> dict[Path, Header]:

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from backbones.openmmlab.tasks import task_of
 
-from .complexity import build_on_meta
+from .complexity import build_on_meta, image_channels
 
 # State tensors that each optimizer keeps for a parameter.
 OPTIMIZER_STATES = {"Adam": 2, "AdamW": 2, "NAdam": 2, "RAdam": 2, "SGD": 1, "RMSprop": 1}
@@ -98,7 +98,7 @@ def predict_training(
     ):
         model = model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device)).train()
         with LiveBytes() as live:
-            batch = torch.empty(images, 3, *reversed(size), device=device)
+            batch = torch.empty(images, image_channels(config), *reversed(size), device=device)
             with torch.autocast(device, dtype) if amp else nullcontext():
                 loss = task.step_loss(model, batch, config)
             loss.backward()

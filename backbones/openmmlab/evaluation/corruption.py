@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 
 from backbones.errors import InputError
+from backbones.openmmlab.data.own_bands import loaded_bands
 
 LIBRARY = "imagecorruptions-imaug"
 # arXiv:1903.12261, Figure 1, in its order; for detectors arXiv:1907.07484.
@@ -94,7 +95,7 @@ class CorruptImage(BaseTransform):
         seed: seed of the draws, together with the image's file name.
 
     Raises:
-        InputError: an image is smaller than 32 pixels.
+        InputError: an image is smaller than 32 pixels, or not 8-bit RGB.
     """
 
     def __init__(self, corruption: str | None = None, severity: int = 0, seed: int = 0):
@@ -107,6 +108,13 @@ class CorruptImage(BaseTransform):
         if self.corruption is None or self.severity == 0:
             return results
         image, path = results["img"], Path(results["img_path"])
+        if image.dtype != np.uint8 or image.shape[2:] != (3,):
+            raise InputError(
+                f"{path}: the corruptions are defined for 8-bit RGB, the image is "
+                f"{image.dtype} of {image.shape[2]} bands",
+                code="unsupported",
+                where=path,
+            )
         if min(image.shape[:2]) < LEAST_SIDE:
             height, width = image.shape[:2]
             raise InputError(
@@ -125,9 +133,16 @@ def insert_corruption(config: Config, seed: int) -> None:
     """Insert an inactive `CorruptImage` after the loading of the test images.
 
     Raises:
-        InputError: the test pipeline does not load images by LoadImage.
+        InputError: the test pipeline does not load images by LoadImage, or loads other bands.
     """
     dataset = config.test_dataloader.dataset
+    if loaded_bands(dataset.get("pipeline")) is not None:
+        raise InputError(
+            "robustness: the 15 common corruptions are defined for 8-bit RGB, and this model reads "
+            "other bands",
+            code="unsupported",
+            where="test_dataloader.dataset.pipeline",
+        )
     kinds = [str(step.get("type")) for step in dataset.get("pipeline") or []]
     for i, kind in enumerate(kinds):
         if kind in ("LoadImage", "LoadImageFromFile"):

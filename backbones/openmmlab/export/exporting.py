@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from backbones.atomic_write import write_atomically
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
+from backbones.openmmlab.data.bands import Bands
+from backbones.openmmlab.data.own_bands import loaded_bands
 from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.openmmlab.tasks import task_of
 
@@ -28,7 +30,7 @@ from .agreement import (
     score_in_model,
 )
 from .files import OPSET, TARGETS, Target, capture
-from .graphs import BackboneGraph, build_graph, enlarge_activations
+from .graphs import BackboneGraph, Preprocessing, build_graph, enlarge_activations
 
 # Largest relative difference, and change of a score, that a file may have from its model.
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2}
@@ -134,8 +136,7 @@ def describe(predictor: Predictor, graph: Any, part: str, precision: str) -> dic
         part=part,
         precision=precision,
         config=Path(config.filename or "config").name,
-        input="float32 (N, 3, H, W), 0 to 255, channels in OpenCV's order "
-        + ("(BGR)" if preprocessing.swaps else "or as the network was trained"),
+        input=_input(preprocessing, loaded_bands(steps)),
         in_the_graph=dict(
             bgr_to_rgb=preprocessing.swaps,
             mean=preprocessing.mean.flatten().tolist(),
@@ -150,6 +151,13 @@ def describe(predictor: Predictor, graph: Any, part: str, precision: str) -> dic
         pipeline=predictor.steps,
         postprocessing={} if part == "backbone" else exported.settings(predictor.model),
     )
+
+
+def _input(preprocessing: Preprocessing, bands: Bands | None) -> str:
+    if bands is not None:
+        return f"float32 (N, {len(bands.chosen)}, H, W), bands {', '.join(bands.chosen)} as stored"
+    order = "(BGR)" if preprocessing.swaps else "or as the network was trained"
+    return f"float32 (N, 3, H, W), 0 to 255, channels in OpenCV's order {order}"
 
 
 def _try_enlarged(

@@ -53,8 +53,9 @@ def capture(graph: Any) -> ExportedProgram:
         InputError: torch.export cannot write it as one graph.
     """
     axes = graph.inputs["input"]
+    channels = graph.preprocessing.channels
     # One image would make the batch a constant.
-    example = torch.rand(2 if 0 in axes else 1, 3, *EXAMPLE) * 255
+    example = torch.rand(2 if 0 in axes else 1, channels, *EXAMPLE) * 255
     try:
         with torch.no_grad(), _quiet():
             return torch.export.export(

@@ -20,8 +20,8 @@ PARTS = ("model", "backbone")
 class Preprocessing(nn.Module):
     """Apply the channel order, mean, std and padding of a model's data preprocessor.
 
-    Images (N, 3, H, W) in float32, 0 to 255, in OpenCV's channel order (BGR) become normalised
-    ones, padded right and below to a multiple of `divisor`.
+    Images (N, C, H, W) in float32, as they are decoded (0 to 255 in OpenCV's order, BGR, where they
+    are 8-bit colour) become normalised ones, padded right and below to a multiple of `divisor`.
     """
 
     def __init__(self, preprocessor: Any, dtype: torch.dtype):
@@ -33,6 +33,7 @@ class Preprocessing(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", mean.detach().clone().float())
         self.register_buffer("std", std.detach().clone().float())
+        self.channels = mean.numel()
         self.divisor: int = preprocessor.pad_size_divisor
         self.value = float(preprocessor.pad_value)
         self.dtype = dtype

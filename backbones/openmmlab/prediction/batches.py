@@ -8,15 +8,18 @@ import cv2
 import numpy as np
 
 from backbones.errors import InputError, UnreadableImage
-from backbones.openmmlab.data.decoding import read_image
+from backbones.openmmlab.data.bands import Bands
+from backbones.openmmlab.data.rasters import open_raster
 from backbones.openmmlab.prediction.progress import FileProgress
 
 from .inputs import VIDEOS, output_names
+from .instances import Instances
 from .predictions import PredictionFiles, summary
 from .predictor import Predictor
 from .result import Prediction, results
 from .tiles import TiledPredictor
 from .videos import Video
+from .windows import WindowedImage, label_file, write_geojson
 
 MIN_FRAMES = 0.95  # share of the header's frame count below which a video counts as cut off
 
@@ -79,8 +82,11 @@ class Batches:
             if path.suffix.lower() in VIDEOS:
                 self.flush()
                 self._video(path, name)
+            elif self.tiled and self.predictor.bands is not None:
+                self.flush()
+                self._windows(self.tiled, self.predictor.bands, path, name)
             else:
-                self._waiting.append((path, name, read_image(path)))
+                self._waiting.append((path, name, self.predictor.read(path)))
         except UnreadableImage as error:
             self._refuse(path, str(error))
         if len(self._waiting) >= (1 if self.tiled else self.batch_size):
@@ -104,7 +110,7 @@ class Batches:
                 self.flush()
             return
         for (path, name, image), one in zip(waiting, found, strict=True):
-            self.files.add_image(path, name, image, one)
+            self.files.add_image(path, name, self.predictor.picture(image), one)
             self.progress.end(path.name, summary(one, self.files.score))
 
     def _predicted(self, images: list[np.ndarray], name: str = "") -> list[Prediction]:
@@ -114,6 +120,26 @@ class Batches:
             return [self.tiled(image, report) for image in images]
         samples = self.predictor.batch(images)
         return [results(sample, self.predictor.classes) for sample in samples]
+
+    def _windows(self, tiled: TiledPredictor, bands: Bands, path: Path, name: str) -> None:
+        """Predict a raster in windows; write its label map, or its instances, with its place."""
+        report = partial(self.progress.part, path.name, unit="tiles")
+        with open_raster(path) as raster:
+            bands.check(raster)
+            image = WindowedImage(raster, bands)
+            if self.predictor.task == "segmentation":
+                labels = self.files.folder / "labels" / f"{name}.tif"
+                with label_file(labels, raster, len(self.predictor.classes)) as out:
+                    tiled(image, report, out)
+                done = f"{raster.width} x {raster.height} labels"
+            else:
+                found = tiled(image, report)
+                assert isinstance(found, Instances)
+                self.files.add_instances(path, (raster.height, raster.width), found)
+                vectors = self.files.folder / "vectors" / f"{name}.geojson"
+                write_geojson(vectors, found, self.predictor.classes, raster)
+                done = summary(found, self.files.score)
+        self.progress.end(path.name, done)
 
     def _video(self, path: Path, name: str) -> None:
         with closing(Video(path)) as video, self.files.video(name, video) as written:

@@ -4,7 +4,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from backbones.errors import InputError
-from backbones.openmmlab.data.files import IMAGES, files_in, is_clutter
+from backbones.openmmlab.data.files import IMAGES, RASTERS, files_in, is_clutter
 from backbones.weights import is_weights
 
 VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}
@@ -17,7 +17,7 @@ def split_checkpoint(arguments: list[str]) -> tuple[str | None, list[str]]:
         InputError: a checkpoint is given, but nothing to predict.
     """
     first, *rest = arguments
-    is_image = Path(first).suffix.lower() in {*IMAGES, *VIDEOS} or has_magic(first)
+    is_image = Path(first).suffix.lower() in {*IMAGES, *RASTERS, *VIDEOS} or has_magic(first)
     if not is_weights(first) and (is_image or Path(first).is_dir() or not rest):
         return None, arguments
     if not rest:
@@ -40,7 +40,11 @@ def find_files(arguments: list[str]) -> list[Path]:
             found.append(path)
         elif has_magic(argument):
             matches = [Path(match) for match in sorted(glob(argument, recursive=True))]
-            matches = [m for m in matches if m.suffix.lower() in {*IMAGES, *VIDEOS} and m.is_file()]
+            matches = [
+                m
+                for m in matches
+                if m.suffix.lower() in {*IMAGES, *RASTERS, *VIDEOS} and m.is_file()
+            ]
             matches = [m for m in matches if not is_clutter(m.name)]
             if not matches:
                 raise InputError(
@@ -55,7 +59,7 @@ def find_files(arguments: list[str]) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    inside = files_in(folder, *IMAGES, *VIDEOS)
+    inside = files_in(folder, *IMAGES, *RASTERS, *VIDEOS)
     if not inside:
         raise InputError(
             f"{folder}: no images or videos in this folder", code="not-found", where=folder

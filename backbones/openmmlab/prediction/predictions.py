@@ -58,10 +58,7 @@ class PredictionFiles:
         """
         height, width = image.shape[:2]
         if isinstance(found, Instances):
-            number = _add_image(self._coco["images"], path, height, width)
-            annotations = self._coco["annotations"]
-            for row in found.coco(height, width):
-                annotations.append(dict(id=len(annotations) + 1, image_id=number, **row))
+            self.add_instances(path, (height, width), found)
         elif isinstance(found, Segments):
             number = _add_image(self._panoptic["images"], path, height, width)
             segments = dict(file_name=f"{name}.png", segments_info=found.coco())
@@ -72,6 +69,14 @@ class PredictionFiles:
         else:
             self._ranked += [(str(path), rank, *row) for rank, row in enumerate(found, start=1)]
         _save(self.drawing(image, found, self.score), self.folder / "pictures" / f"{name}.png")
+
+    def add_instances(self, path: Path, size: tuple[int, int], found: Instances) -> None:
+        """Keep a detector's instances in an image of (height, width) for `finish`."""
+        height, width = size
+        number = _add_image(self._coco["images"], path, height, width)
+        annotations = self._coco["annotations"]
+        for row in found.coco(height, width):
+            annotations.append(dict(id=len(annotations) + 1, image_id=number, **row))
 
     @contextmanager
     def video(self, name: str, video: Video) -> "Iterator[VideoFiles]":

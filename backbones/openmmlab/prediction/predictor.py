@@ -17,7 +17,10 @@ from backbones.errors import InputError
 from backbones.openmmlab.config.loading import inference_dtype, load_config
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.config.names import published_model
+from backbones.openmmlab.data.bands import composite, read_bands
+from backbones.openmmlab.data.decoding import read_image
 from backbones.openmmlab.data.metainfo import dataset_metainfo
+from backbones.openmmlab.data.own_bands import loaded_bands, refuse_colour_transforms
 from backbones.openmmlab.mmengine_internals import safe_checkpoint_loading
 from backbones.openmmlab.precision import inference_autocast, set_tf32
 from backbones.openmmlab.registration import enter_scope
@@ -45,6 +48,7 @@ class Predictor:
         steps: the configs of the test pipeline's steps, without annotations.
         classes: class names in the order of the labels.
         palette: (classes, 3) uint8 RGB of the data set, or None if it has none.
+        bands: the bands of its images; None for 8-bit colour.
 
     Raises:
         InputError: the config or checkpoint cannot be read or do not belong together.
@@ -117,6 +121,8 @@ class Predictor:
     def _use_pipeline(self, steps: list[dict], array_loader: str, collate: str) -> None:
         """Build the test pipeline for files and for arrays."""
         self.steps = steps
+        refuse_colour_transforms(steps, "test_dataloader.dataset.pipeline")
+        self.bands = loaded_bands(steps)
         self._from_file = Compose(steps)
         loader = dict(type=array_loader)
         if steps[0]["type"] == "LoadRGB":  # it takes arrays too
@@ -128,7 +134,8 @@ class Predictor:
         """Predict one image.
 
         Args:
-            image: a file, or (H, W, 3) uint8 in BGR order as OpenCV reads it.
+            image: a file, or (H, W, 3) uint8 in BGR order as OpenCV reads it; of a model of other
+                bands (H, W, bands) as `read` returns it.
 
         Returns:
             A result that can be drawn and saved (`save`). It has `pred_instances` (bboxes in
@@ -136,7 +143,11 @@ class Predictor:
             (1, H, W) from a segmentor, `scores` (classes,) and `label` (1,) from a classifier.
         """
         (sample,) = self.batch([image])
-        return Result(image, sample, self.classes, self.palette)
+        shown = image
+        if self.bands is not None:
+            decoded = image if isinstance(image, np.ndarray) else self.read(Path(image))
+            shown = self.picture(decoded)
+        return Result(shown, sample, self.classes, self.palette)
 
     @torch.inference_mode()
     def batch(self, images: Sequence[str | os.PathLike | np.ndarray]) -> list[Sample]:
@@ -155,8 +166,20 @@ class Predictor:
             samples.update(zip((i for i, _ in group), found, strict=True))
         return [samples[i] for i in range(len(images))]
 
+    def read(self, path: Path) -> np.ndarray:
+        """Decode an image file as the config's pipeline does: `packed` takes it.
+
+        Raises:
+            UnreadableImage: it cannot be read, or is unlike the images of the training.
+        """
+        return read_image(path) if self.bands is None else read_bands(path, self.bands)[0]
+
+    def picture(self, image: np.ndarray) -> np.ndarray:
+        """Show a decoded image as (H, W, 3) uint8 BGR."""
+        return image if self.bands is None else composite(image, self.bands)
+
     def packed(self, image: str | os.PathLike | np.ndarray) -> dict:
-        """Run the config's pipeline on an image; return its `inputs` (3, h, w) and metadata."""
+        """Run the config's pipeline on an image; return its `inputs` (bands, h, w) and metadata."""
         if isinstance(image, np.ndarray):
             packed = self._from_array(dict(img=image, img_path="array", img_id=0))
         else:

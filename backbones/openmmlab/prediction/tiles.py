@@ -16,6 +16,7 @@ from .instances import CroppedMask, Instances
 from .predictor import Predictor
 from .result import label_dtype, prediction
 from .segments import Segments
+from .windows import LabelFile, WindowedImage
 
 SMALLEST_TILE = 32  # the networks' largest stride
 SAME = 0.5  # IoU from which two views in the overlap of two tiles are of one object
@@ -87,19 +88,24 @@ class TiledPredictor:
         self.batch_size = batch_size
 
     def __call__(
-        self, image: np.ndarray, on_tile: Callable[[int, int], None] | None = None
-    ) -> Instances | Segments | np.ndarray:
+        self,
+        image: np.ndarray | WindowedImage,
+        on_tile: Callable[[int, int], None] | None = None,
+        out: LabelFile | None = None,
+    ) -> Instances | Segments | np.ndarray | None:
         """Predict one image.
 
         Args:
-            image: (H, W, 3) uint8 in BGR order as OpenCV reads it.
+            image: (H, W, 3) uint8 in BGR order as OpenCV reads it, or a raster read in windows.
             on_tile: called with the number of finished tiles and the number of all.
+            out: file that a segmentor's labels are written to, part by part.
 
         Returns:
-            The instances of a detector, or the labels (H, W), uint8 or uint16, of a segmentor.
+            The instances of a detector, or the labels (H, W), uint8 or uint16, of a segmentor;
+            None if they went to `out`.
         """
         height, width = image.shape[:2]
-        if max(height, width) <= self.tile:
+        if out is None and max(height, width) <= self.tile:
             (sample,) = self.predictor.batch([image])
             return prediction(sample, len(self.predictor.classes))
         if self.predictor.task == "detection":
@@ -113,30 +119,47 @@ class TiledPredictor:
             return merge_instances(
                 (tile, Instances.of(sample.pred_instances).moved(*tile[:2]))
                 for tile, sample in samples
+                if sample is not None
             )
-        return self._labels(image, on_tile)
+        if out is not None:
+            self._write_labels(image, on_tile, out)
+            return None
+        labels = np.empty((height, width), label_dtype(len(self.predictor.classes)))
+        self._write_labels(image, on_tile, labels)
+        return labels
 
     def _predicted(
-        self, image: np.ndarray, grid: Sequence[Tile], on_tile: Callable[[int, int], None] | None
-    ) -> Iterator[tuple[Tile, Sample]]:
+        self,
+        image: np.ndarray | WindowedImage,
+        grid: Sequence[Tile],
+        on_tile: Callable[[int, int], None] | None,
+    ) -> Iterator[tuple[Tile, Sample | None]]:
+        """Yield each tile with its prediction, None where the file was never written."""
         for start in range(0, len(grid), self.batch_size):
             tiles = grid[start : start + self.batch_size]
-            crops = [image[t.top : t.bottom, t.left : t.right] for t in tiles]
-            yield from zip(tiles, self.predictor.batch(crops), strict=True)
+            parts = [(slice(t.top, t.bottom), slice(t.left, t.right)) for t in tiles]
+            windowed = isinstance(image, WindowedImage)
+            empty = [windowed and image.is_empty(part) for part in parts]
+            crops = [image[part] for part, no in zip(parts, empty, strict=True) if not no]
+            samples = iter(self.predictor.batch(crops) if crops else ())
+            for tile, no in zip(tiles, empty, strict=True):
+                yield tile, None if no else next(samples)
             if on_tile is not None:
                 on_tile(start + len(tiles), len(grid))
 
-    def _labels(self, image: np.ndarray, on_tile: Callable[[int, int], None] | None) -> np.ndarray:
-        """Blend logits row by row of tiles along the shorter side; return the labels (H, W)."""
+    def _write_labels(
+        self,
+        image: np.ndarray | WindowedImage,
+        on_tile: Callable[[int, int], None] | None,
+        out: np.ndarray | LabelFile,
+    ) -> None:
+        """Blend logits row by row of tiles along the shorter side; write the labels (H, W)."""
         height, width = image.shape[:2]
-        labels = np.empty((height, width), label_dtype(len(self.predictor.classes)))
         rows = spread(height, self.tile, self.overlap)
         columns = spread(width, self.tile, self.overlap)
         turned = width > height  # then the rows that are carried on are columns of the image
         if turned:
-            rows, columns, grid_labels = columns, rows, labels.T
-        else:
-            grid_labels = labels
+            rows, columns = columns, rows
         grid = [
             Tile(c[0], r[0], c[1], r[1]) if not turned else Tile(r[0], c[0], r[1], c[1])
             for r in rows
@@ -145,7 +168,14 @@ class TiledPredictor:
         model = self.predictor.model
         with self.predictor.keeping_logits():
             samples = self._predicted(image, grid, on_tile)
-            logits = (sample.seg_logits.data for _, sample in samples)
+            logits = (
+                model.decode_head.conv_seg.weight.new_zeros(1, 1, 1).expand(
+                    model.decode_head.out_channels, tile.bottom - tile.top, tile.right - tile.left
+                )
+                if sample is None
+                else sample.seg_logits.data
+                for tile, sample in samples
+            )
             if turned:
                 logits = (x.mT for x in logits)
             for top, left, block in blended(logits, rows, columns, self.overlap):
@@ -154,8 +184,15 @@ class TiledPredictor:
                 else:
                     found = block.argmax(0)
                 bottom, right = top + block.shape[1], left + block.shape[2]
-                grid_labels[top:bottom, left:right] = found.cpu().numpy()
-        return labels
+                part = (slice(top, bottom), slice(left, right))
+                labels = found.cpu().numpy()
+                if turned:
+                    part, labels = part[::-1], labels.T
+                if isinstance(out, LabelFile):
+                    labels = labels.astype(out.dtype)
+                    if isinstance(image, WindowedImage):
+                        labels[image.missing(part)] = out.ignored
+                out[part] = labels
 
 
 def check_tile(tile: int, overlap: int) -> None:

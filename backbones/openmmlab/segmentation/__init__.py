@@ -7,13 +7,14 @@ register("mmseg")
 from backbones.openmmlab.data import loading
 from backbones.openmmlab.evaluation import corruption
 
-from . import boundary, heads, label_range, pairs, sliding_window
+from . import boundary, data_preprocessor, heads, label_range, pairs, sliding_window
 from .task import SEGMENTATION
 
 __all__ = [
     "SEGMENTATION",
     "boundary",
     "corruption",
+    "data_preprocessor",
     "heads",
     "label_range",
     "loading",

@@ -11,7 +11,6 @@ from mmengine.logging import print_log
 from backbones.errors import InputError
 from backbones.openmmlab.data.coco_file import check_rows, is_coco, read_coco
 from backbones.openmmlab.data.coco_ids import number_anew
-from backbones.openmmlab.data.decoding import image_size
 from backbones.openmmlab.data.files import files_below, find_file, folders_in, one_line
 from backbones.openmmlab.data.masks import (
     are_numbers,
@@ -21,6 +20,7 @@ from backbones.openmmlab.data.masks import (
     rectangle,
     tidied,
 )
+from backbones.openmmlab.data.rasters import image_size
 from backbones.openmmlab.data.splits import split_of
 
 from .content import Annotations, Found, bad_row

@@ -10,7 +10,6 @@ from mmengine.logging import print_log
 from pycocotools import mask as coco_mask
 
 from backbones.errors import InputError
-from backbones.openmmlab.data.decoding import image_size
 from backbones.openmmlab.data.files import (
     IMAGES,
     decode_text,
@@ -20,6 +19,7 @@ from backbones.openmmlab.data.files import (
     one_line,
     read_text,
 )
+from backbones.openmmlab.data.rasters import image_size
 from backbones.openmmlab.data.splits import SPLITS, split_of
 
 from .content import (

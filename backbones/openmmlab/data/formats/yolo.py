@@ -16,7 +16,6 @@ import yaml
 from mmengine.logging import print_log
 
 from backbones.errors import InputError
-from backbones.openmmlab.data.decoding import image_size
 from backbones.openmmlab.data.files import (
     IMAGES,
     entries,
@@ -27,6 +26,7 @@ from backbones.openmmlab.data.files import (
     one_line,
     read_text,
 )
+from backbones.openmmlab.data.rasters import image_size
 from backbones.openmmlab.data.splits import split_of
 
 from .content import (

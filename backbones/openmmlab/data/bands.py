@@ -1,0 +1,152 @@
+"""Read the chosen bands of an image: the one decoder of everything that is not 8-bit colour."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from backbones.errors import InputError
+
+from .files import one_line
+from .rasters import LARGEST, Raster, open_raster
+from .rasters.raster import Window, unreadable
+
+
+@dataclass(frozen=True)
+class Bands:
+    """State which bands of a data set's images are read, and what its files must be like.
+
+    Attributes:
+        chosen: names of the bands that the network gets, in its order.
+        names: names of all bands of a file, in the file's order.
+        dtype: of the stored values.
+        nodata: value that stands for a missing one; None if there is none. NaN and infinity always
+            do in floats.
+        fill: value of each chosen band where a pixel is missing, such as the band's mean.
+        composite: names of the three chosen bands that pictures show as red, green and blue, or of
+            one; None for the first.
+    """
+
+    chosen: tuple[str, ...]
+    names: tuple[str, ...]
+    dtype: str
+    nodata: float | None = None
+    fill: tuple[float, ...] = ()
+    composite: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in (*self.chosen, *(self.composite or ())):
+            if name not in self.names:
+                raise InputError(
+                    f"bands: there is no band {one_line(name)}; the files have "
+                    f"{', '.join(map(one_line, self.names))}",
+                    code="unknown-name",
+                    where=name,
+                )
+        if not self.chosen or len(set(self.chosen)) != len(self.chosen):
+            raise InputError(
+                "bands: name at least one, and each of them once", code="bad-value", where="bands"
+            )
+        if self.nodata is not None and np.dtype(self.dtype).kind in "ui":
+            limits = np.iinfo(self.dtype)
+            if self.nodata != int(self.nodata) or not limits.min <= self.nodata <= limits.max:
+                raise InputError(
+                    f"nodata {self.nodata:g}: is no value of {self.dtype}",
+                    code="bad-value",
+                    where="nodata",
+                )
+
+    @property
+    def indices(self) -> list[int]:
+        """Return the positions of the chosen bands in a file."""
+        return [self.names.index(name) for name in self.chosen]
+
+    def check(self, raster: Raster) -> None:
+        """Compare an open file with these bands.
+
+        Raises:
+            UnreadableImage: it has another number or order of bands, or another dtype.
+        """
+        if raster.count != len(self.names):
+            what = f"has {raster.count} bands, the data set's other images {len(self.names)}"
+        elif raster.dtype != np.dtype(self.dtype):
+            what = f"holds {raster.dtype}, the data set's other images {self.dtype}"
+        elif set(raster.names) == set(self.names) and raster.names != self.names:
+            what = f"has its bands in the order {', '.join(raster.names)}"
+        else:
+            return
+        raise unreadable(raster.path, what)
+
+    def read(self, raster: Raster, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Read a window of an open file.
+
+        Returns:
+            Pixels (h, w, bands), uint8 if the file's are and float32 otherwise, and where a pixel
+            is missing in any chosen band (h, w); such a pixel has `fill` in these bands.
+        """
+        pixels = raster.read(self.indices, window)
+        lacking = np.zeros(pixels.shape, bool)
+        if pixels.dtype.kind == "f":
+            lacking |= ~np.isfinite(pixels)
+        if self.nodata is not None and np.isfinite(self.nodata):
+            lacking |= pixels == np.array(self.nodata).astype(pixels.dtype)
+        if pixels.dtype != np.uint8:
+            with np.errstate(over="ignore"):
+                pixels = pixels.astype(np.float32)
+            lacking |= ~np.isfinite(pixels)  # a float64 beyond float32
+        if lacking.any():
+            fill = np.array(self.fill or (0.0,) * len(self.chosen))
+            fill = np.clip(fill.round(), 0, 255) if pixels.dtype == np.uint8 else fill
+            pixels = np.where(lacking, fill.astype(pixels.dtype), pixels)
+        return pixels, lacking.any(-1)
+
+
+def read_bands(path: Path, bands: Bands) -> tuple[np.ndarray, np.ndarray]:
+    """Read a whole image; see `Bands.read`.
+
+    Raises:
+        UnreadableImage: it is damaged, unlike the data set's other images, too large to be read at
+            once, or every pixel of it is missing.
+    """
+    with open_raster(path) as raster:
+        bands.check(raster)
+        if raster.height * raster.width * len(bands.chosen) > LARGEST:
+            raise unreadable(
+                path,
+                f"{raster.width} x {raster.height} pixels are more than are read at once; predict "
+                "it with --tile, or cut it into smaller images",
+            )
+        pixels, missing = bands.read(raster, (0, 0, raster.width, raster.height))
+    if missing.all():
+        raise unreadable(path, "every pixel is nodata or NaN; remove the image")
+    return pixels, missing
+
+
+def composite(
+    image: np.ndarray, bands: Bands, limits: Sequence[tuple[float, float]] | None = None
+) -> np.ndarray:
+    """Show an image of any bands as (H, W, 3) uint8 BGR.
+
+    Args:
+        image: (H, W, chosen bands).
+        bands: name the three bands to show as red, green and blue; one is shown as grey.
+        limits: (black, white) of each shown band; by default its 2nd and 98th percentiles.
+    """
+    names = bands.composite or _default_composite(bands)
+    shown = np.stack([image[..., bands.chosen.index(name)] for name in names], -1)
+    if limits is None:
+        sample = shown[:: max(1, len(shown) // 512), :: max(1, shown.shape[1] // 512)]
+        low, high = np.percentile(sample.reshape(-1, len(names)).astype(np.float32), (2, 98), 0)
+    else:
+        low, high = np.array(limits, np.float32).T
+    scaled = (shown.astype(np.float32) - low) / np.maximum(high - low, 1e-12)
+    rgb = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(rgb[..., ::-1], (*rgb.shape[:2], 3)))
+
+
+def _default_composite(bands: Bands) -> tuple[str, ...]:
+    colours = {name.lower(): name for name in bands.chosen}
+    if all(colour in colours for colour in ("red", "green", "blue")):
+        return tuple(colours[colour] for colour in ("red", "green", "blue"))
+    return bands.chosen[:1]

@@ -1,0 +1,43 @@
+"""Read what GDAL reads by rasterio; imported only where it is installed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.errors import RasterioError
+from rasterio.windows import Window as GdalWindow
+
+from .raster import Window, unreadable
+
+
+class GdalRaster:
+    """Read windows of a raster that GDAL opens, such as JPEG 2000 or ERDAS; see `Raster`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.file = rasterio.open(path)
+        except RasterioError as error:
+            text = next(iter(str(error).splitlines()), "")
+            raise unreadable(path, f"not an image ({text})") from None
+        self.height, self.width, self.count = self.file.height, self.file.width, self.file.count
+        self.dtype = np.dtype(self.file.dtypes[0])
+        given = self.file.descriptions
+        self.names = tuple(map(str, given)) if all(given) and len(set(given)) == len(given) else ()
+        self.nodata = self.file.nodata
+        self.georeference: list[tuple[int, Any, int, Any]] = []
+
+    def read(self, bands: Sequence[int], window: Window) -> np.ndarray:
+        left, top, right, bottom = window
+        place = GdalWindow(left, top, right - left, bottom - top)
+        try:
+            pixels = self.file.read([band + 1 for band in bands], window=place)
+        except RasterioError as error:
+            text = next(iter(str(error).splitlines()), "")
+            raise unreadable(self.path, f"damaged ({text})") from None
+        return np.ascontiguousarray(pixels.transpose(1, 2, 0))
+
+    def close(self) -> None:
+        self.file.close()

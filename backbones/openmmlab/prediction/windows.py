@@ -1,0 +1,138 @@
+"""Predict a raster in windows read from its file, and write a label map of any size."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backbones.atomic_write import atomic_path, write_atomically
+from backbones.openmmlab.data.bands import Bands
+from backbones.openmmlab.data.rasters import Raster
+from backbones.packages import require
+
+from .instances import Instances
+
+GEO_KEYS, PIXEL_SCALE, TIEPOINT, MATRIX = 34735, 33550, 33922, 34264  # GeoTIFF tags
+PROJECTED, GEOGRAPHIC, USER_DEFINED = 3072, 2048, 32767  # GeoTIFF keys, and the value for no code
+
+
+class WindowedImage:
+    """Read parts of an open raster as if it were an array (H, W, bands); see `Bands.read`."""
+
+    def __init__(self, raster: Raster, bands: Bands):
+        self.raster, self.bands = raster, bands
+        self.shape = (raster.height, raster.width, len(bands.chosen))
+
+    def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
+        return self._read(part)[0]
+
+    def missing(self, part: tuple[slice, slice]) -> np.ndarray:
+        """Return where the pixels of a part (h, w) are missing in any band."""
+        return self._read(part)[1]
+
+    def _read(self, part: tuple[slice, slice]) -> tuple[np.ndarray, np.ndarray]:
+        rows, columns = part
+        return self.bands.read(self.raster, (columns.start, rows.start, columns.stop, rows.stop))
+
+    def is_empty(self, part: tuple[slice, slice]) -> bool:
+        """Return whether nothing was ever written into a part of the file, all of it nodata."""
+        rows, columns = part
+        window = (columns.start, rows.start, columns.stop, rows.stop)
+        unwritten = getattr(self.raster, "is_unwritten", None)
+        return bool(unwritten and self.bands.nodata is not None and unwritten(window))
+
+
+class LabelFile:
+    """Write the parts of a label map into an uncompressed TIFF; memory holds one part.
+
+    Args:
+        path: the file, already of its size.
+        shape: (H, W).
+        dtype: of the labels.
+        offset: of the first label in the file.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int], dtype: type, offset: int):
+        self.path, self.shape, self.dtype, self.offset = path, shape, dtype, offset
+        self.ignored = int(np.iinfo(dtype).max)
+
+    def __setitem__(self, part: tuple[slice, slice], labels: np.ndarray) -> None:
+        # Mapped anew for each part: pages that are written do not stay in this process.
+        mapped = np.memmap(self.path, self.dtype, "r+", self.offset, self.shape)
+        mapped[part] = labels
+        del mapped
+
+
+@contextmanager
+def label_file(path: Path, raster: Raster, classes: int) -> Iterator[LabelFile]:
+    """Open a label map of a raster, with its georeference; it appears when all of it is written.
+
+    Labels are uint8, or uint16 from 256 classes; the largest value of the dtype marks missing
+    pixels, and GDAL reads it as nodata.
+    """
+    require("label maps as TIFF", "tifffile")
+    import tifffile  # an optional dependency
+
+    dtype = np.uint8 if classes <= 255 else np.uint16
+    shape = (raster.height, raster.width)
+    nodata = str(np.iinfo(dtype).max)
+    tags = [(*tag, True) for tag in raster.georeference] + [(42113, "s", 0, nodata, True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as part:
+        with tifffile.TiffWriter(part, bigtiff=shape[0] * shape[1] > 2**31) as writer:
+            offset, _ = writer.write(
+                shape=shape, dtype=dtype, data=None, photometric="minisblack", extratags=tags,
+                returnoffset=True, metadata=None, contiguous=True,
+            )  # fmt: skip
+        yield LabelFile(part, shape, dtype, offset)
+
+
+def write_geojson(path: Path, found: Instances, classes: tuple[str, ...], raster: Raster) -> bool:
+    """Write a detector's boxes as polygons in the raster's coordinates; False if it has none."""
+    tags = {code: value for code, _, _, value in raster.georeference}
+    matrix = affine(tags)
+    if matrix is None:
+        return False
+    features = []
+    for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True):
+        left, top, right, bottom = map(float, box)
+        corners = [(left, top), (left, bottom), (right, bottom), (right, top), (left, top)]
+        ring = [(matrix @ (x, y, 1.0)).tolist() for x, y in corners]
+        features.append(
+            dict(
+                type="Feature",
+                geometry=dict(type="Polygon", coordinates=[ring]),
+                properties={"class": classes[int(label)], "score": float(score)},
+            )
+        )
+    content: dict[str, Any] = dict(type="FeatureCollection", features=features)
+    if code := epsg(tags):
+        content["crs"] = dict(type="name", properties=dict(name=f"urn:ogc:def:crs:EPSG::{code}"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(content))
+    return True
+
+
+def affine(tags: dict[int, Any]) -> np.ndarray | None:
+    """Return the (2, 3) matrix from pixels (x, y, 1) to coordinates of a GeoTIFF's tags."""
+    if MATRIX in tags:
+        values = np.array(tags[MATRIX], float).reshape(4, 4)
+        return values[:2, [0, 1, 3]]
+    if PIXEL_SCALE not in tags or TIEPOINT not in tags:
+        return None
+    scale_x, scale_y = tags[PIXEL_SCALE][:2]
+    column, row, _, x, y, _ = tags[TIEPOINT][:6]
+    return np.array([[scale_x, 0, x - column * scale_x], [0, -scale_y, y + row * scale_y]])
+
+
+def epsg(tags: dict[int, Any]) -> int | None:
+    """Return the EPSG code of a GeoTIFF's coordinates, if its keys state one."""
+    keys = list(tags.get(GEO_KEYS) or ())
+    stated = {keys[i]: keys[i + 3] for i in range(4, len(keys) - 3, 4) if keys[i + 1] == 0}
+    for key in (PROJECTED, GEOGRAPHIC):
+        if stated.get(key, USER_DEFINED) not in (0, USER_DEFINED):
+            return int(stated[key])
+    return None

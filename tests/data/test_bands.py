@@ -1,0 +1,208 @@
+"""Images of any bands: every kind of file read alike, statistics, hostile files, stems."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from backbones import ConvNeXt
+from backbones.errors import InputError
+from backbones.openmmlab.data.band_statistics import measure
+from backbones.openmmlab.data.bands import Bands, composite, read_bands
+from backbones.openmmlab.data.loading import IgnoreMissing, LoadImage
+from backbones.openmmlab.data.own_bands import refuse_colour_transforms
+from backbones.openmmlab.data.rasters import image_size, open_raster
+from backbones.weights.fitting import stand_in_stem
+
+TINY = dict(depths=[1, 1, 1, 1], dims=[8, 8, 8, 8])
+RNG = np.random.default_rng(0)
+LAYOUTS: dict[str, dict] = {
+    "strips": dict(rowsperstrip=5),
+    "tiles": dict(tile=(16, 32)),
+    "planes": dict(planarconfig="separate", tile=(16, 16)),
+    "bigtiff": dict(bigtiff=True, byteorder=">", compression="zlib"),
+    "pages": {},
+}
+
+
+def write_tiff(path: Path, pixels: np.ndarray, layout: str = "strips", **more) -> Path:
+    options = {"photometric": "minisblack", **LAYOUTS[layout], **more}
+    if pixels.shape[2] == 1:
+        options.pop("planarconfig", None)
+        pixels = pixels[..., 0]
+    elif layout in ("planes", "pages"):
+        pixels = pixels.transpose(2, 0, 1)
+    else:
+        options["planarconfig"] = "contig"
+    tifffile.imwrite(path, pixels, **options)
+    return path
+
+
+def numbered(count: int, dtype: str, **more) -> Bands:
+    names = tuple(str(i + 1) for i in range(count))
+    return Bands(names, names, dtype, **more)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "float32", "float64"])
+def test_windows_are_the_stored_values(layout, dtype, tmp_path):
+    for count in (1, 4, 13):
+        pixels = (RNG.random((37, 53, count)) * 200).astype(dtype)
+        path = write_tiff(tmp_path / "a.tif", pixels, layout)
+        assert image_size(path) == (53, 37)
+        chosen = [count - 1, 0]
+        with open_raster(path) as raster:
+            for left, top, right, bottom in ((0, 0, 53, 37), (17, 15, 40, 33)):
+                found = raster.read(chosen, (left, top, right, bottom))
+                expected = pixels[top:bottom, left:right][..., chosen]
+                assert found.dtype == expected.dtype
+                np.testing.assert_array_equal(found, expected)
+
+
+def test_numpy_and_png_are_read_alike(tmp_path):
+    pixels = RNG.integers(0, 60000, (20, 30, 3), np.uint16)
+    np.save(tmp_path / "a.npy", pixels)
+    cv2.imwrite(str(tmp_path / "a.png"), pixels[..., ::-1])
+    for name in ("a.npy", "a.png"):
+        found, missing = read_bands(tmp_path / name, numbered(3, "uint16"))
+        np.testing.assert_array_equal(found, pixels.astype(np.float32))
+        assert found.dtype == np.float32 and not missing.any()
+
+
+def test_bands_are_chosen_and_ordered_by_name(tmp_path):
+    pixels = RNG.integers(0, 255, (8, 9, 4), np.uint8)
+    path = write_tiff(tmp_path / "a.tif", pixels)
+    bands = Bands(("nir", "red"), ("blue", "green", "red", "nir"), "uint8")
+    found = read_bands(path, bands)[0]
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, pixels[..., [3, 2]])
+    with pytest.raises(InputError) as error:
+        Bands(("swir",), bands.names, "uint8")
+    assert error.value.code == "unknown-name" and error.value.where == "swir"
+
+
+def test_missing_pixels_are_filled_and_ignored(tmp_path):
+    pixels = RNG.random((8, 9, 2)).astype(np.float32) + 1
+    pixels[2, 3, 1], pixels[4, 5, 0], pixels[6, 7, 0] = np.nan, -9999, np.inf
+    path = write_tiff(tmp_path / "a.tif", pixels)
+    load = LoadImage(
+        bands=("1", "2"), band_names=("1", "2"), band_dtype="float32", nodata=-9999, fill=(5, 6)
+    )
+    results = load.transform(dict(img_path=str(path)))
+    assert results is not None
+    lacking = np.zeros((8, 9), bool)
+    lacking[[2, 4, 6], [3, 5, 7]] = True
+    np.testing.assert_array_equal(results["missing_pixels"], lacking)
+    assert results["img"][2, 3, 1] == 6 and results["img"][4, 5, 0] == results["img"][6, 7, 0] == 5
+    assert results["img"][2, 3, 0] == pixels[2, 3, 0]
+    results["gt_seg_map"] = np.ones((8, 9), np.uint8)
+    labels = IgnoreMissing().transform(results)["gt_seg_map"]
+    np.testing.assert_array_equal(labels, np.where(lacking, 255, 1))
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_statistics_are_numpys(dtype, tmp_path):
+    pixels = (RNG.normal(500, 90, (5, 40, 30, 3)) * [1, 2, 0.1]).clip(1).astype(dtype)
+    pixels[0, :5, :, 0] = 0
+    paths = [write_tiff(tmp_path / f"{i}.tif", image) for i, image in enumerate(pixels)]
+    found = measure(paths, numbered(3, dtype, nodata=0))
+    kept = pixels[(pixels != 0).all(-1)].astype(np.float64)
+    assert found.missing == pytest.approx((pixels == 0).any(-1).mean())
+    for i, band in enumerate(found.bands):
+        assert band.mean == pytest.approx(kept[:, i].mean(), rel=1e-9)
+        assert band.std == pytest.approx(kept[:, i].std(), rel=1e-9)
+        assert (band.low, band.high) == (kept[:, i].min(), kept[:, i].max())
+        assert band.percentiles == pytest.approx(np.percentile(kept[:, i], (1, 50, 99)), rel=0.05)
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def write_bomb(path: Path) -> None:
+    """Write a file of some kilobytes that states 14.4 billion values."""
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        writer.write(
+            iter([b""] * 118**2), shape=(60000, 60000, 4), dtype=np.uint16, tile=(512, 512),
+            photometric="minisblack", planarconfig="contig", compression="zlib",
+        )  # fmt: skip
+
+
+HOSTILE = {
+    "cut off": lambda p: (write_tiff(p, np.ones((64, 64, 4), np.uint16)), cut_off(p)),
+    "head alone": lambda p: p.write_bytes(b"II*\0\x08\0\0\0"),
+    "empty": lambda p: p.write_bytes(b""),
+    "band count": lambda p: write_tiff(p, np.ones((64, 64, 5), np.uint16)),
+    "dtype": lambda p: write_tiff(p, np.ones((64, 64, 4), np.float32)),
+    "all nodata": lambda p: write_tiff(p, np.zeros((64, 64, 4), np.uint16)),
+    "bomb": write_bomb,
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_rasters_end_in_a_line(kind, tmp_path):
+    path = tmp_path / "a.tif"
+    HOSTILE[kind](path)
+    with pytest.raises(InputError) as error:
+        read_bands(path, numbered(4, "uint16", nodata=0))
+    assert error.value.code == "bad-image" and error.value.where == str(path)
+    assert "\n" not in str(error.value)
+
+
+def test_nan_everywhere_and_impossible_nodata(tmp_path):
+    path = write_tiff(tmp_path / "a.tif", np.full((9, 9, 2), np.nan, np.float32))
+    with pytest.raises(InputError) as error:
+        read_bands(path, numbered(2, "float32"))
+    assert error.value.code == "bad-image"
+    with pytest.raises(InputError) as error:
+        numbered(2, "uint16", nodata=-9999)
+    assert error.value.code == "bad-value" and error.value.where == "nodata"
+
+
+def test_colour_transforms_are_refused_by_name():
+    load = dict(type="LoadImage", bands=("1",), band_names=("1",), band_dtype="uint16")
+    refuse_colour_transforms([dict(type="LoadImage"), dict(type="PhotoMetricDistortion")], "key")
+    with pytest.raises(InputError) as error:
+        refuse_colour_transforms([load, dict(type="PhotoMetricDistortion")], "key")
+    assert error.value.where == "PhotoMetricDistortion" and error.value.code == "unsupported"
+
+
+def test_composites_are_stretched(tmp_path):
+    bands = Bands(("blue", "green", "red"), ("blue", "green", "red"), "uint16")
+    image = np.arange(101, dtype=np.float32).reshape(1, -1, 1) * [1, 10, 100]
+    shown = composite(image.astype(np.float32), bands)
+    assert shown.shape == (1, 101, 3) and shown.dtype == np.uint8
+    # Each of them is stretched from its 2nd to its 98th percentile: 50 is in the middle.
+    assert (shown[0, [2, 50, 98]] == [[0] * 3, [128] * 3, [255] * 3]).all()
+
+
+def test_stem_bands():
+    torch.manual_seed(0)
+    weight = torch.randn(8, 3, 4, 4)
+    image = torch.randn(2, 3, 16, 16)
+    more = torch.randn(2, 5, 16, 16)
+    more[:, [3, 1, 0]] = image
+    stem = stand_in_stem(weight, ["blue", "green", None, "red", None])
+    conv = torch.nn.functional.conv2d
+    expected = conv(image.double(), weight.double(), stride=4)
+    torch.testing.assert_close(conv(more.double(), stem.double(), stride=4), expected)
+    twice = stand_in_stem(weight, ["red", "red"])
+    torch.testing.assert_close(twice.sum(1), weight[:, 0])
+    with pytest.raises(InputError) as error:
+        stand_in_stem(weight, ["nir"])
+    assert error.value.code == "bad-value"
+
+
+def test_stem_bands_are_an_option_of_init_cfg(tmp_path):
+    plain = ConvNeXt(TINY)
+    torch.save(plain.state_dict(), tmp_path / "plain.pth")
+    chosen = ["blue", "green", "red", None]
+    init = dict(type="Pretrained", checkpoint=str(tmp_path / "plain.pth"), stem_bands=chosen)
+    network = ConvNeXt(TINY, in_channels=4, init_cfg=init)
+    network.init_weights()
+    stem = network.downsample_layers[0][0].weight
+    expected = plain.downsample_layers[0][0].weight
+    assert (stem[:, :3].flip(1) == expected).all() and not stem[:, 3].any()

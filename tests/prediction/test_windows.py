@@ -1,0 +1,112 @@
+"""Rasters read in windows: the labels of the whole, their place, and memory bounded by the tile."""
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from mmengine.config import Config
+from support.drawn_bands import draw_bands
+from support.small_runs import write_config
+
+from backbones.openmmlab.config.prepare import Options, prepare
+from backbones.openmmlab.data.rasters import open_raster
+from backbones.openmmlab.prediction.batches import predict_files
+from backbones.openmmlab.prediction.instances import Instances
+from backbones.openmmlab.prediction.predictions import PredictionFiles
+from backbones.openmmlab.prediction.predictor import Predictor
+from backbones.openmmlab.prediction.tiles import TiledPredictor
+from backbones.openmmlab.prediction.windows import write_geojson
+
+PLACE = [
+    (33550, "d", 3, (10.0, 10.0, 0.0), True),
+    (33922, "d", 6, (0.0, 0.0, 0.0, 500000.0, 4600000.0, 0.0), True),
+    (34735, "H", 8, (1, 1, 0, 1, 3072, 0, 1, 32633), True),
+]
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory) -> Predictor:
+    """A segmentor of four bands with random weights, as `--data` resolves its config."""
+    folder = tmp_path_factory.mktemp("bands")
+    root = draw_bands(folder / "set", 4, "uint16", 3, images=2)
+    (root / "bands.json").write_text(json.dumps(dict(nodata=0)))
+    path = write_config(folder, "segmentation")
+    config: Config = prepare(Options(path, data=root, work_dir=folder / "run"), "inspect")
+    config.test_dataloader.dataset.pipeline[1] = dict(type="Resize", scale_factor=1.0)
+    from mmengine.registry import MODELS
+
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    for parameter in model.decode_head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    torch.save(dict(state_dict=model.state_dict()), folder / "random.pth")
+    return Predictor(config, folder / "random.pth", device="cpu")
+
+
+def predicted(predictor: Predictor, path: Path, tile: int, overlap: int) -> np.ndarray:
+    out = path.parent / "out"
+    tiled = TiledPredictor(predictor, tile, overlap)
+    assert predict_files(predictor, tiled, 1, PredictionFiles(out, predictor, 0.5), [path]) == []
+    return tifffile.memmap(out / "labels" / f"{path.stem}.tif", mode="r")
+
+
+@pytest.mark.parametrize("shape", [(96, 160), (160, 96)])
+def test_labels_are_those_of_the_whole(shape, predictor, tmp_path):
+    pixels = np.random.default_rng(0).integers(1, 4000, (*shape, 4), np.uint16)
+    pixels[10:20, 30:50, 2] = 0  # nodata
+    path = tmp_path / "scene.tif"
+    tifffile.imwrite(
+        path, pixels, tile=(32, 32), photometric="minisblack", planarconfig="contig",
+        extratags=PLACE,
+    )  # fmt: skip
+    whole = TiledPredictor(predictor, 64, 16)(predictor.read(path))
+    assert isinstance(whole, np.ndarray) and len(np.unique(whole)) == 2
+    labels = predicted(predictor, path, 64, 16)
+    lacking = (pixels == 0).any(-1)
+    np.testing.assert_array_equal(labels, np.where(lacking, 255, whole))
+    with open_raster(path) as given, open_raster(tmp_path / "out/labels/scene.tif") as written:
+        assert written.georeference == given.georeference and written.nodata == 255
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_by_the_tile(predictor, tmp_path):
+    """40,000 x 40,000 x 4 uint16, 12.8 GB as an array, of which one block is written."""
+    path, side, block = tmp_path / "scene.tif", 40_000, 512
+    across = -(-side // block)
+    content = np.random.default_rng(0).integers(1, 4000, (block, block, 4), np.uint16)
+    import zlib
+
+    blocks = [b""] * across**2
+    blocks[across * 3 + 5] = zlib.compress(content.tobytes(), 1)
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        writer.write(
+            iter(blocks), shape=(side, side, 4), dtype=np.uint16, tile=(block, block),
+            photometric="minisblack", planarconfig="contig", compression="zlib",
+        )  # fmt: skip
+    tracemalloc.start()
+    labels = predicted(predictor, path, 1024, 64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200 * 2**20
+    rows, columns = slice(3 * block, 4 * block), slice(5 * block, 6 * block)
+    assert (labels[rows, columns] < 2).all()
+    assert (labels[3 * block - 1] == 255).all() and (labels[:, 6 * block] == 255).all()
+
+
+def test_boxes_are_in_the_rasters_coordinates(tmp_path):
+    path = tmp_path / "scene.tif"
+    tifffile.imwrite(path, np.ones((50, 60), np.uint16), extratags=PLACE)
+    box = np.array([[1, 2, 11, 22]], np.float32)
+    found = Instances(box, np.array([0.5], np.float32), np.array([1]), None)
+    with open_raster(path) as raster:
+        assert write_geojson(tmp_path / "boxes.geojson", found, ("house", "tree"), raster)
+    content = json.loads((tmp_path / "boxes.geojson").read_text())
+    assert content["crs"]["properties"]["name"].endswith("::32633")
+    (feature,) = content["features"]
+    assert feature["properties"] == {"class": "tree", "score": 0.5}
+    ring = feature["geometry"]["coordinates"][0]
+    assert ring[0] == [500010, 4599980] and ring[2] == [500110, 4599780] and ring[0] == ring[-1]
