@@ -16,7 +16,7 @@ DEMO = "gradio>=6.31,<7"
 CORRUPTIONS = "imagecorruptions-imaug>=1.1.5,<1.2"
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 OPENVINO = "openvino>=2025.1"
-BANDS = ["tifffile>=2025.5", "imagecodecs>=2025.3"]
+BANDS = ["tifffile>=2025.5", "imagecodecs>=2025.3", "rasterio>=1.4", "pydicom>=3"]
 CONVERTER = "supervision>=0.31,<0.32"  # reads YOLO and Pascal VOC
 SITE = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"]
 NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5.7"]
@@ -66,7 +66,7 @@ setup(
         "huggingface_hub>=0.24",
     ],
     extras_require={
-        "bands": BANDS,  # TIFF of any bands; LZW and others need imagecodecs
+        "bands": BANDS,
         "dicom": ["pydicom>=3,<4"],
         "raster": ["rasterio>=1.4,<2"],  # what else GDAL reads
         "convert": [CONVERTER],
@@ -80,7 +80,7 @@ setup(
             *ORACLES,
             *EXPORT,
             OPENVINO,
-            BANDS[0],
+            *BANDS,
             CONVERTER,
             CORRUPTIONS,
             DEMO,

@@ -86,7 +86,7 @@ class Bands:
             is missing in any chosen band (h, w); such a pixel has `fill` in these bands.
         """
         pixels = raster.read(self.indices, window)
-        lacking = np.zeros(pixels.shape, bool)
+        lacking: np.ndarray = np.zeros(pixels.shape, bool)
         if pixels.dtype.kind == "f":
             lacking |= ~np.isfinite(pixels)
         if self.nodata is not None and np.isfinite(self.nodata):

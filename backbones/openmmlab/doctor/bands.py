@@ -59,7 +59,7 @@ def check_bands(plan: RunPlan) -> Iterator[Issue]:
             yield Issue("note", dataset.key, text, code="bad-image")
         yield from _inside(dataset, bands, found.bands)
         given = plan.config.model.get("data_preprocessor") or {}
-        yield from _normalisation(given.get("mean") or (), given.get("std") or (), found.bands)
+        yield from _normalisation(given.get("mean") or [], given.get("std") or [], found.bands)
 
 
 def _inside(

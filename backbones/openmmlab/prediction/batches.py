@@ -3,6 +3,7 @@
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -117,7 +118,7 @@ class Batches:
         """Predict each image; report the progress of its tiles if `name` is given."""
         if self.tiled:
             report = partial(self.progress.part, name, unit="tiles") if name else None
-            return [self.tiled(image, report) for image in images]
+            return [cast(Prediction, self.tiled(image, report)) for image in images]
         samples = self.predictor.batch(images)
         return [results(sample, self.predictor.classes) for sample in samples]
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ class Predictor:
 
         set_tf32(self.config.get("env_cfg"))
         with safe_checkpoint_loading():
-            self.model = MODELS.build(self.config.model)
+            self.model: Any = MODELS.build(self.config.model)
         load_strictly(self.model, read_checkpoint(checkpoint), checkpoint)
         self.model.to(device or get_device()).eval()
         self._dtype = inference_dtype(self.config)

@@ -138,9 +138,10 @@ class TiledPredictor:
         for start in range(0, len(grid), self.batch_size):
             tiles = grid[start : start + self.batch_size]
             parts = [(slice(t.top, t.bottom), slice(t.left, t.right)) for t in tiles]
-            windowed = isinstance(image, WindowedImage)
-            empty = [windowed and image.is_empty(part) for part in parts]
-            crops = [image[part] for part, no in zip(parts, empty, strict=True) if not no]
+            empty = [isinstance(image, WindowedImage) and image.is_empty(part) for part in parts]
+            crops = [
+                np.asarray(image[part]) for part, no in zip(parts, empty, strict=True) if not no
+            ]
             samples = iter(self.predictor.batch(crops) if crops else ())
             for tile, no in zip(tiles, empty, strict=True):
                 yield tile, None if no else next(samples)
@@ -184,10 +185,9 @@ class TiledPredictor:
                 else:
                     found = block.argmax(0)
                 bottom, right = top + block.shape[1], left + block.shape[2]
-                part = (slice(top, bottom), slice(left, right))
-                labels = found.cpu().numpy()
+                part, labels = (slice(top, bottom), slice(left, right)), found.cpu().numpy()
                 if turned:
-                    part, labels = part[::-1], labels.T
+                    part, labels = (slice(left, right), slice(top, bottom)), labels.T
                 if isinstance(out, LabelFile):
                     labels = labels.astype(out.dtype)
                     if isinstance(image, WindowedImage):

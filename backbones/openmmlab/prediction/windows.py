@@ -131,7 +131,9 @@ def affine(tags: dict[int, Any]) -> np.ndarray | None:
 def epsg(tags: dict[int, Any]) -> int | None:
     """Return the EPSG code of a GeoTIFF's coordinates, if its keys state one."""
     keys = list(tags.get(GEO_KEYS) or ())
-    stated = {keys[i]: keys[i + 3] for i in range(4, len(keys) - 3, 4) if keys[i + 1] == 0}
+    stated: dict[int, Any] = {
+        keys[i]: keys[i + 3] for i in range(4, len(keys) - 3, 4) if keys[i + 1] == 0
+    }
     for key in (PROJECTED, GEOGRAPHIC):
         if stated.get(key, USER_DEFINED) not in (0, USER_DEFINED):
             return int(stated[key])

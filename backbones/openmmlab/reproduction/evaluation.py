@@ -160,7 +160,8 @@ def _evaluate(
     config.setdefault("env_cfg", {})["tf32"] = False
     check_data(config, ("test",))
     runner = Runner.from_cfg(config)
-    images, known = len(runner.test_loop.dataloader.dataset), IMAGES[task_of(config).name]
+    test_loop: Any = runner.test_loop
+    images, known = len(test_loop.dataloader.dataset), IMAGES[task_of(config).name]
     if request.mini is None and images != known:
         raise InputError(
             f"{data}: {images} images, {known} in the published validation set; for a subset use "

@@ -17,7 +17,7 @@ class BandsSegDataPreProcessor(SegDataPreProcessor):
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], **kwargs):
-        super().__init__(mean=None, std=None, **kwargs)
+        super().__init__(**kwargs)
         self._enable_normalize = True
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), False)
