@@ -5,8 +5,8 @@ ConvNets with Masked Autoencoders" (arXiv:2301.00808). Parameters have their off
 
 Inside a stage tensors are (N, H, W, C): layer norm and the two linears work on rows of channels,
 and the depthwise convolution reads the same memory as a channels-last (N, C, H, W). No copy is made
-to change layout. `Block.branch` defines a block; `Block.cpu_branch` computes it faster on a CPU,
-`Block.triton_branch` with fused kernels on a GPU.
+to change layout. `Block.branch` defines a block; `BlockPaths` computes it faster on a CPU, and with
+fused kernels on a GPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +21,10 @@ from torch.utils.checkpoint import checkpoint
 
 from .architectures import depths_and_dims
 from .backbone import Backbone, LayerNorm2d, block_rates, init_layers
-from .ops.cpu_path import cpu_path_applies, unmodified
-from .ops.depthwise_conv import depthwise_conv2d
+from .block_paths import BlockPaths
 from .ops.grn import global_response_norm
-from .ops.norm_mlp import norm_mlp
 from .ops.stochastic_depth import add_branch
-from .ops.triton_path import check_kernels, triton_path_applies
+from .ops.triton_path import check_kernels
 from .weights import load_pretrained
 
 
@@ -42,7 +40,7 @@ class GRN(nn.Module):
         return global_response_norm(x, self.gamma, self.beta)
 
 
-class Block(nn.Module):
+class Block(BlockPaths, nn.Module):
     """Compute a ConvNeXt block: depthwise 7x7, layer norm, two linears with GELU, residual.
 
     Paper, Figure 4; V2 paper, Figure 5.
@@ -81,9 +79,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, H, W, C)
         drop_rate = self.drop_path_rate if self.training else 0.0
-        branch, adds = self.fastest_branch(x)
+        fastest, adds = self.fastest_path(x)
         if adds and not drop_rate:
-            return branch(x, residual=x)
+            return fastest(x, residual=x)
+        branch = self.fastest_branch
         if self.with_cp and torch.is_grad_enabled():
             # A branch draws nothing: no generator's state is kept.
             branch = partial(checkpoint, branch, use_reentrant=False, preserve_rng_state=False)
@@ -98,45 +97,10 @@ class Block(nn.Module):
         x = self.pwconv2(x)
         return x if self.gamma is None else self.gamma * x
 
-    def cpu_branch(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Compute `branch`, and the residual sum if a residual is given, faster on a CPU."""
-        x = depthwise_conv2d(x, self.dwconv.weight, self.dwconv.bias)
-        norm, first, second = self.norm, self.pwconv1, self.pwconv2
-        grn = {} if self.grn is None else dict(grn_gamma=self.grn.gamma, grn_beta=self.grn.beta)
-        weights = (norm.weight, norm.bias, norm.eps, first.weight, first.bias, second.weight)
-        return norm_mlp(x, *weights, second.bias, **grn, scale=self.gamma, residual=residual)
-
-    def triton_branch(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Compute `branch`, and the residual sum if a residual is given, by Triton's kernels."""
-        from .ops.block_triton import block_branch  # imports triton
-
-        layers = (self.dwconv, self.norm, self.pwconv1, self.pwconv2)
-        grn = (None, None) if self.grn is None else (self.grn.gamma, self.grn.beta)
-        return block_branch(x, *layers, *grn, self.gamma, residual)
-
     def layers(self) -> list[tuple[nn.Module, type[nn.Module]]]:
         """Return the layers that a fused path passes over, and the class of each."""
         layers = [(self.dwconv, nn.Conv2d), (self.norm, nn.LayerNorm), (self.pwconv1, nn.Linear)]
         return layers + [(self.pwconv2, nn.Linear)] + [(self.grn, GRN)] * (self.grn is not None)
-
-    def takes_cpu_path(self, x: Tensor) -> bool:
-        """Return whether `cpu_branch` may be used: on a CPU, with every layer unmodified."""
-        compiling = not torch.is_grad_enabled()
-        plain = self.dwconv.dilation == (1, 1)
-        return plain and cpu_path_applies(x, layers=self.layers(), compiling=compiling)
-
-    def takes_triton(self, x: Tensor) -> bool:
-        """Return whether `triton_branch` is used: as asked for, with every layer unmodified."""
-        plain = self.kernels == "triton" and self.dwconv.dilation == (1, 1)
-        return plain and triton_path_applies(x) and unmodified(self.layers())
-
-    def fastest_branch(self, x: Tensor) -> tuple[Callable[..., Tensor], bool]:
-        """Return the fastest way to compute the branch of x; whether it can add the residual."""
-        if self.takes_triton(x):
-            return self.triton_branch, not (self.with_cp and torch.is_grad_enabled())
-        if self.takes_cpu_path(x):
-            return self.cpu_branch, not torch.is_grad_enabled()
-        return self.branch, False
 
 
 @MODELS.register_module()

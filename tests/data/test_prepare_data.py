@@ -194,7 +194,7 @@ def test_pictures_depend_on_the_seed_and_not_on_their_number(demo, tmp_path):
         write_demo(tmp_path / name, 160, dict(train=train, val=3), seed)
     first, same, other = contents(demo), contents(tmp_path / "same"), contents(tmp_path / "other")
     pictures = [name for name in same if name.endswith((".jpg", ".png"))]
-    assert len(pictures) == (3 + 4 * 2) * 8  # picture, copy and label map; two of each shape
+    assert len(pictures) == (4 + 4 * 2) * 8  # picture, copy, label map, segments; two of each shape
     assert all(same[name] == first[name] for name in pictures)
     assert all(other[name] != first[name] for name in pictures)
     assert first["train2017/000000000001.jpg"] != first["val2017/000000000001.jpg"]

@@ -4,6 +4,7 @@ import json
 import time
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -147,6 +148,7 @@ class Sigmoids(nn.Module):
 
     inputs = {"input": {0: "batch", 2: "height", 3: "width"}}
     outputs = ("own", "exact")
+    preprocessing = SimpleNamespace(channels=3)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         from backbones.openmmlab.detection.export_graph import exact_sigmoid

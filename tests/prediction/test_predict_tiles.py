@@ -18,10 +18,11 @@ from support.running import DETECTION, assert_error, command, run_here
 
 from backbones import InputError
 from backbones.openmmlab.config import load_config
+from backbones.openmmlab.prediction.blending import spread
 from backbones.openmmlab.prediction.drawing import draw_instances
 from backbones.openmmlab.prediction.instances import CroppedMask, Instances
 from backbones.openmmlab.prediction.predictor import Predictor
-from backbones.openmmlab.prediction.tiles import Tile, TiledPredictor, merge_instances, spread
+from backbones.openmmlab.prediction.tiles import Tile, TiledPredictor, merge_instances
 
 CLASSES = ("round", "square")
 
@@ -91,7 +92,7 @@ def test_tiles_cover_a_side(length, tile, overlap):
 class PerfectDetector:
     """Sees each coloured shape of an image: red is round, green square, brighter is surer."""
 
-    task, classes = "detection", CLASSES
+    task, classes, model = "detection", CLASSES, None
 
     def __init__(self, with_masks: bool = True):
         self.with_masks, self.largest = with_masks, 0

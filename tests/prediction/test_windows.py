@@ -9,6 +9,7 @@ import pytest
 import tifffile
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from support.drawn_bands import draw_bands
 from support.small_runs import write_config
 
@@ -20,6 +21,7 @@ from backbones.openmmlab.prediction.predictions import PredictionFiles
 from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.openmmlab.prediction.tiles import TiledPredictor
 from backbones.openmmlab.prediction.windows import write_geojson
+from backbones.openmmlab.registration import enter_scope
 
 PLACE = [
     (33550, "d", 3, (10.0, 10.0, 0.0), True),
@@ -37,9 +39,8 @@ def predictor(tmp_path_factory) -> Predictor:
     path = write_config(folder, "segmentation")
     config: Config = prepare(Options(path, data=root, work_dir=folder / "run"), "inspect")
     config.test_dataloader.dataset.pipeline[1] = dict(type="Resize", scale_factor=1.0)
-    from mmengine.registry import MODELS
-
     torch.manual_seed(0)
+    enter_scope(config.default_scope)
     model = MODELS.build(config.model)
     for parameter in model.decode_head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

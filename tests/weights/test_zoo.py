@@ -194,7 +194,7 @@ def test_module_needs_no_library():
         "('torch', 'numpy', 'mmengine', 'timm', 'rich') or m.startswith('backbones.')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    names = ("errors", "weights", "weights.names", "weights.trained", "weights.zoo")
+    names = ("errors", "launchers", "weights", "weights.names", "weights.trained", "weights.zoo")
     assert done.stdout.strip() == str([f"backbones.{name}" for name in names])
 
 

@@ -28,7 +28,7 @@ from .machine import fit_to_machine, use_fused_optimizer
 from .names import find_config, published_model
 from .strategy import check_strategy
 from .tracking import track
-from .tta import use_tta
+from .tta import check_tta, use_tta
 
 # `inspect` is for what builds no run: the config is then as it is written.
 Purpose = Literal["train", "evaluate", "inspect"]
@@ -117,6 +117,8 @@ def prepare(options: Options, purpose: Purpose) -> Config:
     for given in (options.checkpoint, options.init_from):
         if given:
             check_path(given)
+    if options.tta:
+        check_tta(config, options.tta)
     config.work_dir = str(options.work_dir or Path("work_dirs") / find_config(options.config).stem)
     config.launcher = options.launcher
     if options.data:

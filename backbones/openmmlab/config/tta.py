@@ -16,6 +16,21 @@ def use_tta(config: Config, protocol: str) -> None:
     Raises:
         InputError: the config has no such protocol, or no model for it.
     """
+    check_tta(config, protocol)
+    chosen = config.tta[protocol]
+    config.test_dataloader.dataset.pipeline = chosen.pipeline
+    if "test_cfg" in chosen:
+        config.model.test_cfg = chosen.test_cfg
+    if "keep_logits" in config.model:
+        config.model.keep_logits = True  # the mean over augmentations is taken of them
+    # Views differ in size from image to image, and cuDNN would try its kernels for each anew.
+    config.setdefault("env_cfg", {})["cudnn_benchmark"] = False
+    config.tta_model.module = config.model
+    config.model = config.tta_model
+
+
+def check_tta(config: Config, protocol: str) -> None:
+    """Raise InputError unless the config has this protocol of augmentation and a model for it."""
     protocols = config.get("tta") or {}
     if protocol not in protocols:
         known = f"it has {', '.join(protocols)}" if protocols else "it has no tta"
@@ -30,12 +45,3 @@ def use_tta(config: Config, protocol: str) -> None:
             code="bad-config",
             where="tta_model",
         )
-    config.test_dataloader.dataset.pipeline = protocols[protocol].pipeline
-    if "test_cfg" in protocols[protocol]:
-        config.model.test_cfg = protocols[protocol].test_cfg
-    if "keep_logits" in config.model:
-        config.model.keep_logits = True  # the mean over augmentations is taken of them
-    # Views differ in size from image to image, and cuDNN would try its kernels for each anew.
-    config.setdefault("env_cfg", {})["cudnn_benchmark"] = False
-    config.tta_model.module = config.model
-    config.model = config.tta_model

@@ -99,7 +99,7 @@ class Bands:
             fill = np.array(self.fill or (0.0,) * len(self.chosen))
             fill = np.clip(fill.round(), 0, 255) if pixels.dtype == np.uint8 else fill
             pixels = np.where(lacking, fill.astype(pixels.dtype), pixels)
-        return pixels, lacking.any(-1)
+        return pixels, np.asarray(lacking.any(-1))
 
 
 def read_bands(path: Path, bands: Bands) -> tuple[np.ndarray, np.ndarray]:

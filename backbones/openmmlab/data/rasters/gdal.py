@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import rasterio
@@ -31,7 +31,7 @@ class GdalRaster:
 
     def read(self, bands: Sequence[int], window: Window) -> np.ndarray:
         left, top, right, bottom = window
-        place = GdalWindow(left, top, right - left, bottom - top)
+        place: Any = cast(Any, GdalWindow)(left, top, right - left, bottom - top)
         try:
             pixels = self.file.read([band + 1 for band in bands], window=place)
         except RasterioError as error:
