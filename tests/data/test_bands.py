@@ -206,3 +206,43 @@ def test_stem_bands_are_an_option_of_init_cfg(tmp_path):
     stem = network.downsample_layers[0][0].weight
     expected = plain.downsample_layers[0][0].weight
     assert (stem[:, :3].flip(1) == expected).all() and not stem[:, 3].any()
+
+
+def test_dicom_is_rescaled_to_its_unit(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    stored = np.arange(12, dtype=np.int16).reshape(3, 4)
+    file = pydicom.dataset.FileDataset(
+        tmp_path / "slice.dcm", {}, preamble=b"\0" * 128,
+        file_meta=pydicom.dataset.FileMetaDataset(),
+    )  # fmt: skip
+    file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    file.Rows, file.Columns, file.SamplesPerPixel = 3, 4, 1
+    file.PhotometricInterpretation, file.PixelRepresentation = "MONOCHROME2", 1
+    file.BitsAllocated = file.BitsStored = 16
+    file.HighBit = 15
+    file.RescaleSlope, file.RescaleIntercept = 2, -1000
+    file.PixelData = stored.tobytes()
+    file.save_as(tmp_path / "slice.dcm", enforce_file_format=False)
+    with open_raster(tmp_path / "slice.dcm") as raster:
+        found = raster.read([0], (1, 0, 4, 2))
+    np.testing.assert_array_equal(found[..., 0], stored[:2, 1:].astype(np.float32) * 2 - 1000)
+
+
+def test_what_gdal_alone_reads(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    stored = np.random.default_rng(0).integers(0, 60000, (5, 8, 9), np.uint16)
+    shape = dict(height=8, width=9, count=5, dtype="uint16")
+    with rasterio.open(tmp_path / "scene.jp2.img", "w", driver="HFA", **shape) as file:
+        file.write(stored)
+    path = (tmp_path / "scene.jp2.img").rename(tmp_path / "scene.jp2")
+    with open_raster(path) as raster:
+        assert (raster.height, raster.width, raster.count) == (8, 9, 5)
+        found = raster.read([4, 1], (2, 3, 9, 8))
+    np.testing.assert_array_equal(found, stored[[4, 1], 3:, 2:].transpose(1, 2, 0))
+
+
+def test_lzw(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 60000, (8, 9, 5), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", stored, compression="lzw", photometric="minisblack")
+    with open_raster(tmp_path / "a.tif") as raster:
+        np.testing.assert_array_equal(raster.read([3], (0, 0, 9, 8))[..., 0], stored[..., 3])

@@ -148,11 +148,11 @@ class TiffRaster:
                 yield row * length, column * width, self._decoded(page, index, stored)
 
     def _unwritten(self, page: Any) -> np.ndarray:
-        samples = page.samplesperpixel // self._planes
+        samples = page.keyframe.samplesperpixel // self._planes
         return np.full((*self._block, samples), self.nodata).astype(self.dtype)
 
     def _decoded(self, page: Any, index: int, stored: int) -> np.ndarray:
-        samples = page.samplesperpixel // self._planes
+        samples = page.keyframe.samplesperpixel // self._planes
         size = self._block[0] * self._block[1] * samples * self.dtype.itemsize
         if stored > EXPANSION * size + 4096:  # what bounds the memory of any decoder
             raise unreadable(self.path, "TIFF whose blocks hold more than their pixels; damaged")
@@ -164,7 +164,8 @@ class TiffRaster:
         except Exception as error:  # a damaged block may fail anywhere in a decoder
             text = next(iter(str(error).splitlines()), "")
             if "imagecodecs" in text:
-                name = getattr(page.compression, "name", page.compression)
+                compression = page.keyframe.compression
+                name = getattr(compression, "name", compression)
                 reason = (
                     f"TIFF compressed by {name}, which needs a package; pip install imagecodecs"
                 )
