@@ -25,6 +25,7 @@ from backbones import ConvNeXt
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config, use_tta
 from backbones.openmmlab.config.names import find_config
+from backbones.openmmlab.prediction.exported import is_exported
 from backbones.openmmlab.training.layer_decay import LayerDecayConstructor
 from backbones.weights import TARGETS, from_official, load_pretrained
 
@@ -115,7 +116,8 @@ def accept_tool(name: str, argv: list[str]) -> None:
             recipes = [*REPOSITORY.glob(f"configs/*/{path.name}")]
             assert recipes or path.name == "config.py", f"no config leaves {path}"
             path = recipes[0] if recipes else Path(CONFIG)
-        path = find_config(path)
+        # An exported file takes its config's name where `--out` gives none.
+        path = find_config(path.stem if is_exported(path) else path)
         overrides, protocol = getattr(args, "cfg_options", None), getattr(args, "tta", None)
         if overrides or protocol:
             if isinstance(overrides, list):
