@@ -244,7 +244,6 @@ def test_what_gdal_alone_reads(tmp_path):
 def test_lzw(tmp_path):
     stored = np.random.default_rng(0).integers(0, 60000, (8, 9, 5), np.uint16)
     tifffile.imwrite(
-        tmp_path / "a.tif",
         stored,
         compression="lzw",
         photometric="minisblack",
