@@ -243,11 +243,7 @@ def test_what_gdal_alone_reads(tmp_path):
 
 def test_lzw(tmp_path):
     stored = np.random.default_rng(0).integers(0, 60000, (8, 9, 5), np.uint16)
-    tifffile.imwrite(
-        stored,
-        compression="lzw",
-        photometric="minisblack",
-        planarconfig="contig",
-    )
+    layout = dict(photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(tmp_path / "a.tif", stored, compression="lzw", **layout)
     with open_raster(tmp_path / "a.tif") as raster:
         np.testing.assert_array_equal(raster.read([3], (0, 0, 9, 8))[..., 0], stored[..., 3])
