@@ -9,6 +9,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import IO
@@ -16,10 +17,16 @@ from typing import IO
 from support.running import REPOSITORY, Outcome, command
 
 _CONTEXT = multiprocessing.get_context("forkserver")
+_PRELOADING = threading.Lock()
 
 
 def preload() -> None:
     """Make processes of the start method `forkserver` begin with everything imported."""
+    with _PRELOADING:  # threads that start processes would take each other's variable away
+        _preload()
+
+
+def _preload() -> None:
     before = os.environ.get("PYTHONPATH")
     paths = [str(REPOSITORY), str(REPOSITORY / "tests"), *filter(None, [before])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
@@ -50,8 +57,14 @@ class Forked:
         self._process = _CONTEXT.Process(target=_run, args=(argv, cwd, out, err, environment))
         self._process.start()
         self.pid: int = self._process.pid
-        while self._process.exitcode is None and os.getpgid(self.pid) != self.pid:
+        while self._process.exitcode is None and not self._leads_a_group():
             time.sleep(0.001)
+
+    def _leads_a_group(self) -> bool:
+        try:
+            return os.getpgid(self.pid) == self.pid
+        except ProcessLookupError:  # reaped by the server, which has not sent its status yet
+            return False
 
     def poll(self) -> int | None:
         return self._process.exitcode
