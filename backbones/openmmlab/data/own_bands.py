@@ -14,7 +14,7 @@ from backbones.weights import read_checkpoint
 
 from .band_statistics import measure
 from .bands import Bands
-from .files import one_line, read_text, spread
+from .files import RASTERS, one_line, read_text, spread
 from .rasters import open_raster
 
 LISTED = "bands.json"  # in a data set's folder
@@ -159,7 +159,7 @@ def _is_raster(path: Path) -> bool:
                 return raster.dtype != "uint8" or raster.count > 4
     except (OSError, InputError):
         return False  # which `check_data` reports
-    return suffix in (".npy", ".dcm", ".jp2")
+    return suffix in RASTERS
 
 
 def _measured(config: Config, root: Path | None) -> tuple[Bands, list[float], list[float]]:

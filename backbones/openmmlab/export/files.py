@@ -17,6 +17,7 @@ from backbones.errors import InputError
 from backbones.openmmlab.prediction.exported import (
     RT_INFO,
     Run,
+    as_texts,
     open_onnx,
     open_openvino,
     open_torch,
@@ -116,10 +117,7 @@ def write_onnx(
         ) from error
     model = onnx.load(path, load_external_data=False)
     _name_axes(model.graph, graph.inputs)
-    onnx.helper.set_model_props(
-        model,
-        {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()},
-    )
+    onnx.helper.set_model_props(model, as_texts(metadata))
     onnx.save(model, path)
 
 
@@ -173,8 +171,7 @@ def write_openvino(
             code="unsupported",
             where=path.name,
         ) from error
-    for key, value in metadata.items():
-        text = value if isinstance(value, str) else json.dumps(value)
+    for key, text in as_texts(metadata).items():
         model.set_rt_info(text, [RT_INFO, key])
     openvino.save_model(model, path, compress_to_fp16=False)
     onnx_path.unlink()

@@ -119,6 +119,11 @@ def is_exported(path: object) -> bool:
     return isinstance(path, str | os.PathLike) and Path(path).suffix in RUNTIMES
 
 
+def as_texts(metadata: Mapping[str, object]) -> dict[str, str]:
+    """Return metadata as files hold it: texts as they stand, anything else as JSON."""
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+
+
 def _refused(path: Path, what: str, error: Exception | None = None) -> InputError:
     reason = f" ({str(error).strip().splitlines()[0][:200]})" if error and str(error) else ""
     return InputError(f"{path}: {what}{reason}", code="broken-file", where=path)
@@ -168,7 +173,7 @@ def _open_torch(path: Path) -> Opened:
         with torch.no_grad():
             return [x.numpy() for x in module(torch.from_numpy(images))]
 
-    return run, {k: v if isinstance(v, str) else json.dumps(v) for k, v in stored.items()}
+    return run, as_texts(stored)
 
 
 def _with_tuples(value: Any) -> Any:
