@@ -87,3 +87,11 @@ def predicted(tmp_path_factory) -> Path:
     from support.published import write_predicted
 
     return write_predicted(tmp_path_factory.mktemp("predicted"))
+
+
+@pytest.fixture(scope="session")
+def detected(tmp_path_factory) -> Path:
+    """Data on which the small published detector has a box and a mask AP of 100."""
+    from support.published import write_detected
+
+    return write_detected(tmp_path_factory.mktemp("detected"))

@@ -62,6 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(
             f"--plot {args.plot}: the name must end in .png, .pdf or .svg", where="--plot"
         )
+    if args.plot and not args.plot.parent.is_dir():  # said before hours of training
+        raise InputError(
+            f"--plot {args.plot}: the folder {args.plot.parent} does not exist; make it first",
+            code="write-failed",
+            where="--plot",
+        )
     measured = {}
     if args.train:
         # Standard output carries the rows and nothing else.

@@ -1,6 +1,5 @@
 """Read and write checkpoints: no code in them is run, and damaged files are rejected."""
 
-import hashlib
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from backbones.atomic_write import atomic_path
+from backbones.checksums import sha256_of
 from backbones.errors import InputError
 
 from .names import hash_in_name
@@ -170,11 +170,7 @@ def _check_sum(path: Path, source: str, sha256: str | None) -> None:
     digits = hash_in_name(path.name)
     if not (sha256 or digits):
         return
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    found = digest.hexdigest()
+    found = sha256_of(path)
     downloaded = source.startswith(("http://", "https://"))
     for promised in filter(None, (sha256, digits if downloaded else None)):
         if not found.startswith(promised.lower()):

@@ -92,6 +92,7 @@ except RuntimeError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["mmdet", "mmseg"])
 def test_maps_that_no_head_reads(library, tmp_path):
     """RetinaNet's FPN starts at the second map, FCN reads the last two."""

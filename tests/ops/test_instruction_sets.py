@@ -64,21 +64,20 @@ def run_marked(processor: str, files: list[Path], marked: str) -> None:
     assert " passed" in python(processor, PYTEST, *options, *files)
 
 
-@pytest.mark.parametrize("processor", [*SETTINGS, "without oneDNN"])
-def test_operators(processor):
+def test_operators_without_avx512():
     # Other files import whole libraries, which takes longer than their tests.
-    names = {"test_ops.py", "test_convnext.py"} if processor == "avx2" else {"test_ops.py"}
+    names = {"test_ops.py", "test_convnext.py"}
     files = [path for path in files_with_marked_tests() if path.name in names]
     assert len(files) == len(names)
-    run_marked(processor, files, "instruction_set and not slow")
+    run_marked("avx2", files, "instruction_set and not slow")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processor", [*SETTINGS, "without oneDNN"])
-def test_heads_and_graphs(processor):
-    others = [path for path in files_with_marked_tests() if path.name != "test_ops.py"]
-    assert len(others) > 2
-    run_marked(processor, others, "instruction_set")
+def test_operators_heads_and_graphs(processor):
+    files = files_with_marked_tests()
+    assert len(files) > 3
+    run_marked(processor, files, "instruction_set")
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from backbones.openmmlab.reproduction.verdict import HEADER
 from backbones.weights import TRAINED, find_trained
 
 SEGMENTOR = "upernet_convnext_t"
+DETECTOR = "mask_rcnn_convnext_t"
 
 
 def reproduce(name: str, *arguments: object, more: tuple[str, ...] = ()) -> Outcome:
@@ -52,7 +53,7 @@ def planted(name: str, change: Callable[[dict[str, torch.Tensor]], None]) -> byt
 def swap_classes(tensors: dict[str, torch.Tensor]) -> None:
     """Move the rows of every class by one."""
     for key, tensor in tensors.items():
-        if re.search(r"decode_head\.conv_seg\.", key):
+        if re.search(r"decode_head\.conv_seg\.|bbox_head\.fc_cls\.", key):
             tensors[key] = tensor.roll(1, 0)
 
 
@@ -61,6 +62,7 @@ def change_a_weight(tensors: dict[str, torch.Tensor]) -> None:
     tensors["backbone.stages.3.1.pwconv2.weight"].normal_()
 
 
+@pytest.mark.slow
 def test_known_score_and_planted_mistakes(mirror, predicted, tmp_path, monkeypatch):
     name = SEGMENTOR
     put(mirror, name, published(name, "official"))
@@ -101,6 +103,19 @@ def test_known_score_and_planted_mistakes(mirror, predicted, tmp_path, monkeypat
     outcome = reproduce(*arguments, *expect, "--out", tmp_path / "colours", more=colours)
     assert_differs(outcome)
     assert "bgr_to_rgb=False" in outcome.out  # no row hides what was changed
+
+
+def test_known_score_of_a_detector(mirror, detected, tmp_path, monkeypatch):
+    put(mirror, DETECTOR, published(DETECTOR, "official"))
+    arguments = (DETECTOR, "--data-mini", detected)
+    outcome = reproduce(*arguments, "--out", tmp_path / "out")
+    assert outcome.status == 0, outcome.err
+    assert measured(verdict(tmp_path / "out", DETECTOR)) == {"box AP": 100.0, "mask AP": 100.0}
+
+    expect = ("--expect", tmp_path / "out" / f"{DETECTOR}.official.json")
+    put(mirror, DETECTOR, planted(DETECTOR, swap_classes))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "swapped"))
+    assert_differs(reproduce(*arguments, *expect, "--out", tmp_path / "swapped"))
 
 
 def assert_differs(outcome: Outcome) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.logging import print_log
 
+from backbones.checksums import sha256_of
 from backbones.errors import InputError
 
 from .converted import below, write
@@ -99,13 +100,5 @@ def _contents(paths: Sequence[Path]) -> dict[Path, Any]:
         alike.setdefault(keys[path], []).append(path)
     for (_, size), group in alike.items():
         for path in group if len(group) > 1 and size > HEAD else ():
-            keys[path] = _digest(path), size
+            keys[path] = sha256_of(path), size
     return keys
-
-
-def _digest(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.digest()

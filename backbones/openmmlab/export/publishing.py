@@ -1,7 +1,6 @@
 """Publish a trained model as a folder: weights, config, model card and an entry for the zoo."""
 
 import ast
-import hashlib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from torch import nn
 
 from backbones.architectures import ARCHITECTURES
 from backbones.atomic_write import write_atomically
+from backbones.checksums import sha256_of
 from backbones.errors import InputError
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.data.metainfo import class_names, dataset_metainfo
@@ -164,13 +164,10 @@ def _write_weights(model: nn.Module, folder: Path, name: str) -> tuple[Path, str
     }
     unnamed = folder / "weights.safetensors"
     write_checkpoint(tensors, unnamed, wrapper=None, safetensors=True)
-    digest = hashlib.sha256()
-    with unnamed.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    path = unnamed.with_name(f"{name}-{digest.hexdigest()[:8]}.safetensors")
+    digits = sha256_of(unnamed)
+    path = unnamed.with_name(f"{name}-{digits[:8]}.safetensors")
     unnamed.rename(path)
-    return path, digest.hexdigest()
+    return path, digits
 
 
 def _recipe(content: Mapping) -> str | None:

@@ -1,5 +1,6 @@
 """Show the paper's roadmap as a table and as its Figure 2."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,6 +22,15 @@ NOTES = {
 }
 
 
+@cache
+def count(step: str, regime: str) -> tuple[int, int]:
+    """Count the parameters and multiply-adds of a step's classifier at 224x224."""
+    with torch.device("meta"):
+        network = ModernizedResNetClassifier(step, regime=regime).eval()
+        _, macs = multiply_adds(network, torch.empty(1, 3, 224, 224))
+    return sum(parameter.numel() for parameter in network.parameters()), macs
+
+
 def row(step: str, regime: str, measured: float | None = None) -> dict:
     """Count a step's classifier at 224x224 and put its scores beside it.
 
@@ -29,15 +39,13 @@ def row(step: str, regime: str, measured: float | None = None) -> dict:
         regime: `resnet50` or `resnet200`.
         measured: top-1 in % of a run of this step, if there is one.
     """
-    with torch.device("meta"):
-        network = ModernizedResNetClassifier(step, regime=regime).eval()
-        _, macs = multiply_adds(network, torch.empty(1, 3, 224, 224))
+    params, macs = count(step, regime)
     published = getattr(STEPS[step], regime)
     return {
         "step": step,
         "regime": regime,
         "change": STEPS[step].change,
-        "params": sum(parameter.numel() for parameter in network.parameters()),
+        "params": params,
         "macs": macs,
         "published_gflops": published.gflops,
         "published_top1": published.top1,

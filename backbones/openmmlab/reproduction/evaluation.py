@@ -1,6 +1,5 @@
 """Evaluate a published model by the published protocol."""
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 import backbones
+from backbones.checksums import sha256_of
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.config.prepare import Options, prepare
@@ -111,15 +111,11 @@ def _expected(model: TrainedModel, request: Request) -> list[Figure]:
 
 def _settings(model: TrainedModel, data: Path, request: Request) -> dict[str, Any]:
     path, _ = locate(model.source)
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
     return dict(
         model=model.name,
         licence=model.licence,
         url=model.source,
-        sha256=digest.hexdigest(),
+        sha256=sha256_of(path),
         data=os.path.abspath(data),
         options=", ".join(f"{key}={value}" for key, value in request.cfg_options.items()),
         machine={"suite": backbones.__version__, **environment()},
