@@ -80,15 +80,17 @@ def check_quickly(config: Config) -> list[Issue]:
     return by_severity([*_machine(config), *_issues(QUICK, RunPlan.of(config))])
 
 
-def check_all(config: Config, images: int = 1000) -> list[Issue]:
+def check_all(config: Config, images: int = 1000, memory: bool = True) -> list[Issue]:
     """Return all issues that can be found before training, most severe first.
 
     Args:
         config: a validated config; not changed.
         images: image files to open of each dataset, spread evenly over it; 0 for all.
+        memory: predict the memory of a training step, which takes longest where images are few.
     """
+    checks = [check for check in ALL if memory or check is not resources.check_memory]
     plan = RunPlan.of(config, images=images)
-    return by_severity([*_machine(config), *_issues(ALL, plan)])
+    return by_severity([*_machine(config), *_issues(checks, plan)])
 
 
 def _machine(config: Config) -> Iterator[Issue]:
