@@ -436,7 +436,9 @@ class TestConfig:
             if arch == "atto":
                 total = len(list(ConvNeXt("atto", layer_scale_init_value=1.0).parameters()))
                 names = ("atto.pth", f"fills {total - 8}", f"{total} parameters", "norm0.weight")
-                assert_issue(check_all(config, memory=False), "note", "checkpoint-mismatch", key, *names)
+                assert_issue(
+                    check_all(config, memory=False), "note", "checkpoint-mismatch", key, *names
+                )
             else:
                 (issue,) = [f for f in check_all(config, memory=False) if f.where == key]
                 assert issue.severity == "error"

@@ -343,6 +343,15 @@ def test_large_pictures_are_drawn_small(monkeypatch):
     assert np.abs(picture.astype(int) - expected).mean() < 4
 
 
+def assert_same_in_any_order(found, expected) -> None:
+    """Compare scores and boxes; an untrained model's scores are so close that rounding sorts them."""
+    # Scores agree to 0.001 where boxes of up to 100 pixels do to 0.1.
+    one, other = (torch.cat([100 * x.scores[:, None], x.bboxes], 1) for x in (found, expected))
+    assert len(one) == len(other)
+    apart = (one[:, None] - other).abs().amax(2)
+    assert apart.amin(0).max() <= 0.1 and apart.amin(1).max() <= 0.1
+
+
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
 def test_an_image_in_one_tile_and_images_in_batches(task, demo_models):
     """Exactly the untiled result; in batches what each image gives alone."""
@@ -358,10 +367,7 @@ def test_an_image_in_one_tile_and_images_in_batches(task, demo_models):
         if task == "detection":
             assert 5 < len(alone.pred_instances)
             assert_same(tiled(image), Instances.of(alone.pred_instances), image.shape[:2])
-            for key in ("scores", "bboxes"):
-                torch.testing.assert_close(
-                    batched.pred_instances[key], alone.pred_instances[key], rtol=1e-3, atol=1e-3
-                )
+            assert_same_in_any_order(batched.pred_instances, alone.pred_instances)
         else:
             labels = alone.pred_sem_seg.data[0].numpy()
             assert len(np.unique(labels)) > 1
