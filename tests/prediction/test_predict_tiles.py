@@ -344,7 +344,7 @@ def test_large_pictures_are_drawn_small(monkeypatch):
 
 
 def assert_same_in_any_order(found, expected) -> None:
-    """Compare scores and boxes; an untrained model's scores are so close that rounding sorts them."""
+    """Compare scores and boxes; rounding orders the nearly equal scores of an untrained model."""
     # Scores agree to 0.001 where boxes of up to 100 pixels do to 0.1.
     one, other = (torch.cat([100 * x.scores[:, None], x.bboxes], 1) for x in (found, expected))
     assert len(one) == len(other)
