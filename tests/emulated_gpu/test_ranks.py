@@ -77,9 +77,10 @@ def test_replicas_with_synchronized_norms(one_of_two):
     with optimizer.optim_context(model):
         losses = model(**batch, mode="loss")
     loss = sum(value.mean() for name, value in losses.items() if "loss" in name)
-    optimizer.update_params(loss)
+    optimizer.backward(loss)
     assert sum(buckets) == sum(p.numel() for p in model.parameters())
-    assert all(p.grad is not None for p in model.parameters())
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+    optimizer.step()
     # PyTorch's own: three for each norm (docs/gpu.md).
     waits = Counter()
     for (_, place), count in one_of_two.syncs.items():
@@ -113,11 +114,14 @@ def test_shards(one_of_two):
     one_of_two.reset()
     with optimizer.optim_context(model):
         loss = model(**batch, mode="loss")["loss"]
-    optimizer.update_params(loss)
-    assert not one_of_two.syncs
+    optimizer.backward(loss)
     for name, parameter in model.named_parameters():
-        assert isinstance(parameter, DTensor) and parameter.to_local().is_cuda, name
-        assert parameter.grad is not None and parameter.grad.to_local().is_cuda, name
+        kinds = [isinstance(each, DTensor) for each in (parameter, parameter.grad)]
+        assert kinds == [True, True], name
+        devices = [each.to_local().device.type for each in (parameter, parameter.grad)]
+        assert devices == ["cuda", "cuda"], name
+    optimizer.step()
+    assert not one_of_two.syncs
     held = sum(p.to_local().numel() for p in model.parameters())
     assert held < 0.6 * sum(p.numel() for p in model.parameters())
     saved = whole_states(model, optimizer)
