@@ -4,7 +4,8 @@ from math import ceil
 
 # Images a second that a GPU may train on; what one takes is known only where it was measured.
 RATES = {"detection": (5, 10, 20), "segmentation": (10, 20, 40), "classification": (400, 800, 1600)}
-TRANSFORMS = {"LoadImage": "decoding", "LoadRGB": "decoding", "LoadAnnotations": "annotations"}
+KINDS = dict.fromkeys(("LoadImage", "LoadRGB", "LoadImageFromFile"), "decoding")
+KINDS["LoadAnnotations"] = "annotations"
 
 
 def markdown(report: dict) -> str:
@@ -31,8 +32,8 @@ def markdown(report: dict) -> str:
     for row in report["recipes"]:
         parts = dict.fromkeys(("decoding", "annotations"), 0.0)
         for name, ms in row["parts"].items():
-            if name in TRANSFORMS:
-                parts[TRANSFORMS[name]] += ms
+            if name in KINDS:
+                parts[KINDS[name]] += ms
         rest = row["ms"] - sum(parts.values())
         known = [f"{ms:.1f}" for ms in (*parts.values(), rest)]
         if not row["parts"]:  # a data set that joins images reads them by itself
@@ -44,14 +45,18 @@ def markdown(report: dict) -> str:
         )
     lines += [
         "",
-        "A row stands for all recipes that read and augment their training images alike.",
+        "A row stands for all recipes that read and augment their training images alike."
+        + (
+            f" Left out, for want of data: {', '.join(report['left_out'])}."
+            if report["left_out"]
+            else ""
+        ),
         "",
         "## Workers that a GPU needs",
         "",
         "The least number of workers that make so many images a second. What a GPU takes has not",
-        "been measured here (docs/gpu.md). A user of timm [reported]"
-        "(https://github.com/huggingface/pytorch-image-models/pull/1747) 794 images/s in training",
-        "ConvNeXt-T at 224 with mixed precision on an RTX 3090.",
+        "been measured here ([gpu.md](gpu.md)). A user of timm reported 794 images/s in training",
+        "ConvNeXt-T at 224 with mixed precision on an RTX 3090 (pull request 1747 of timm).",
         "",
     ]
     for task, rates in RATES.items():

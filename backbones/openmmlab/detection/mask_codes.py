@@ -24,9 +24,9 @@ class MaskCrops(NamedTuple):
 
 def crop_masks(masks: Tensor) -> MaskCrops:
     """Cut masks (n, H, W) to their extents; from a GPU only the crops are copied."""
-    masks = masks if masks.dtype == torch.bool else masks != 0
+    masks = masks.detach() if masks.dtype == torch.bool else masks != 0
     n, height, width = masks.shape
-    (left, right), (top, bottom) = _extents(masks.any(1)), _extents(masks.any(2))
+    (left, right), (top, bottom) = (_extents(_any(masks, axis)) for axis in (1, 2))
     corners = torch.stack([left, top, right, bottom], dim=1)
     sides = corners.cpu()
     crops = [
@@ -35,6 +35,11 @@ def crop_masks(masks: Tensor) -> MaskCrops:
     ]
     pixels = torch.cat(crops) if n else masks.new_empty(0)
     return MaskCrops((height, width), sides.numpy(), pixels.cpu().numpy())
+
+
+def _any(masks: Tensor, axis: int) -> Tensor:
+    """Return `masks.any(axis)`; NumPy takes a tenth of the time of PyTorch on a CPU."""
+    return torch.from_numpy(masks.numpy().any(axis)) if masks.is_cpu else masks.any(axis)
 
 
 def _extents(occupied: Tensor) -> tuple[Tensor, Tensor]:
