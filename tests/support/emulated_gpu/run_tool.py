@@ -16,6 +16,8 @@ from support.running import REPOSITORY
 
 if __name__ == "__main__":
     _, device, tool, *arguments = sys.argv
+    # PyTorch refuses a CUDA context after a fork; the no-op GPU has none.
+    torch.cuda._is_in_bad_fork = lambda: False
     sys.argv = [tool, *arguments]
     sys.path.insert(0, str(Path(tool).parent))
     hidden = (
