@@ -18,7 +18,7 @@ def markdown(report: dict) -> str:
     lines = [
         "# The data path, measured",
         "",
-        "Made by `python -m benchmarks.data_path --data ../shared/data --out docs/data-path`: CPU",
+        "Made by `python -m benchmarks.data_path --data DATA --out docs/data-path`: CPU",
         f"milliseconds of one DataLoader worker for an image, over {report['images']} {kind}, from",
         "the file to the batch in shared memory. They are CPU time, which other processes on the",
         "machine disturb little; a worker that also waits for a disk makes fewer images.",

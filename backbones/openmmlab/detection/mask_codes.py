@@ -43,10 +43,9 @@ def _any(masks: Tensor, axis: int) -> Tensor:
 
 
 def _extents(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first place and that after the last in each row of (n, length)."""
-    occupied = occupied.byte()
-    first = occupied.argmax(1)
-    end = occupied.shape[1] - occupied.flip(1).argmax(1)
+    """Return the first place and that after the last in each row of (n, length), bool."""
+    first = occupied.byte().argmax(1)
+    end = occupied.shape[1] - occupied.byte().flip(1).argmax(1)
     return first, torch.where(occupied.any(1), end, first)
 
 
