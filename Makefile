@@ -7,6 +7,7 @@
 #   make test-all                 these and the slow ones, about an hour
 #   make test-torch-latest        the quick tests on the newest torch, in .venv-torch-latest
 #   make bench                    speed beside other libraries', over an hour; docs/performance.*
+#   make gpu                      checks and speed on a GPU, 25 minutes; docs/performance-gpu.*
 #   make lint                     formatting, style and types
 #   make site                     the documentation as a site, in site/
 #   make campaign                 kill 100 runs at random moments, resume, compare bit for bit
@@ -20,7 +21,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 PREPARED := $(if $(wildcard .venv/installed),.venv/installed,.venv/installed-to-use)
 
-.PHONY: demo test test-all test-torch-latest bench lint site campaign setup
+.PHONY: demo test test-all test-torch-latest bench gpu lint site campaign setup
 
 demo: $(PREPARED)
 	$(BIN)/python tools/walkthrough.py $(TASK)
@@ -36,6 +37,9 @@ test-torch-latest: $(LATEST)/installed
 
 bench: setup
 	$(BIN)/python -m benchmarks.speed --out docs/performance
+
+gpu: setup
+	$(BIN)/python -m benchmarks.gpu --out docs/performance-gpu
 
 lint: setup
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from .architectures import depths_and_dims
 from .backbone import Backbone, LayerNorm2d, block_rates, init_layers
 from .block_paths import BlockPaths
+from .ops.depthwise_layout import Layout, arrange, check_layout
 from .ops.grn import global_response_norm
 from .ops.stochastic_depth import add_branch
 from .ops.triton_path import check_kernels
@@ -52,7 +53,7 @@ class Block(BlockPaths, nn.Module):
         use_grn: GRN after the GELU (V2).
         with_cp: recompute the branch in backward instead of keeping its activations.
         dilation: dilation of the depthwise convolution.
-        kernels: "triton" or None, as in `ConvNeXt`.
+        kernels, depthwise_layout: as in `ConvNeXt`.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Block(BlockPaths, nn.Module):
         with_cp: bool,
         dilation: int = 1,
         kernels: Literal["triton"] | None = None,
+        depthwise_layout: Layout | None = None,
     ):
         super().__init__()
         self.dwconv = nn.Conv2d(dim, dim, 7, padding=3 * dilation, dilation=dilation, groups=dim)
@@ -76,6 +78,7 @@ class Block(BlockPaths, nn.Module):
         self.drop_path_rate = drop_path_rate
         self.with_cp = with_cp
         self.kernels = kernels
+        self.depthwise_layout = depthwise_layout
 
     def forward(self, x: Tensor) -> Tensor:  # (N, H, W, C)
         drop_rate = self.drop_path_rate if self.training else 0.0
@@ -90,7 +93,8 @@ class Block(BlockPaths, nn.Module):
 
     def branch(self, x: Tensor) -> Tensor:
         """Compute the residual branch of (N, H, W, C) by calling its layers, hooks included."""
-        x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (N, H, W, C)
+        x = arrange(x.permute(0, 3, 1, 2), self.dwconv, self.depthwise_layout)
+        x = self.dwconv(x).permute(0, 2, 3, 1)  # (N, H, W, C)
         x = F.gelu(self.pwconv1(self.norm(x)))  # (N, H, W, 4C)
         if self.grn is not None:
             x = self.grn(x)
@@ -129,6 +133,8 @@ class ConvNeXt(Backbone):
             what they compute (CenterNet, DMNet); channels-last is free, and faster for the others.
         kernels: "triton" computes undilated blocks on a GPU by fused kernels, which have not been
             timed; None by PyTorch's.
+        depthwise_layout: layout in which a GPU convolves depthwise: "channels_last" (None),
+            "contiguous", or "measured", which times both for each shape and dtype.
         pretrained: None, which mmseg's base configs give.
         init_cfg: `dict(type="Pretrained", checkpoint=...)` loads ConvNeXt weights of any known
             layout or raises (see `backbones.weights`); anything else is mmengine's.
@@ -152,6 +158,7 @@ class ConvNeXt(Backbone):
         pad_input: bool = False,
         contiguous_maps: bool = False,
         kernels: Literal["triton"] | None = None,
+        depthwise_layout: Layout | None = None,
         pretrained: None = None,
         init_cfg: dict | list | None = None,
     ):
@@ -169,6 +176,7 @@ class ConvNeXt(Backbone):
         if output_stride not in (None, 8, 16, 32):
             raise self._refusal("output_stride", f"{output_stride} is none of 8, 16 and 32")
         check_kernels(kernels, type(self).__name__)
+        check_layout(depthwise_layout, type(self).__name__)
         self.depths, self.dims = depths, dims
         if layer_scale_init_value is None:
             layer_scale_init_value = 0.0 if use_grn else 1e-6
@@ -188,8 +196,9 @@ class ConvNeXt(Backbone):
                 dilation *= 1 if halved else 2
                 norm = LayerNorm2d(dims[i - 1], eps=1e-6)
                 self.downsample_layers.append(nn.Sequential(norm, conv))
-            settings = (layer_scale_init_value, use_grn, with_cp, dilation, kernels)
-            blocks = (Block(dims[i], next(rates), *settings) for _ in range(depths[i]))
+            settings = (layer_scale_init_value, use_grn, with_cp, dilation)
+            paths = dict(kernels=kernels, depthwise_layout=depthwise_layout)
+            blocks = (Block(dims[i], next(rates), *settings, **paths) for _ in range(depths[i]))
             self.stages.append(nn.Sequential(*blocks))
         for i in sorted(self.out_indices):
             self.add_module(f"norm{i}", LayerNorm2d(dims[i], eps=1e-6))
@@ -230,6 +239,7 @@ class ConvNeXtClassifier(ConvNeXt):
         layer_scale_init_value: float | None = None,
         with_cp: bool = False,
         kernels: Literal["triton"] | None = None,
+        depthwise_layout: Layout | None = None,
         init_cfg: dict | list | None = None,
     ):
         super().__init__(
@@ -241,6 +251,7 @@ class ConvNeXtClassifier(ConvNeXt):
             out_indices=(-1,),
             with_cp=with_cp,
             kernels=kernels,
+            depthwise_layout=depthwise_layout,
             init_cfg=init_cfg,
         )
         # The official classifier has one norm, called `norm`, and applies it after pooling.

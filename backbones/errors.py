@@ -64,6 +64,15 @@ class UnreadableImage(InputError):
     code = "bad-image"
 
 
+class LabelBeyondClasses(InputError):
+    """Report a label map with a value that belongs to none of the model's classes.
+
+    A class of its own: an error of a DataLoader worker arrives with its class and text alone.
+    """
+
+    code = "bad-labels"
+
+
 class Preempted(Exception):
     """Signal that a scheduler asked the run to stop after it has saved its state.
 

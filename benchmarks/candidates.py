@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from backbones import ConvNeXt, fuse
+from backbones.convnext import Block
 from backbones.errors import InputError
 from backbones.openmmlab.config import load_config
 from backbones.weights import load_strictly
@@ -82,7 +84,14 @@ def backbones(case: Case, peers: list[str], ways: list[str], device: str) -> Ite
                 if library != "ours" or case.task == "train":
                     continue
                 model = fuse(ours.eval(), torch.bfloat16 if case.dtype == "bf16" else torch.float32)
-            network = torch.compile(model) if way == "compiled" else model
+            if way == "triton":
+                if library != "ours":
+                    continue
+                model = with_kernels(ours)
+            network = model
+            if way in ("compiled", "max-autotune"):
+                mode = None if way == "compiled" else way
+                network = torch.compile(model, mode=mode)
             for dtype in dict.fromkeys(["fp32", case.dtype]):
                 if dtype != case.dtype and (library, way) != (peers[0], "eager"):
                     continue
@@ -90,6 +99,15 @@ def backbones(case: Case, peers: list[str], ways: list[str], device: str) -> Ite
                     f"{library} {way}{' bf16' * (dtype == 'bf16')}",
                     partial(run_backbone, case, model, network, inputs, dtype),
                 )
+
+
+def with_kernels(ours: ConvNeXt) -> ConvNeXt:
+    """Return the network with Triton's kernels in its blocks."""
+    network = deepcopy(ours)
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.kernels = "triton"
+    return network
 
 
 def run_backbone(

@@ -70,6 +70,16 @@ CASES = (
     Case("tiny", "train", (2, 256, 256), grn=True),
 )
 
+# Of a GPU: what the recipes train on one at a time, and batches that fill it.
+GPU_CASES = (
+    Case("tiny", "inference", (32, 512, 512), "bf16", quick=True, compiled=True),
+    Case("tiny", "train", (8, 512, 512), "bf16", compiled=True),
+    Case("UperNet", "inference", (4, 512, 512), "bf16"),
+    Case("UperNet", "train", (2, 512, 512), "bf16"),
+    Case("Cascade Mask R-CNN", "inference", (2, 800, 1216), "bf16"),
+    Case("Cascade Mask R-CNN", "train", (2, 800, 1216), "bf16"),
+)
+
 
 def segmentation_batch(case: Case) -> dict:
     from mmengine.structures import PixelData

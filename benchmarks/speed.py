@@ -25,7 +25,7 @@ from backbones.atomic_write import write_atomically
 from backbones.errors import InputError, reported_in_one_line
 
 from .candidates import LIBRARIES, backbones, check, whole_models
-from .cases import CASES
+from .cases import CASES, GPU_CASES
 from .measure import others, processor_seconds, time_in_turns
 from .results import earlier, machine, markdown, plot, results_of, show
 
@@ -49,7 +49,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--ways",
         nargs="+",
-        choices=["eager", "channels-last", "compiled", "fused"],
+        choices=["eager", "channels-last", "compiled", "max-autotune", "fused", "triton"],
         help="ways to run the backbones",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"])
@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("--device cuda: PyTorch sees no GPU")
     if args.threads:
         torch.set_num_threads(args.threads)
-    cases = [w for w in CASES if re.search(args.only, w.name, re.I) and (w.quick or not args.quick)]
+    known = GPU_CASES if device == "cuda" else CASES
+    cases = [w for w in known if re.search(args.only, w.name, re.I) and (w.quick or not args.quick)]
     if not cases:
         raise InputError(f"--only {args.only!r}: matches no case; --list lists them")
     if args.list:
@@ -87,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for case in cases:
         torch.compiler.reset()
         ways = ["eager", "fused"] if args.quick else ["eager", "channels-last", "fused"]
-        ways = args.ways or ways + ["compiled"] * (case.compiled and not args.quick)
+        if case.compiled and not args.quick:
+            ways += ["compiled"] if device == "cpu" else ["max-autotune", "triton"]
+        ways = args.ways or ways
         if case.is_backbone:  # T with every peer, the others with the first
             peers = args.peers[:1] if args.quick or case.network != "tiny" else args.peers
             candidates = list(backbones(case, peers, ways, device))
@@ -105,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured[case.name] = results_of(case, candidates, others(before))
         show(measured[case.name], console)
         if args.out:
-            names = [w.name for w in CASES if w.name in measured]
+            names = [w.name for w in known if w.name in measured]
             report = dict(machine=head, cases=[measured[name] for name in names])
             args.out.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.out.with_suffix(".json"), json.dumps(report, indent=1) + "\n")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from mmengine.hooks import CheckpointHook, EMAHook
-from mmengine.model import BaseModel
+from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import (
     BaseLoop,
@@ -19,7 +19,8 @@ from mmengine.runner import (
     Runner,
     find_latest_checkpoint,
 )
-from mmengine.runner.loops import _update_losses
+from mmengine.runner.loops import _InfiniteDataloaderIterator, _update_losses
+from torch import nn
 
 from backbones.weights import read_checkpoint
 
@@ -47,6 +48,7 @@ PROTECTED: dict[type, tuple[str, ...]] = {
         "_save_checkpoint_with_step",
     ),
     EMAHook: ("_swap_ema_parameters",),
+    BaseDataPreprocessor: ("_non_blocking",),
     BaseModel: ("_run_forward",),
     OptimWrapper: ("_accumulative_counts",),
     CheckpointLoader: ("_schemes",),
@@ -99,6 +101,16 @@ def forward_losses(model: BaseModel, data_batch: object) -> object:
     return model._run_forward(model.data_preprocessor(data_batch, True), mode="loss")
 
 
+def copy_without_waiting(model: nn.Module) -> None:
+    """Let a model's batches be copied to its device while the host goes on.
+
+    From pinned memory they are, in the order of the device's other work.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseDataPreprocessor):
+            module._non_blocking = True
+
+
 def set_iteration(loop: BaseLoop, iteration: int) -> None:
     """Set the iteration that a training loop continues from."""
     loop._iter = iteration  # pyright: ignore[reportAttributeAccessIssue]
@@ -107,6 +119,12 @@ def set_iteration(loop: BaseLoop, iteration: int) -> None:
 def decide_val_interval(loop: EpochBasedTrainLoop | IterBasedTrainLoop) -> None:
     """Make the loop set its validation interval by its current iteration."""
     loop._decide_current_val_interval()
+
+
+def restart_batches(loop: BaseLoop) -> None:
+    """Begin a training loop's batches anew, if mmengine has begun them when it was built."""
+    if isinstance(getattr(loop, "dataloader_iterator", None), _InfiniteDataloaderIterator):
+        loop.dataloader_iterator = _InfiniteDataloaderIterator(loop.dataloader)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def swap_averaged_weights(hook: EMAHook) -> None:

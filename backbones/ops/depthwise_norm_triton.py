@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_operators import cast_where_needed, operator
+
 TAPS = 49
 COLUMNS = 8
 # Pixels whose products one program of the weight's gradient sums: the sums of all programs, which
@@ -52,7 +54,7 @@ def depthwise_norm(
     return _forward(x.contiguous(), weight, bias, norm_weight, norm_bias, eps, dtype, keep)[0]
 
 
-@torch.library.custom_op("convnext::depthwise_norm", mutates_args=(), device_types=("cpu", "cuda"))
+@operator("convnext::depthwise_norm")
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -84,9 +86,7 @@ def _outputs(x: Tensor, dtype: torch.dtype, keep: bool) -> tuple[Tensor, Tensor,
     return y, conv, mean, rstd
 
 
-@torch.library.custom_op(
-    "convnext::depthwise_norm_backward", mutates_args=(), device_types=("cpu", "cuda")
-)
+@operator("convnext::depthwise_norm_backward")
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -135,10 +135,7 @@ def _gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     grad_x, grad_weight, sums = _backward(
         grad.contiguous(), x, weight, norm_weight, conv, mean, rstd, for_x, for_weight
     )
-    vectors = (
-        each.to(dtype) if needed else None
-        for each, dtype, needed in zip(sums.unbind(), ctx.dtypes, for_vectors, strict=True)
-    )
+    vectors = cast_where_needed(sums.unbind(), ctx.dtypes, for_vectors)
     if for_weight:
         grad_weight = grad_weight.t().reshape(weight.shape).to(weight.dtype)
     grads = grad_x if for_x else None, grad_weight if for_weight else None

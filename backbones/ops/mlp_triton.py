@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .grn import EPS, response
+from .triton_operators import cast_where_needed, operator
 
 
 def mlp(
@@ -47,7 +48,7 @@ def mlp(
     return _forward(x.contiguous(), *parameters, residual)[0]
 
 
-@torch.library.custom_op("convnext::mlp", mutates_args=(), device_types=("cpu", "cuda"))
+@operator("convnext::mlp")
 def _forward(
     x: Tensor,
     weight1: Tensor,
@@ -126,7 +127,7 @@ def _precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
-@torch.library.custom_op("convnext::mlp_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@operator("convnext::mlp_backward")
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -211,10 +212,7 @@ def _keep_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     grads = (*_backward(grad.contiguous(), *ctx.saved_tensors), grad)
-    return tuple(
-        each.to(dtype) if needed else None
-        for each, dtype, needed in zip(grads, ctx.dtypes, ctx.needs_input_grad, strict=True)
-    )
+    return cast_where_needed(grads, ctx.dtypes, ctx.needs_input_grad)
 
 
 _forward.register_autograd(_gradients, setup_context=_keep_for_backward)
@@ -236,17 +234,23 @@ def gelu_gradient(x):
 
 
 @triton.jit
+def place_of_tile(pixels, tiles, outer, BM: tl.constexpr, BN: tl.constexpr):
+    """Return a program's tile and sample, its pixels and columns, and which of them exist."""
+    tile = tl.program_id(0)
+    sample = tile // tiles
+    row = (tile % tiles) * BM + tl.arange(0, BM)
+    pixel = sample.to(tl.int64) * pixels + row
+    column = tl.program_id(1) * BN + tl.arange(0, BN)
+    return tile, sample, pixel, (row < pixels)[:, None], column, (column < outer)[None, :]
+
+
+@triton.jit
 def hidden_kernel(
     x, weight, bias, hidden, squares, pixels, tiles, inner, outer, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Compute a tile of x @ weight^T + bias and the sums of its squares after the GELU."""
-    tile = tl.program_id(0)
-    row = (tile % tiles) * BM + tl.arange(0, BM)
-    exists = (row < pixels)[:, None]
-    pixel = (tile // tiles).to(tl.int64) * pixels + row
-    column = tl.program_id(1) * BN + tl.arange(0, BN)
-    in_column = (column < outer)[None, :]
+    tile, sample, pixel, exists, column, in_column = place_of_tile(pixels, tiles, outer, BM, BN)
     total = tl.zeros((BM, BN), tl.float32)
     for start in range(0, inner, BK):
         k = start + tl.arange(0, BK)
@@ -270,13 +274,7 @@ def output_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Compute a tile of residual + scale * (grn(gelu(hidden)) @ weight^T + bias)."""
-    tile = tl.program_id(0)
-    sample = tile // tiles
-    row = (tile % tiles) * BM + tl.arange(0, BM)
-    exists = (row < pixels)[:, None]
-    pixel = sample.to(tl.int64) * pixels + row
-    column = tl.program_id(1) * BN + tl.arange(0, BN)
-    in_column = (column < outer)[None, :]
+    tile, sample, pixel, exists, column, in_column = place_of_tile(pixels, tiles, outer, BM, BN)
     total = tl.zeros((BM, BN), tl.float32)
     for start in range(0, inner, BK):
         k = start + tl.arange(0, BK)
@@ -309,12 +307,7 @@ def hidden_gradient_kernel(
     Without GRN its columns are summed for the bias's gradient, and the GELU's output is written for
     the weight's. With GRN the tile is written as it is, and its products with that output summed.
     """
-    tile = tl.program_id(0)
-    row = (tile % tiles) * BM + tl.arange(0, BM)
-    exists = (row < pixels)[:, None]
-    pixel = (tile // tiles).to(tl.int64) * pixels + row
-    column = tl.program_id(1) * BN + tl.arange(0, BN)
-    in_column = (column < outer)[None, :]
+    tile, sample, pixel, exists, column, in_column = place_of_tile(pixels, tiles, outer, BM, BN)
     total = tl.zeros((BM, BN), tl.float32)
     for start in range(0, inner, BK):
         k = start + tl.arange(0, BK)
@@ -345,17 +338,12 @@ def response_gradient_kernel(
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Take a tile of the gradient back through GRN and the GELU in place, and sum its columns."""
-    tile = tl.program_id(0)
-    sample = tile // tiles
-    row = (tile % tiles) * BM + tl.arange(0, BM)
-    pixel = sample.to(tl.int64) * pixels + row
-    column = tl.program_id(1) * BN + tl.arange(0, BN)
-    in_column = column < outer
-    mask = (row < pixels)[:, None] & in_column[None, :]
+    tile, sample, pixel, exists, column, in_column = place_of_tile(pixels, tiles, outer, BM, BN)
+    mask = exists & in_column
     at = pixel[:, None] * outer + column[None, :]
-    scale = tl.load(factor + sample * outer + column, in_column, 0)[None, :]
-    toward = tl.load(towards + sample * outer + column, in_column, 0)[None, :]
-    add = tl.load(shift + column, in_column, 0).to(tl.float32)[None, :]
+    scale = tl.load(factor + sample * outer + column, column < outer, 0)[None, :]
+    toward = tl.load(towards + sample * outer + column, column < outer, 0)[None, :]
+    add = tl.load(shift + column, column < outer, 0).to(tl.float32)[None, :]
     before = tl.load(hidden + at, mask, 0).to(tl.float32)
     after = gelu(before)
     tl.store(activated + at, (after * scale + add).to(activated.dtype.element_ty), mask)
@@ -363,4 +351,4 @@ def response_gradient_kernel(
     total *= gelu_gradient(before)
     tl.store(grad_hidden + at, total.to(grad_hidden.dtype.element_ty), mask)
     total = tl.sum(tl.where(mask, total, 0), 0)
-    tl.store(sums + tile.to(tl.int64) * outer + column, total, in_column)
+    tl.store(sums + tile.to(tl.int64) * outer + column, total, column < outer)

@@ -230,7 +230,10 @@ LINEAR = {
     for size, arch in DINOV3_SIZES.items()
 }
 # V1's recipe with another norm in its heads.
-NORMS = {"segmentation/upernet_convnext_t_gn": RECIPES["segmentation/upernet_convnext_t"]}
+NORMS = {
+    f"{model}_convnext_t_gn": RECIPES[f"{model}_convnext_t"]
+    for model in ("segmentation/upernet", "detection/cascade")
+}
 RECIPES |= NORMS | QUICK | V2 | TRANSFERS | LINEAR
 COUNTED = (*V1, *V2, *LINEAR)  # the rest are models of V1 in another schedule or with other weights
 

@@ -61,13 +61,17 @@ def test_predictor_sets_tf32(demo_models):
     assert torch.backends.cuda.matmul.allow_tf32
 
 
-def test_recipe_without_synchronized_norms():
+@pytest.mark.parametrize("task, name", [("segmentation", "upernet"), ("detection", "cascade")])
+def test_recipes_without_synchronized_norms(task, name):
     from mmengine.registry import MODELS, DefaultScope
     from torch import nn
 
-    config = load_config(REPOSITORY / "configs" / "segmentation" / "upernet_convnext_t_gn.py")
-    with DefaultScope.overwrite_default_scope("mmseg"), torch.device("meta"):
-        heads = [MODELS.build(config.model[name]) for name in ("decode_head", "auxiliary_head")]
+    config = load_config(REPOSITORY / "configs" / task / f"{name}_convnext_t_gn.py")
+    kinds = [config.model.get(key) for key in ("decode_head", "auxiliary_head")]
+    if task == "detection":
+        kinds = config.model.roi_head.bbox_head
+    with DefaultScope.overwrite_default_scope(config.default_scope), torch.device("meta"):
+        heads = [MODELS.build(kind) for kind in kinds]
     for head in heads:
         norms = [type(m) for m in head.modules() if isinstance(m, nn.GroupNorm | nn.SyncBatchNorm)]
         assert norms and set(norms) == {nn.GroupNorm}

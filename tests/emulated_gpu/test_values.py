@@ -194,3 +194,42 @@ def test_labels(gpu, keep_logits):
         labels = other.pred_sem_seg.data
         assert labels.unique().numel() > 1
         assert (one.pred_sem_seg.data.cpu() != labels).sum() <= 1e-3 * labels.numel()
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous", "measured"])
+def test_depthwise_layouts(gpu, layout):
+    """Check that each layout computes the same; the emulated GPU takes as long for any."""
+    from backbones.ops import depthwise_layout
+
+    depthwise_layout.CHOICES.clear()
+    plain = randomise(Block(24, 0.0, 1.0, False, False))
+    block = Block(24, 0.0, 1.0, False, False, depthwise_layout=layout)
+    block.load_state_dict(plain.state_dict())
+    forward, backward = compared(block, [torch.randn(2, 8, 9, 24)])
+    assert forward < 1e-5 and backward < 1e-4
+    key = (torch.float32, torch.Size([2, 24, 8, 9]), True)
+    assert depthwise_layout.CHOICES == ({key: "channels_last"} if layout == "measured" else {})
+    x = torch.randn(2, 8, 9, 24, device="cuda").permute(0, 3, 1, 2)
+    assert not x.is_contiguous()
+    if layout == "measured":
+        depthwise_layout.CHOICES[key] = "contiguous"
+    arranged = depthwise_layout.arrange(x, block.cuda().dwconv, layout)
+    assert arranged.is_contiguous() == (layout != "channels_last")
+    assert arranged.cpu().equal(x.cpu())
+
+
+def test_windows_at_once_follow_the_memory(gpu):
+    from backbones.openmmlab.segmentation.window_batches import AT_MOST, WindowBatches
+
+    batches, images = WindowBatches(), torch.zeros(1, 3, 64, 64, device="cuda")
+    assert batches.size(images, 64 * 64) == 1  # nothing is known of their memory
+    with batches.noted(images):
+        kept = torch.zeros(2**20, device="cuda")
+    assert batches.size(images, 64 * 64) == AT_MOST
+    free = torch.cuda.mem_get_info()[0]
+    assert batches.size(images, int(64 * 64 * free / kept.nbytes / 10)) in (4, 5)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert batches.size(images, 64 * 64) == 1
+    torch.use_deterministic_algorithms(True)
+    assert batches.size(images, 64 * 64) == 4
+    torch.use_deterministic_algorithms(False)

@@ -659,3 +659,9 @@ class TestStochasticDepth:
         x = torch.randn(2, 3, 64, 64)
         for a, b in zip(network(x), network(x), strict=True):
             assert torch.equal(a, b)
+
+
+def test_unknown_depthwise_layout():
+    with pytest.raises(InputError) as caught:
+        ConvNeXt("atto", depthwise_layout="nchw")
+    assert (caught.value.code, caught.value.where) == ("bad-value", "depthwise_layout")

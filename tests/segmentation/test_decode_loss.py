@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.dataset import pseudo_collate
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
@@ -14,7 +15,7 @@ import backbones.openmmlab.segmentation  # noqa: F401
 from backbones import InputError
 from backbones.openmmlab.doctor.memory import LiveBytes
 from backbones.openmmlab.segmentation.decode_loss import enlarges_by_blocks
-from backbones.openmmlab.segmentation.label_range import LabelRangeHook
+from backbones.openmmlab.segmentation.label_range import CheckedLabels, LabelRangeHook
 from backbones.ops import upsampled_cross_entropy as module
 from backbones.ops.upsampled_cross_entropy import (
     upsampled_cross_entropy,
@@ -265,7 +266,7 @@ def test_samples_without_a_labelled_pixel_weigh_nothing(name):
         with DefaultScope.overwrite_default_scope("mmseg"):
             segmentor = MODELS.build(ConfigDict(model)).train()
         optimizer = torch.optim.SGD(segmentor.decode_head.parameters(), lr=0.1)
-        hook = LabelRangeHook()
+        checked = CheckedLabels(lambda samples: samples, 6, 255)
         for step in range(200):
             torch.manual_seed(step)
             image, labels = torch.randn(1, 3, 32, 32), torch.randint(0, 6, (1, 32, 32))
@@ -275,9 +276,7 @@ def test_samples_without_a_labelled_pixel_weigh_nothing(name):
                 if not with_ignored:
                     continue
             sample = SegDataSample(gt_sem_seg=PixelData(data=labels))
-            hook.before_train_iter(
-                SimpleNamespace(model=segmentor), 0, dict(inputs=[image[0]], data_samples=[sample])
-            )
+            checked([dict(inputs=image[0], data_samples=sample)])
             losses, logs = segmentor.parse_losses(segmentor.loss(image, [sample]))
             assert all(value.isfinite().all() for value in logs.values())
             assert (float(losses) == 0) == ignored
@@ -292,7 +291,7 @@ def test_samples_without_a_labelled_pixel_weigh_nothing(name):
 
 
 def test_unlabelled_maps_are_evaluated():
-    """Pixels of such a map count neither for nor against a class, and the hook lets it pass."""
+    """Pixels of such a map count neither for nor against a class, and the check lets it pass."""
     from mmseg.evaluation import IoUMetric
 
     metric = IoUMetric()
@@ -308,17 +307,43 @@ def test_unlabelled_maps_are_evaluated():
     assert figures["aAcc"] == pytest.approx(75)
 
 
-def test_labels_beyond_the_classes_are_named():
+class LabelledData(torch.utils.data.Dataset):
+    """Two samples as a pipeline packs them, or as views of one image; the second has label 7."""
+
+    def __init__(self, views: bool):
+        self.views = views
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> dict:
+        labels = torch.tensor([[[0, 255, 7 if index else 2]]])
+        meta = dict(seg_map_path=f"maps/{index}.png")
+        sample = SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=meta)
+        return dict(inputs=labels, data_samples=[sample] if self.views else sample)
+
+
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("stage", ["train", "val", "test"])
+def test_labels_beyond_the_classes_are_named(stage, workers, views):
+    """Check labels where a batch is made: in a worker, if there is one."""
     head = SimpleNamespace(ignore_index=255, num_classes=3)
-    runner = SimpleNamespace(model=SimpleNamespace(decode_head=head))
-    labels = torch.tensor([[[0, 255, 7]]])
-    sample = SegDataSample(
-        gt_sem_seg=PixelData(data=labels), metainfo=dict(seg_map_path="maps/x.png")
+    loader = torch.utils.data.DataLoader(
+        LabelledData(views), num_workers=workers, collate_fn=pseudo_collate
     )
+    loop = SimpleNamespace(dataloader=loader)
+    runner = SimpleNamespace(model=SimpleNamespace(decode_head=head), **{f"{stage}_loop": loop})
+    for _ in range(2):  # as before every validation
+        getattr(LabelRangeHook(), f"before_{stage}")(runner)
+    assert loader.collate_fn.collate is pseudo_collate
+    batches = iter(loader)
+    assert next(batches)["inputs"][0][0, 0, 2] == 2
     with pytest.raises(InputError) as caught:
-        LabelRangeHook().before_val_iter(runner, 0, dict(data_samples=[sample]))
-    assert (caught.value.code, caught.value.where) == ("bad-labels", "maps/x.png")
-    assert "7" in str(caught.value) and "3" in str(caught.value)
+        next(batches)
+    last = str(caught.value).strip().splitlines()[-1]
+    assert caught.value.code == "bad-labels"
+    assert all(name in last for name in ("maps/1.png", "7", "3"))
 
 
 def _labelled(samples: list[SegDataSample]) -> list[SegDataSample]:

@@ -55,3 +55,9 @@ def test_bad_arguments_are_named():
     assert_error(run_here("speed.py", "--only", "UperNetty"), "bad-argument", "UperNetty")
     outcome = run_here("speed.py", "--list")
     assert "Cascade Mask R-CNN train 1x480x640 bf16" in outcome.out
+
+
+def test_a_gpu_is_needed_to_measure_one():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert_error(run_here("gpu.py", "--quick"), "unsupported", "GPU")

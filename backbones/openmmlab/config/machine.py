@@ -49,6 +49,10 @@ def fit_to_machine(config: Config) -> None:
         print_log(f"{why}: SyncBN becomes BN, with statistics of one rank's batch", "current")
     if cuda:
         return
+    for split in ("train", "val", "test"):
+        loader = config.get(f"{split}_dataloader")
+        if isinstance(loader, dict) and loader.get("pin_memory"):
+            loader["pin_memory"] = False  # PyTorch would warn that there is nothing to pin for
     environment = config.setdefault("env_cfg", {})
     environment["dist_cfg"] = {**(environment.get("dist_cfg") or {}), "backend": "gloo"}
     optim = config.get("optim_wrapper")

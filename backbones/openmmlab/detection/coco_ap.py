@@ -10,11 +10,12 @@ import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from mmdet.datasets.api_wrappers import COCO as MMDetCOCO
 from mmdet.evaluation.metrics import CocoMetric, FasterCocoMetric
-from mmdet.structures.mask import encode_mask_results
 from mmengine.logging import MMLogger
 from mmengine.registry import METRICS
 
 from backbones.errors import InputError
+
+from .mask_codes import MaskCrops, crop_masks, encode_crops
 
 # Images whose masks wait for encoding; the network waits before it gets further ahead.
 AHEAD = 8
@@ -91,10 +92,10 @@ class CocoAP(FasterCocoMetric):
             if not self._checked:
                 self._check_masks("masks" in instances)
             if isinstance(instances.get("masks"), torch.Tensor):
-                masks = instances["masks"].detach().cpu().numpy()
+                crops = crop_masks(instances["masks"])
                 codes: list = []
                 sample = {**sample, "pred_instances": {**instances, "masks": codes}}
-                self._waiting.append(self._encoder.submit(_encode, masks, codes))
+                self._waiting.append(self._encoder.submit(_encode, crops, codes))
             super().process(data_batch, [sample])
         while len(self._waiting) > AHEAD:
             self._waiting.pop(0).result()
@@ -242,8 +243,8 @@ def _rounded(value: float) -> float:
     return float(np.round(value, 3))
 
 
-def _encode(masks, codes: list) -> None:
-    codes.extend(map(_text, encode_mask_results(masks)))
+def _encode(crops: MaskCrops, codes: list) -> None:
+    codes.extend(encode_crops(crops))
 
 
 def _text(code: Mapping[str, Any]) -> dict[str, Any]:

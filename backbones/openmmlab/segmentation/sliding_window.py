@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from backbones.errors import InputError
 
 from .decode_loss import decode_loss, enlarges_by_blocks, is_unlabelled, zero_loss
+from .window_batches import WindowBatches
 
 # Logits of a block of classes at the larger of its two sizes: what a cache holds, or a GPU likes.
 CPU_BLOCK = 2**21
@@ -34,8 +35,9 @@ class SlidingWindowSegmentor(EncoderDecoder):
     (`decode_loss`).
 
     Args:
-        windows_per_batch: sliding windows computed at once, over all images of the batch; None is 4
-            on a GPU and 1 on a CPU, where more take memory and save no time.
+        windows_per_batch: sliding windows computed at once, over all images of the batch; None is
+            as many as half the free memory of a GPU holds, at most 16, and 1 on a CPU, where more
+            save no time.
         keep_logits: put `seg_logits` (classes, H, W) at the original size into the results, as
             mmseg does and its test-time augmentation needs (`config.use_tta` sees to that). False
             leaves the label map alone.
@@ -58,6 +60,7 @@ class SlidingWindowSegmentor(EncoderDecoder):
         self.auxiliary_head: Any
         self.windows_per_batch = windows_per_batch
         self.keep_logits = keep_logits
+        self._batches = WindowBatches()
 
     def takes_loss_by_blocks(self, head: nn.Module, inputs: Sequence[Tensor]) -> bool:
         """Return whether a head's loss on these maps is computed without logits at full size."""
@@ -86,7 +89,8 @@ class SlidingWindowSegmentor(EncoderDecoder):
     ) -> dict[str, Tensor]:
         if self.takes_loss_by_blocks(head, inputs):
             return decode_loss(head, inputs, data_samples)
-        if is_unlabelled(head, data_samples):
+        # Mean cross entropy is 0 then by itself, and to ask a GPU for it makes the host wait.
+        if not enlarges_by_blocks(head) and is_unlabelled(head, data_samples):
             return zero_loss(head, inputs)
         return head.loss(inputs, data_samples, self.train_cfg)
 
@@ -184,20 +188,32 @@ class SlidingWindowSegmentor(EncoderDecoder):
         self, logits: Tensor, inputs: Tensor, windows: list[tuple[slice, slice]], metas: list[dict]
     ) -> None:
         """Compute windows in batches and add their logits, at the windows' size, to the map."""
-        at_once = max(1, (self.windows_per_batch or (4 if inputs.is_cuda else 1)) // len(inputs))
-        for start in range(0, len(windows), at_once):
-            part = windows[start : start + at_once]
+        done = 0
+        while done < len(windows):
+            part = windows[done : done + self._windows_at_once(inputs, windows[0])]
+            done += len(part)
             crops = torch.cat([inputs[:, :, row, column] for row, column in part])
             size = _size(crops)
-            if self._resizes_as_all_heads:
-                results = self.decode_head(self.extract_feat(crops)).contiguous()
-            else:
-                # A torch.Size: mmseg takes any other for a padded image's and looks for pad_shape.
-                results = self.encode_decode(crops, [{**metas[0], "img_shape": crops.shape[2:]}])
+            with self._batches.noted(crops):
+                results = self._window_logits(crops, metas)
             for result, (row, column) in zip(results.chunk(len(part)), part, strict=True):
                 for classes in _class_blocks(result, size[0] * size[1]):
                     block = self._resize(result[:, classes], size)
                     logits[:, classes, row, column] += block
+
+    def _windows_at_once(self, inputs: Tensor, window: tuple[slice, slice]) -> int:
+        """Return how many windows of each image to compute at once."""
+        number = self.windows_per_batch or 1
+        if inputs.is_cuda and self.windows_per_batch is None:
+            pixels = inputs[0, 0, window[0], window[1]].numel()
+            number = self._batches.size(inputs, pixels)
+        return max(1, number // len(inputs))
+
+    def _window_logits(self, crops: Tensor, metas: list[dict]) -> Tensor:
+        if self._resizes_as_all_heads:
+            return self.decode_head(self.extract_feat(crops)).contiguous()
+        # A torch.Size: mmseg takes any other for a padded image's and looks for pad_shape.
+        return self.encode_decode(crops, [{**metas[0], "img_shape": crops.shape[2:]}])
 
     def postprocess_result(
         self, seg_logits: Tensor, data_samples: list[SegDataSample] | None = None

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from backbones.atomic_write import atomic_path, write_atomically
 from backbones.errors import InputError
 from backbones.openmmlab.config.strategy import check_strategy
-from backbones.openmmlab.mmengine_internals import safe_checkpoint_loading
+from backbones.openmmlab.mmengine_internals import copy_without_waiting, safe_checkpoint_loading
 from backbones.openmmlab.precision import set_tf32, without_bfloat16_scaler
 from backbones.weights import check_archive, load_strictly, read_checkpoint
 
@@ -39,6 +39,7 @@ from .fine_tuning import fine_tune
 from .interruption import InterruptHook
 from .loops import AutocastTestLoop, AutocastValLoop, autocasting_loop, our_loop
 from .non_finite import NonFiniteHook, check_finite
+from .pinned import pin_data_samples
 from .ranks import all_gather_object, lost_process_error, unwrapped
 from .seeds import RepeatableStepHook
 from .sharding import (
@@ -79,9 +80,11 @@ class Runner(MMEngineRunner):
         super().setup_env(env_cfg)
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """Build the model; files that it requests from mmengine are read safely."""
+        """Build the model, whose batches go to its device without a wait; files are read safely."""
         with safe_checkpoint_loading():
-            return super().build_model(model)
+            built = super().build_model(model)
+        copy_without_waiting(built)
+        return built
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for several ranks, without a GPU on the CPU.
@@ -174,6 +177,8 @@ class Runner(MMEngineRunner):
         loader = MMEngineRunner.build_dataloader(dataloader, *args, **kwargs)
         if loader is not dataloader:
             loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+            if loader.pin_memory and torch.cuda.is_available():
+                pin_data_samples(loader)
         return loader
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:

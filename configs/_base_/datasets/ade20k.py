@@ -3,6 +3,7 @@ train_dataloader = dict(
     batch_size=2,
     num_workers=4,
     persistent_workers=True,
+    pin_memory=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type="ADE20KDataset",
@@ -23,6 +24,7 @@ val_dataloader = test_dataloader = dict(
     batch_size=1,
     num_workers=4,
     persistent_workers=True,
+    pin_memory=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="ADE20KDataset",
