@@ -20,7 +20,7 @@ from backbones.packages import require
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 Opened = tuple[Run, Mapping[str, str]]  # a function of images, and the file's metadata by key
 RT_INFO = "convnext"  # section of an IR's runtime information
-PLAIN = ("scope", "part")  # texts as they stand; the others are JSON
+PLAIN = ("scope", "part", "precision")  # texts as they stand; the others are JSON
 NEEDED = (*PLAIN, "pipeline", "classes", "palette", "outputs", "postprocessing")
 
 
@@ -68,6 +68,8 @@ class ExportedModel:
         classes: class names in the order of the labels.
         palette: (classes, 3) uint8 RGB, or None.
         pipeline: the steps of the test pipeline, without annotations.
+        outputs: the names of the file's outputs.
+        precision: "fp32", "fp16" or "int8".
 
     Raises:
         InputError: the file is missing, damaged, of a backbone alone or not of this suite, or its
@@ -80,7 +82,7 @@ class ExportedModel:
             raise InputError(f"{path}: no such file", code="not-found", where=path)
         require(f"{path.name}", *runtime.packages)
         try:
-            self.run, stored = runtime.open(path)
+            run, stored = runtime.open(path)
         except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
             raise _refused(path, "cannot be opened; it is damaged or incomplete", error) from error
         except Exception as error:
@@ -92,6 +94,7 @@ class ExportedModel:
             raise _refused(path, "was not written by this version of `convnext export`; export it")
         if stored["part"] != "model":
             raise _refused(path, "holds a backbone alone, which predicts no objects or classes")
+        self.run = _reporting(run, path)
         metadata = {key: json.loads(stored[key]) for key in NEEDED if key not in PLAIN}
         self.scope = stored["scope"]
         task = task_of_scope(self.scope)
@@ -100,6 +103,8 @@ class ExportedModel:
         palette = metadata["palette"]
         self.palette = None if palette is None else np.array(palette, dtype=np.uint8)
         self.pipeline = [_with_tuples(step) for step in metadata["pipeline"]]
+        self.outputs = tuple(metadata["outputs"])
+        self.precision = stored["precision"]
         self._settings = metadata["postprocessing"]
         assert task.export is not None  # or the file could not have been written
         self._sample = task.export.sample
@@ -122,6 +127,24 @@ def is_exported(path: object) -> bool:
 def as_texts(metadata: Mapping[str, object]) -> dict[str, str]:
     """Return metadata as files hold it: texts as they stand, anything else as JSON."""
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+
+
+def _reporting(run: Run, path: Path) -> Run:
+    """Let whatever a runtime raises for an image end in one line."""
+
+    def reported(images: np.ndarray) -> Sequence[np.ndarray]:
+        try:
+            return run(images)
+        except Exception as error:  # each runtime has its own
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            size = "x".join(map(str, images.shape))
+            raise InputError(
+                f"{path}: cannot compute an input of {size} ({reason[0][:200]})",
+                code="unsupported",
+                where=path,
+            ) from error
+
+    return reported
 
 
 def _refused(path: Path, what: str, error: Exception | None = None) -> InputError:
