@@ -175,6 +175,7 @@ class Export:
         settings: returns what `sample` needs to know of a model, as plain data for a file.
         sample: turns a file's outputs for one image, the image's data sample and the settings into
             the prediction, in pixels of the original image.
+        float_layers: pattern of the names of layers that stay float in an INT8 file: the last ones.
         has_logits: whether a graph can return logits instead of labels.
     """
 
@@ -182,6 +183,7 @@ class Export:
     comparison: "Callable[[nn.Module, bool], Comparison]"
     settings: "Callable[[Any], dict]"
     sample: "Callable[[Sequence[Tensor], Sample, Mapping], Sample]"
+    float_layers: re.Pattern[str]
     has_logits: bool = False
 
 

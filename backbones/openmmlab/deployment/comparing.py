@@ -120,9 +120,9 @@ def compare_files(
     torch.set_num_threads(threads)
     whole_image(config)
     config.pop("inference_dtype", None)
-    opened = [ExportedModel(file) for file in files]
     chosen = Images(config, images)
     with trusted() if trust else nullcontext():
+        opened = [ExportedModel(file) for file in files]
         predictor = Predictor(config, checkpoint, device="cpu")
     agreements = _check(predictor, chosen, files, opened, tolerance)
     scores = next(iter(agreements.values())).scores
@@ -130,7 +130,7 @@ def compare_files(
     del opened, predictor  # their memory is needed
     paths = timed_images(chosen)
     timed = [TimedModel("model", config, checkpoint, trust)]
-    timed += [TimedModel(str(file), file) for file in files]
+    timed += [TimedModel(str(file), file, trust=trust) for file in files]
     timings = time_in_turns(timed, paths, rounds, threads)
     model_scores = {name: model for name, (model, _) in scores.items()}
     runtime = f"PyTorch {torch.__version__}"

@@ -118,7 +118,7 @@ class OnnxQuantizer:
         session = onnxruntime.InferenceSession(
             self._with_twins().SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        wanted = [f"{layer.node}/{sum}" for layer in self.layers for sum in ("error", "norm")]
+        wanted = [f"{layer.node}/{part}" for layer in self.layers for part in ("error", "norm")]
         total = np.zeros(len(wanted))
         for image in inputs:
             total += np.array(session.run(wanted, {self.model.graph.input[0].name: image}))
@@ -168,8 +168,8 @@ class OnnxQuantizer:
                     helper.make_node("ReduceSumSquare", [exact], [f"{node.name}/norm"], keepdims=0),
                 ]
                 graph.output.extend(
-                    helper.make_tensor_value_info(f"{node.name}/{sum}", TensorProto.FLOAT, [])
-                    for sum in ("error", "norm")
+                    helper.make_tensor_value_info(f"{node.name}/{part}", TensorProto.FLOAT, [])
+                    for part in ("error", "norm")
                 )
             node.CopyFrom(originals[node.name])
         graph.node.extend(added)

@@ -99,7 +99,8 @@ def quantize(
             where=path,
         )
     with folder_beside(out) as folder:
-        quantizer = OnnxQuantizer(path, task.float_layers, task.backbone)
+        assert task.export is not None  # or there were no file
+        quantizer = OnnxQuantizer(path, task.export.float_layers, task.backbone)
         quantizer.calibrate(inputs, folder)
         sensitivity = quantizer.sensitivities(inputs[:PROBED])
         order = sorted(quantizer.layers, key=lambda layer: -sensitivity[layer])
@@ -288,4 +289,4 @@ def _by_file(values: Sequence[float]) -> dict[str, float | None]:
 
 def _shown(scores: Mapping[str, float], task: Task) -> str:
     named = ((task.metric(name), name, value) for name, value in scores.items())
-    return ", ".join(f"{metric.name if metric else name} {value:.4g}" for metric, name, value in named)
+    return ", ".join(f"{m.name if m else name} {value:.4g}" for m, name, value in named)

@@ -96,6 +96,7 @@ DETECTION = register_task(
             comparison=lambda model, logits: DetectorComparison(model),
             settings=export_settings,
             sample=exported_sample,
+            float_layers=re.compile(r"(?:^|\.)(?:rpn_cls|rpn_reg|fc_cls|fc_reg|conv_logits)$"),
         ),
     )
 )

@@ -1,4 +1,4 @@
-"""Open exported files, ONNX, OpenVINO's IR and torch.export programs, and predict with them."""
+"""Open exported files, ONNX, OpenVINO's IR and PyTorch's .pt2, and predict with them."""
 
 import json
 import os
@@ -16,6 +16,7 @@ import torch
 from backbones.errors import InputError
 from backbones.openmmlab.tasks import Sample, task_of_scope
 from backbones.packages import require
+from backbones.weights import is_trusted
 
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 Opened = tuple[Run, Mapping[str, str]]  # a function of images, and the file's metadata by key
@@ -52,7 +53,7 @@ def open_openvino(path: Path) -> Run:
 
 
 def open_torch(path: Path) -> Run:
-    """Open a file with torch.export on the CPU, as a function of images (N, 3, H, W)."""
+    """Open a program or a compiled package on the CPU, as a function of images (N, 3, H, W)."""
     return _open_torch(path)[0]
 
 
@@ -60,7 +61,8 @@ class ExportedModel:
     """Predict with an exported file as its model does, behind the config's test pipeline.
 
     Args:
-        path: a file that `tools/export.py` wrote of a whole model.
+        path: a file that `tools/export.py` wrote of a whole model; one that holds machine code is opened
+            where the user trusts checkpoints (`backbones.weights.trusted`).
 
     Attributes:
         scope: `default_scope` of its config.
@@ -81,6 +83,13 @@ class ExportedModel:
         if not path.is_file():
             raise InputError(f"{path}: no such file", code="not-found", where=path)
         require(f"{path.name}", *runtime.packages)
+        if path.suffix == ".pt2" and holds_machine_code(path) and not is_trusted():
+            raise InputError(
+                f"{path}: holds machine code (AOTInductor), which runs as it is opened; "
+                "--trust-checkpoint opens it",
+                code="unsafe-checkpoint",
+                where=path,
+            )
         try:
             run, stored = runtime.open(path)
         except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
@@ -183,20 +192,40 @@ def _open_openvino(path: Path) -> Opened:
     return run, stored
 
 
+def holds_machine_code(path: Path) -> bool:
+    """Return whether a .pt2 file is AOTInductor's: opening it runs the code in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("data/aotinductor/" in name for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False  # opening it will say what it is
+
+
 def _open_torch(path: Path) -> Opened:
     import torchvision  # noqa: F401  # the program calls its operators
 
-    files = {"metadata.json": ""}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = torch.export.load(path, extra_files=files).module()
-    stored = json.loads(files["metadata.json"] or "{}")
+    module, stored = (_load_compiled if holds_machine_code(path) else _load_program)(path)
 
     def run(images: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
             return [x.numpy() for x in module(torch.from_numpy(images))]
 
-    return run, as_texts(stored)
+    return run, stored
+
+
+def _load_program(path: Path) -> tuple[Callable, Mapping[str, str]]:
+    files = {"metadata.json": ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.export.load(path, extra_files=files).module()
+    return module, as_texts(json.loads(files["metadata.json"] or "{}"))
+
+
+def _load_compiled(path: Path) -> tuple[Callable, Mapping[str, str]]:
+    from torch._inductor import aoti_load_package
+
+    module = aoti_load_package(str(path))
+    return module, module.get_metadata()
 
 
 def _with_tuples(value: Any) -> Any:

@@ -63,6 +63,7 @@ SEGMENTATION = register_task(
             comparison=SegmentorComparison,
             settings=export_settings,
             sample=exported_sample,
+            float_layers=re.compile(r"(?:^|\.)conv_seg$"),
             has_logits=True,
         ),
     )
