@@ -47,7 +47,6 @@ def seconds(run: Callable[[], object], cuda: bool) -> float:
 def peak_memory(run: Callable[[], object], cuda: bool) -> float:
     """Return the peak in MiB above the memory held before; on a CPU of the resident set."""
     if cuda:
-        gc.collect()
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -51,6 +51,8 @@ def main() -> None:
             raise InputError(
                 f"{file}: is no exported file; they end in {', '.join(RUNTIMES)}", where=file
             )
+        if not file.is_file():
+            raise InputError(f"{file}: no such file", code="not-found", where=file)
     options = Options.of(args)
     config = prepare(options, "inspect")
     check_data(config, ("test",))

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from mmengine.config import Config
 from support.exported_models import narrow_config
 from support.forked import run_forked
 from support.running import DETECTION, assert_error, run_here
 
 from backbones.errors import InputError
+from backbones.openmmlab.deployment.comparing import compare_files
 from backbones.openmmlab.deployment.timing import TimedModel, Timing, quartiles, time_in_turns
 
 
@@ -68,7 +70,6 @@ def test_quartiles_are_of_the_rounds():
     [
         (("model.pth",), "bad-argument", ("model.pth", ".onnx")),
         (("missing.onnx",), "not-found", ("missing.onnx",)),
-        (("missing.onnx", "--rounds", 0), "bad-argument", ("--rounds", "0")),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, code, names, shapes, tmp_path):
@@ -77,3 +78,10 @@ def test_bad_arguments_are_one_line(arguments, code, names, shapes, tmp_path):
     checkpoint.write_bytes(b"x")
     done = run_here("benchmark.py", config, checkpoint, *arguments, "--data", shapes)
     assert_error(done, code, *names)
+
+
+@pytest.mark.parametrize("name", ["images", "rounds", "threads"])
+def test_numbers_are_positive(name):
+    with pytest.raises(InputError) as caught:
+        compare_files(Config(), "x.pth", [], **{name: -1})
+    assert (caught.value.code, caught.value.where) == ("bad-argument", f"--{name}")

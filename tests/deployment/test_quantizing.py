@@ -17,8 +17,9 @@ from support.oracles import randomise
 from support.running import SEGMENTATION, assert_error, run_here
 
 from backbones import ConvNeXt, InputError
+from backbones.openmmlab.deployment.comparing import largest_drop
 from backbones.openmmlab.deployment.onnx_int8 import OnnxQuantizer
-from backbones.openmmlab.deployment.quantizing import check_faster, fewest_floats, largest_drop
+from backbones.openmmlab.deployment.quantizing import check_faster, fewest_floats
 from backbones.openmmlab.deployment.timing import Timing
 from backbones.openmmlab.export.files import capture, write_onnx
 from backbones.openmmlab.export.graphs import BackboneGraph, Preprocessing

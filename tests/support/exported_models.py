@@ -94,7 +94,6 @@ def overfitted(config_path: Path, data: Path, steps: int) -> tuple[Path, Path]:
     return config_path, path
 
 
-
 def exported(
     config_path: Path, checkpoint: Path, data: Path, folder: Path, target: str, **options: bool
 ) -> Path:

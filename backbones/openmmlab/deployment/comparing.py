@@ -1,11 +1,11 @@
 """Set a model and its exported files side by side: outputs, scores, speed and memory."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
-from math import isnan
+from math import inf, isnan
 from pathlib import Path
 
 import torch
@@ -171,6 +171,21 @@ def size_of(path: Path) -> float:
     """Return the size in MiB of an exported file with its weights, which may lie beside it."""
     beside = [path.with_suffix(".bin")] if path.suffix == ".xml" else [Path(f"{path}.data")]
     return sum(file.stat().st_size for file in (path, *beside) if file.is_file()) / 2**20
+
+
+def scores_of(predictor: Predictor, images: Images) -> dict[str, float]:
+    """Return the task's main metrics of a model or a file on these images."""
+    return images.evaluate([predictor.test_step(batch)[0] for batch in images])
+
+
+def largest_drop(task: Task, exact: Mapping[str, float], scores: Mapping[str, float]) -> float:
+    """Return the largest loss of a metric on a scale of 1; infinite where a score is NaN."""
+    drops = []
+    for name, value in exact.items():
+        metric = task.metric(name)
+        drop = (value - scores[name]) / (metric.best if metric else 1.0)
+        drops.append(drop if drop == drop else inf)
+    return max(drops)
 
 
 def machine(threads: int) -> dict:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,11 @@ from backbones.atomic_write import write_atomically
 from backbones.errors import InputError
 from backbones.openmmlab.export.agreement import Images
 from backbones.openmmlab.export.exporting import folder_beside, take_names
-from backbones.openmmlab.prediction.exported import ExportedModel
 from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.openmmlab.tasks import Task
 
-from .comparing import machine, size_of, timed_images
-from .onnx_int8 import Layer, OnnxQuantizer
+from .comparing import largest_drop, machine, scores_of, size_of, timed_images
+from .onnx_int8 import OnnxQuantizer
 from .timing import TimedModel, Timing, time_in_turns
 
 PROBED = 4  # calibration images that the layers' sensitivity is measured on
@@ -89,7 +87,7 @@ def quantize(
         predictor.packed(image)["inputs"][None].float().numpy()
         for image in training_images(config, calibration)
     ]
-    exact = scores_of(predictor.model, chosen)
+    exact = scores_of(predictor, chosen)
     task = chosen.task
     if not exact or not all(value > 0 for value in exact.values()):
         raise InputError(
@@ -110,7 +108,7 @@ def quantize(
 
         def drop_of(floats: int) -> float:
             quantizer.write(order[floats:], folder / out.name, dict(precision="int8"))
-            scores = scores_of(ExportedModel(folder / out.name), chosen)
+            scores = scores_of(Predictor(folder / out.name, device="cpu"), chosen)
             attempts.append(Attempt(floats, scores, largest_drop(task, exact, scores)))
             print_log(
                 f"{len(order) - floats} of {len(order)} layers in INT8: {_shown(scores, task)}, "
@@ -192,16 +190,6 @@ def fewest_floats(count: int, drop_of: Callable[[int], float], max_drop: float) 
     return holds if holds < count else None
 
 
-def largest_drop(task: Task, exact: Mapping[str, float], scores: Mapping[str, float]) -> float:
-    """Return the largest loss of a metric on a scale of 1; infinite where a score is NaN."""
-    drops = []
-    for name, value in exact.items():
-        metric = task.metric(name)
-        drop = (value - scores[name]) / (metric.best if metric else 1.0)
-        drops.append(drop if drop == drop else inf)
-    return max(drops)
-
-
 def check_faster(out: Path, exact: Timing, quantized: Timing) -> None:
     """Refuse an INT8 file whose median time is not below the float file's.
 
@@ -216,11 +204,6 @@ def check_faster(out: Path, exact: Timing, quantized: Timing) -> None:
             code="unsupported",
             where=out,
         )
-
-
-def scores_of(model: ExportedModel, images: Images) -> dict[str, float]:
-    """Return the task's main metrics of a file on these images."""
-    return images.evaluate([model.test_step(batch)[0] for batch in images])
 
 
 def training_images(config: Config, count: int) -> list[str]:

@@ -61,8 +61,8 @@ class ExportedModel:
     """Predict with an exported file as its model does, behind the config's test pipeline.
 
     Args:
-        path: a file that `tools/export.py` wrote of a whole model; one that holds machine code is opened
-            where the user trusts checkpoints (`backbones.weights.trusted`).
+        path: a file that `tools/export.py` wrote of a whole model; one that holds machine code
+            is opened where the user trusts checkpoints (`backbones.weights.trusted`).
 
     Attributes:
         scope: `default_scope` of its config.
