@@ -173,7 +173,9 @@ class OnnxQuantizer:
                 )
             node.CopyFrom(originals[node.name])
         graph.node.extend(added)
+        # Biases are dequantised under their own name, from 32 bits.
         there = {tensor.name for tensor in graph.initializer}
+        there |= {name for node in graph.node for name in node.output}
         graph.initializer.extend(t for t in self.model.graph.initializer if t.name not in there)
         return model
 
