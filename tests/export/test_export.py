@@ -20,7 +20,7 @@ from backbones import ConvNeXt, InputError
 from backbones.convnext import GRN
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.export.agreement import Agreement
-from backbones.openmmlab.export.files import TARGETS, capture, write_onnx, write_torch
+from backbones.openmmlab.export.files import TARGETS, capture, write_aoti, write_onnx, write_torch
 from backbones.openmmlab.export.graphs import (
     BackboneGraph,
     Preprocessing,
@@ -31,6 +31,7 @@ from backbones.openmmlab.export.graphs import (
 from backbones.openmmlab.prediction.exported import open_onnx, open_torch
 from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.openmmlab.tasks import task_of_model, task_of_scope
+from backbones.weights import trusted
 
 MASK_RCNN = REPOSITORY / "configs" / "detection" / "mask_rcnn_convnext_t_1x.py"
 SIZES = [(96, 160), (64, 64), (97, 131)]  # the last one off every stride
@@ -430,3 +431,28 @@ class TestExportedFilesAlone:
         for more in (("weights.pth", tmp_path / "photo.jpg"), ("photo.jpg",)):
             done = run_here("predict.py", path, *more)
             assert_error(done, "bad-argument" if more[0] == "weights.pth" else "not-found")
+
+
+@pytest.mark.slow
+def test_compiled_packages_run_and_are_opened_where_trusted(backbone_graphs, tmp_path):
+    """AOTInductor's package holds machine code, and the file's metadata."""
+    graph = backbone_graphs[False]
+    path = tmp_path / "x.pt2"
+    metadata = dict(part="backbone", scope="mmseg", precision="fp32", pipeline=[], classes=[])
+    metadata |= dict(palette=None, outputs=list(graph.outputs), postprocessing={})
+    write_aoti(capture(graph), graph, path, metadata)
+    run = open_torch(path)
+    for batch, (height, width) in zip((1, 3), SIZES, strict=False):
+        images = torch.rand(batch, 3, height, width) * 255
+        with torch.no_grad():
+            expected = graph(images)
+        for one, other in zip(expected, run(images.numpy()), strict=True):
+            torch.testing.assert_close(torch.from_numpy(other), one, rtol=1e-4, atol=1e-4)
+            assert one.std() > 0.1
+    with pytest.raises(InputError) as caught:
+        Predictor(path)
+    assert (caught.value.code, caught.value.where) == ("unsafe-checkpoint", str(path))
+    with trusted(), pytest.raises(InputError) as caught:  # its metadata is read
+        Predictor(path)
+    assert (caught.value.code, caught.value.where) == ("broken-file", str(path))
+    assert "backbone" in str(caught.value)

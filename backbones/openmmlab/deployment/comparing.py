@@ -120,10 +120,10 @@ def compare_files(
     torch.set_num_threads(threads)
     whole_image(config)
     config.pop("inference_dtype", None)
-    chosen = Images(config, images)
     with trusted() if trust else nullcontext():
         opened = [ExportedModel(file) for file in files]
         predictor = Predictor(config, checkpoint, device="cpu")
+    chosen = Images(config, images)
     agreements = _check(predictor, chosen, files, opened, tolerance)
     scores = next(iter(agreements.values())).scores
     precisions = [file.precision for file in opened]

@@ -141,12 +141,12 @@ def tune(
     with TemporaryDirectory() as folder:
         for i, point in enumerate(points, 1):
             changed = with_settings(config, point)
-            chosen, paths = Images(changed, images), paths or timed_images(Images(changed, images))
             with trusted() if trust else nullcontext():
                 model = _model_of(point, changed, checkpoint, Path(folder) / str(i))
-                predictor = Predictor(model, None if isinstance(model, Path) else checkpoint)
-            point.scores = scores_of(predictor, chosen)
-            given = None if isinstance(model, Path) else checkpoint
+                given = None if isinstance(model, Path) else checkpoint
+                predictor = Predictor(model, given, device="cpu")
+            chosen = Images(changed, images)
+            point.scores, paths = scores_of(predictor, chosen), timed_images(chosen)
             models.append(TimedModel(_named(point), model, given, trust))
             print_log(f"{i} of {len(points)}: {_named(point)}: {point.scores}", "current")
         timings = time_in_turns(models, paths, rounds, threads)
