@@ -5,6 +5,7 @@ Threads of a runtime that wait by spinning take the cores from the other runtime
 
 import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from mmengine.utils import import_modules_from_strings
 from backbones.errors import InputError
 from backbones.openmmlab.peak_memory import peak_beyond, reset_peak
 from backbones.openmmlab.prediction.predictor import Predictor
-from backbones.openmmlab.tasks import task_of
+from backbones.openmmlab.tasks import ROOMS, task_of
 from backbones.weights import trusted
 
 
@@ -106,8 +107,9 @@ def _time_in_a_process(
     methods = multiprocessing.get_all_start_methods()
     forking = "forkserver" in methods
     context = multiprocessing.get_context("forkserver" if forking else "spawn")
-    if forking:  # a server that has imported everything and started no thread
-        context.set_forkserver_preload([__name__])
+    if forking:  # a server that has imported what is imported here, and started no thread
+        tasks = [package for package in ROOMS.values() if package in sys.modules]
+        context.set_forkserver_preload([__name__, *tasks])
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(sending, model, list(images), rounds, threads))
     process.start()
