@@ -8,6 +8,7 @@ pixels of the original one, after its outputs have been compared with the model'
 """
 
 import json
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +21,8 @@ from backbones.openmmlab.deployment.comparing import compare_files, difference_l
 from backbones.openmmlab.doctor.checks import check_data
 from backbones.openmmlab.prediction.exported import RUNTIMES, is_exported
 from backbones.openmmlab.tasks import task_of
+
+WIDE = 200  # characters
 
 
 def main() -> None:
@@ -68,7 +71,8 @@ def main() -> None:
         trust=args.trust_checkpoint,
     )
     print(*difference_lines(rows), sep="\n")
-    Console().print(table(rows, task_of(config)))
+    # In a pipe or a file nothing is cut off.
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table(rows, task_of(config)))
     out = args.out or Path(config.work_dir) / "benchmark.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json.dumps(report, indent=2) + "\n")

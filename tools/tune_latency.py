@@ -8,6 +8,7 @@ dtypes and runtimes. Points that nothing else beats in both score and time are m
 """
 
 import json
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +21,8 @@ from backbones.openmmlab.deployment.comparing import machine
 from backbones.openmmlab.deployment.tuning import choose, plot, table, tune, write_config
 from backbones.openmmlab.doctor.checks import check_data
 from backbones.openmmlab.tasks import task_of
+
+WIDE = 200  # characters
 
 
 def main() -> None:
@@ -57,7 +60,8 @@ def main() -> None:
         trust=args.trust_checkpoint,
     )
     task = task_of(config)
-    Console().print(table(points, task))
+    # In a pipe or a file nothing is cut off.
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table(points, task))
     chosen = choose(points, task, args.max_drop)
     folder = Path(config.work_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from mmengine.utils import import_modules_from_strings
 from backbones.errors import InputError
 from backbones.openmmlab.peak_memory import peak_beyond, reset_peak
 from backbones.openmmlab.prediction.predictor import Predictor
-from backbones.openmmlab.tasks import ROOMS, task_of
+from backbones.openmmlab.tasks import ROOMS
 from backbones.weights import trusted
 
 
@@ -107,11 +108,13 @@ def _time_in_a_process(
     methods = multiprocessing.get_all_start_methods()
     forking = "forkserver" in methods
     context = multiprocessing.get_context("forkserver" if forking else "spawn")
+    tasks = [package for package in ROOMS.values() if package in sys.modules]
     if forking:  # a server that has imported what is imported here, and started no thread
-        tasks = [package for package in ROOMS.values() if package in sys.modules]
         context.set_forkserver_preload([__name__, *tasks])
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(sending, model, list(images), rounds, threads))
+    process = context.Process(
+        target=_work, args=(sending, model, list(images), rounds, threads, tasks)
+    )
     process.start()
     sending.close()
     try:
@@ -131,9 +134,19 @@ def _time_in_a_process(
 
 
 def _work(
-    sending: Connection, model: TimedModel, images: Sequence[str], rounds: int, threads: int
+    sending: Connection,
+    model: TimedModel,
+    images: Sequence[str],
+    rounds: int,
+    threads: int,
+    tasks: Sequence[str],
 ) -> None:
-    """Time a model in this process, and send the timing or the user's mistake."""
+    """Time a model in this process, and send the timing or the user's mistake.
+
+    The tasks' packages are imported first: their memory is not the model's.
+    """
+    for task in tasks:
+        import_module(task)
     torch.set_num_threads(threads)
     try:
         sending.send(_time(model, images, rounds))
@@ -142,11 +155,10 @@ def _work(
 
 
 def _time(model: TimedModel, images: Sequence[str], rounds: int) -> Timing:
-    before = reset_peak()
     if isinstance(model.model, Config):
-        task_of(model.model)
         if imports := model.model.get("custom_imports"):
             import_modules_from_strings(**imports)
+    before = reset_peak()
     with trusted() if model.trust else nullcontext():
         predictor = Predictor(model.model, model.checkpoint, device="cpu")
     packed = [predictor.packed(image) for image in images]
