@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -107,7 +108,7 @@ def _time_in_a_process(
 ) -> Timing:
     methods = multiprocessing.get_all_start_methods()
     forking = "forkserver" in methods
-    context = multiprocessing.get_context("forkserver" if forking else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if forking else "spawn")
     tasks = [package for package in ROOMS.values() if package in sys.modules]
     if forking:  # a server that has imported what is imported here, and started no thread
         context.set_forkserver_preload([__name__, *tasks])

@@ -13,7 +13,7 @@ def latency_knobs(config: Config) -> Knobs:
     test_cfg = config.model.get("test_cfg") or {}
     if test_cfg.get("mode") != "slide":
         return {}
-    crop, stride = tuple(test_cfg.crop_size), tuple(test_cfg.stride)
+    crop, stride = tuple(test_cfg["crop_size"]), tuple(test_cfg["stride"])
     windows = {f"{crop[0]}, stride {stride[0]}": {"model.test_cfg.stride": stride}}
     if stride != crop:
         windows[f"{crop[0]}, stride {crop[0]}"] = {"model.test_cfg.stride": crop}
