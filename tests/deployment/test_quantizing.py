@@ -182,7 +182,7 @@ def test_segmentor_in_int8_keeps_its_miou(trained_segmentor, segmentor_files, sh
     # A gate that nothing passes leaves nothing.
     lost = tmp_path / "lost" / "x.onnx"
     refused = run_here(
-        "quantize.py", *arguments[:-6], "--calibration", 2, "--rounds", 1, "--out", lost,
+        "quantize.py", *arguments[:-7], "--calibration", 2, "--rounds", 1, "--out", lost,
         "--max-drop", -1,
     )  # fmt: skip
     assert_error(refused, "unsupported", lost, "--max-drop")
