@@ -1,7 +1,5 @@
 """Measure time, memory and disturbance of the candidates, in turns."""
 
-import ctypes
-import gc
 import os
 import sys
 import time
@@ -9,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from backbones.openmmlab.peak_memory import peak_beyond, reset_peak
 
 from .candidates import Candidate
 
@@ -46,7 +46,6 @@ def seconds(run: Callable[[], object], cuda: bool) -> float:
 
 def peak_memory(run: Callable[[], object], cuda: bool) -> float:
     """Return the peak in MiB above the memory held before; on a CPU of the resident set."""
-    gc.collect()
     if cuda:
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -54,18 +53,9 @@ def peak_memory(run: Callable[[], object], cuda: bool) -> float:
         run()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    if sys.platform != "linux":
-        return float("nan")
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-    before = resident("VmRSS")
+    before = reset_peak()
     run()
-    return (resident("VmHWM") - before) / 1024
-
-
-def resident(kind: str) -> int:
-    """Return VmRSS or VmHWM in KiB."""
-    return int(Path("/proc/self/status").read_text().partition(f"{kind}:")[2].split()[0])
+    return peak_beyond(before)
 
 
 def processor_seconds() -> tuple[float, float]:

@@ -2,9 +2,7 @@
 
 import json
 import platform
-import re
 import statistics
-import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from backbones.atomic_write import atomic_path
+from backbones.openmmlab.deployment.timing import quartiles
+from backbones.openmmlab.processor import processor_flags, processor_name
 
 from .candidates import Candidate
 from .cases import Case
@@ -45,28 +45,13 @@ def results_of(case: Case, candidates: list[Candidate], disturbed: float) -> dic
     return dict(case=case.name, **asdict(case), rounds=rounds, others=disturbed, candidates=rows)
 
 
-def quartiles(values: list[float]) -> tuple[float, float, float]:
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, median, high
-
-
 def machine(device: str) -> dict:
-    name = platform.processor() or platform.machine()
-    flags = []
-    if sys.platform == "linux":
-        text = Path("/proc/cpuinfo").read_text()
-        if model := re.search(r"model name\s*:\s*(.+)", text):  # none on ARM
-            name = model[1]
-        known = re.search(r"(?:flags|Features)\s*:\s*(.+)", text)
-        flags = [flag for flag in FLAGS if known and flag in known[1].split()]
     packages = ("torch", "onedl-mmdetection", "onedl-mmsegmentation", "onedl-mmpretrain", "timm")
     return dict(
-        device=torch.cuda.get_device_name() if device == "cuda" else name,
+        device=torch.cuda.get_device_name() if device == "cuda" else processor_name(),
         threads=torch.get_num_threads(),
         instructions=torch.backends.cpu.get_cpu_capability(),
-        flags=flags,
+        flags=processor_flags(FLAGS),
         python=platform.python_version(),
         versions={p: version(p) for p in (*packages, "torchvision", "transformers")},
     )

@@ -66,6 +66,16 @@ def demo_models(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
     return found
 
 
+@pytest.fixture(scope="session")
+def trained_segmentor(tmp_path_factory, shapes) -> tuple[Path, Path]:
+    """Config and checkpoint of a narrow segmentor that knows its test images."""
+    from support.exported_models import narrow_config, overfitted
+    from support.running import SEGMENTATION
+
+    path = narrow_config(SEGMENTATION, tmp_path_factory.mktemp("segmentor"))
+    return overfitted(path, shapes, steps=80)
+
+
 @pytest.fixture
 def mirror(tmp_path, monkeypatch) -> Iterator[FileServer]:
     """A mirror of the publishers' servers, and an empty cache in `tmp_path / "torch"`."""

@@ -32,6 +32,8 @@ _TASKS: dict[str, "Task"] = {}
 
 # A data sample of mmengine's, or a part of one: fields are set at run time, so no type has them.
 Sample: TypeAlias = Any
+# What predictions trade accuracy for time with: settings by knob, dotted config keys by setting.
+Knobs: TypeAlias = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ class Export:
         settings: returns what `sample` needs to know of a model, as plain data for a file.
         sample: turns a file's outputs for one image, the image's data sample and the settings into
             the prediction, in pixels of the original image.
+        float_layers: pattern of the names of layers that stay float in an INT8 file: the last ones.
         has_logits: whether a graph can return logits instead of labels.
     """
 
@@ -182,6 +185,7 @@ class Export:
     comparison: "Callable[[nn.Module, bool], Comparison]"
     settings: "Callable[[Any], dict]"
     sample: "Callable[[Sequence[Tensor], Sample, Mapping], Sample]"
+    float_layers: re.Pattern[str]
     has_logits: bool = False
 
 
@@ -210,6 +214,8 @@ class Task:
             backward pass take the memory of a training step; on tensors without values.
         heap_overhead: bytes that malloc cannot reuse at the peak of a step on a CPU, for each byte
             of the heap in use; measured (`doctor.memory`).
+        latency_knobs: returns what a config's predictions trade accuracy for time with beyond image
+            size, dtype and runtime; the first setting of each knob is the config's own.
         backbone: the attribute of a model that holds the pretrained network.
         array_loader: the transform that takes an image array instead of the pipeline's loader.
         public_datasets: those that a model card names.
@@ -229,6 +235,7 @@ class Task:
     step_loss: "Callable[[nn.Module, Tensor, Config], Tensor]"
     heap_overhead: float
     compiled_region_parts: tuple[str, ...] = ()
+    latency_knobs: "Callable[[Config], Knobs]" = lambda config: {}
     backbone: str = "backbone"
     array_loader: str = "LoadImageFromNDArray"
     public_datasets: tuple[PublicDataset, ...] = ()

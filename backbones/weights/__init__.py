@@ -4,7 +4,7 @@ from .conversion import convert, from_official, to_official
 from .description import Coverage
 from .dialects import DIALECTS, TARGETS, Dialect
 from .fitting import adapt_stem, load_pretrained, load_strictly, mismatches
-from .reading import check_archive, read_checkpoint, trusted, write_checkpoint
+from .reading import check_archive, is_trusted, read_checkpoint, trusted, write_checkpoint
 from .recognition import architecture, recognise, state_dict
 from .sources import check_path, is_weights, work_offline
 from .trained import TRAINED, TrainedModel, find_trained
@@ -28,6 +28,7 @@ __all__ = [
     "find",
     "find_trained",
     "from_official",
+    "is_trusted",
     "is_weights",
     "licence_of",
     "load_pretrained",

@@ -121,6 +121,11 @@ def trusted() -> Iterator[None]:
         _trusting.reset(token)
 
 
+def is_trusted() -> bool:
+    """Return whether the user opted in to files that run code."""
+    return _trusting.get()
+
+
 def _check_file(path: Path, source: str) -> None:
     """Reject what is obviously no checkpoint."""
     check_is_file(path, source)

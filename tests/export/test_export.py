@@ -1,7 +1,6 @@
 """Export: graphs against mmdet's and mmseg's own prediction, files against graphs, and the tool."""
 
 import json
-import time
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
+from support.exported_models import NARROW, batch_of, build, image_of, narrow_config
 from support.oracles import randomise
 from support.running import DETECTION, REPOSITORY, SEGMENTATION, assert_error, run_here
 from torch import nn
@@ -19,9 +19,8 @@ from torch import nn
 from backbones import ConvNeXt, InputError
 from backbones.convnext import GRN
 from backbones.openmmlab.config import load_config
-from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.export.agreement import Agreement
-from backbones.openmmlab.export.files import TARGETS, capture, write_onnx, write_torch
+from backbones.openmmlab.export.files import TARGETS, capture, write_aoti, write_onnx, write_torch
 from backbones.openmmlab.export.graphs import (
     BackboneGraph,
     Preprocessing,
@@ -32,64 +31,10 @@ from backbones.openmmlab.export.graphs import (
 from backbones.openmmlab.prediction.exported import open_onnx, open_torch
 from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.openmmlab.tasks import task_of_model, task_of_scope
+from backbones.weights import trusted
 
 MASK_RCNN = REPOSITORY / "configs" / "detection" / "mask_rcnn_convnext_t_1x.py"
-NARROW = dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
 SIZES = [(96, 160), (64, 64), (97, 131)]  # the last one off every stride
-
-
-def narrow_config(base: Path, folder: Path) -> Path:
-    """A config file of the same model, a hundredth of the size, V2's blocks."""
-    heads = "neck=dict(in_channels=[8, 16, 24, 32])"
-    if base.parent.name == "segmentation":
-        heads = (
-            "decode_head=dict(in_channels=[8, 16, 24, 32], channels=16),"
-            "auxiliary_head=dict(in_channels=24, channels=8)"
-        )
-    backbone = f"backbone=dict(use_grn=True, arch=dict({NARROW!r}, _delete_=True))"
-    path = folder / f"narrow_{base.stem}.py"
-    path.write_text(f"_base_ = {str(base)!r}\nmodel = dict({backbone}, {heads})\n")
-    return path
-
-
-@torch.no_grad()
-def build(path: Path, **changes: object) -> nn.Module:
-    """The config's model with random weights that all matter."""
-    config = load_config(path, {"model.backbone.init_cfg": None, **changes})
-    config.launcher = "none"
-    fit_to_machine(config)
-    scope = config.default_scope
-    DefaultScope.get_instance(f"export-{time.time_ns()}", scope_name=scope)
-    torch.manual_seed(0)
-    model = MODELS.build(config.model)
-    randomise(model)
-    for name, module in model.named_modules():
-        if type(module).__name__ in ("Conv2d", "Linear") and "dwconv" not in name:
-            # Activations of one size throughout: huge logits would show rounding alone.
-            module.weight *= (2 / module.weight[0].numel()) ** 0.5 / 0.1
-        if name.endswith(("rpn_cls", "rpn_reg", "fc_reg")):
-            module.weight *= 0.1  # else every box is clipped to nothing
-            module.bias *= 0.1
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    return model.eval().requires_grad_(False)
-
-
-def batch_of(model: nn.Module, height: int, width: int, scope: str) -> dict:
-    """One image as a test loader gives it."""
-    if scope == "mmdet":
-        from mmdet.structures import DetDataSample as Sample
-    else:
-        from mmseg.structures import SegDataSample as Sample
-    size = (height, width)
-    sample = Sample(metainfo=dict(ori_shape=size, img_shape=size, scale_factor=(1.0, 1.0)))
-    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-    return dict(inputs=[image], data_samples=[sample])
-
-
-def image_of(batch: dict) -> torch.Tensor:
-    return batch["inputs"][0][None].float()
 
 
 @pytest.mark.parametrize("base", [DETECTION, MASK_RCNN], ids=["cascade", "mask_rcnn"])
@@ -385,39 +330,6 @@ def test_what_a_graph_cannot_be_is_refused(tmp_path):
     )
 
 
-def overfitted(config_path: Path, data: Path, steps: int) -> tuple[Path, Path]:
-    """A config and a checkpoint trained on its own test images: its scores are not zero."""
-    from mmengine.optim import OptimWrapper
-    from mmengine.registry import DATASETS, FUNCTIONS
-
-    from backbones.openmmlab.data.own_data import use_data
-
-    config = load_config(config_path)
-    config.launcher = "none"
-    fit_to_machine(config)
-    use_data(config, data, config_path.parent)
-    scope = config.default_scope
-    DefaultScope.get_instance(f"export-{time.time_ns()}", scope_name=scope)
-    dataset = DATASETS.build(config.test_dataloader.dataset)
-    batch = FUNCTIONS.get("pseudo_collate")([dataset[i] for i in range(len(dataset))])
-    torch.manual_seed(0)
-    model = MODELS.build(config.model)
-    model.init_weights()
-    model.train()
-    optim = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-3))
-    for _ in range(steps):
-        model.train_step(batch, optim)
-    path = config_path.with_suffix(".pth")
-    torch.save({"state_dict": model.state_dict()}, path)
-    return config_path, path
-
-
-@pytest.fixture(scope="module")
-def trained_segmentor(tmp_path_factory, shapes) -> tuple[Path, Path]:
-    path = narrow_config(SEGMENTATION, tmp_path_factory.mktemp("segmentor"))
-    return overfitted(path, shapes, steps=80)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "options"),
@@ -505,7 +417,7 @@ class TestExportedFilesAlone:
         preprocessor = MODELS.build(dict(type="mmseg.SegDataPreProcessor"))
         graph = BackboneGraph(Preprocessing(preprocessor, torch.float32), backbone).eval()
         metadata = dict(part="backbone", scope="mmseg", pipeline=[], classes=[], palette=None)
-        metadata |= dict(outputs=[], postprocessing={})
+        metadata |= dict(outputs=[], postprocessing={}, precision="fp32")
         for name, of_file in (("other", {}), ("backbone", metadata)):
             path = tmp_path / f"{name}.pt2"
             write_torch(capture(graph), graph, path, of_file)
@@ -519,3 +431,28 @@ class TestExportedFilesAlone:
         for more in (("weights.pth", tmp_path / "photo.jpg"), ("photo.jpg",)):
             done = run_here("predict.py", path, *more)
             assert_error(done, "bad-argument" if more[0] == "weights.pth" else "not-found")
+
+
+@pytest.mark.slow
+def test_compiled_packages_run_and_are_opened_where_trusted(backbone_graphs, tmp_path):
+    """AOTInductor's package holds machine code, and the file's metadata."""
+    graph = backbone_graphs[False]
+    path = tmp_path / "x.pt2"
+    metadata = dict(part="backbone", scope="mmseg", precision="fp32", pipeline=[], classes=[])
+    metadata |= dict(palette=None, outputs=list(graph.outputs), postprocessing={})
+    write_aoti(capture(graph), graph, path, metadata)
+    run = open_torch(path)
+    for batch, (height, width) in zip((1, 3), SIZES, strict=False):
+        images = torch.rand(batch, 3, height, width) * 255
+        with torch.no_grad():
+            expected = graph(images)
+        for one, other in zip(expected, run(images.numpy()), strict=True):
+            torch.testing.assert_close(torch.from_numpy(other), one, rtol=1e-4, atol=1e-4)
+            assert one.std() > 0.1
+    with pytest.raises(InputError) as caught:
+        Predictor(path)
+    assert (caught.value.code, caught.value.where) == ("unsafe-checkpoint", str(path))
+    with trusted(), pytest.raises(InputError) as caught:  # its metadata is read
+        Predictor(path)
+    assert (caught.value.code, caught.value.where) == ("broken-file", str(path))
+    assert "backbone" in str(caught.value)

@@ -114,12 +114,12 @@ def _is_config_layout(config: Config, root: Path, splits: Sequence[str]) -> bool
             present.append(False)
     if not any(present) or (present[0] and not all(present)):
         return False
+    if not present[0]:
+        return True  # which `check_data` reports
     dataset = config[f"{splits[0]}_dataloader"].dataset
     classes = _classes(config)
     if not dataset.get("ann_file"):
         return _are_config_maps(config, root, splits, classes)
-    if not present[0]:
-        return True
     try:
         if read_categories(root / dataset.ann_file) != list(classes):
             return False

@@ -17,6 +17,7 @@ from .complexity import default_size, run_parts
 from .export_comparison import DetectorComparison, export_settings, exported_sample
 from .export_graph import DetectorGraph
 from .figures import detection_figures
+from .latency import latency_knobs
 from .step_loss import step_loss
 
 
@@ -85,6 +86,7 @@ DETECTION = register_task(
         ),
         owns=lambda model: isinstance(model, BaseDetector),
         default_size=default_size,
+        latency_knobs=latency_knobs,
         run_parts=run_parts,
         step_loss=step_loss,
         # 0.38 and 0.15 were measured for the demo detector and Cascade-T.
@@ -96,6 +98,7 @@ DETECTION = register_task(
             comparison=lambda model, logits: DetectorComparison(model),
             settings=export_settings,
             sample=exported_sample,
+            float_layers=re.compile(r"(?:^|\.)(?:rpn_cls|rpn_reg|fc_cls|fc_reg|conv_logits)$"),
         ),
     )
 )

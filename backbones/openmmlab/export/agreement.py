@@ -181,27 +181,37 @@ class FileBackbone(nn.Module):
 
 
 @torch.inference_mode()
-def compare(comparison: Comparison | BackboneComparison, images: Images, run: Run) -> Agreement:
-    """Run the model and the file on the images and score both.
+def compare(
+    comparison: Comparison | BackboneComparison, images: Images, runs: Sequence[Run]
+) -> list[Agreement]:
+    """Run the model and its files on the images, and score all of them.
 
     A backbone's file is scored in the model, instead of its own backbone.
+
+    Returns:
+        One agreement for each file.
     """
-    agreement = Agreement(images.task)
-    model_samples, file_samples = [], []
+    agreements = [Agreement(images.task) for _ in runs]
+    model_samples, file_samples = [], [[] for _ in runs]
     for batch in images:
         raw = batch["inputs"][0][None].float().numpy()
-        outputs = [torch.from_numpy(np.asarray(x)) for x in run(raw)]
-        agreement.finite &= all(bool(x.isfinite().all()) for x in outputs)
         reference = comparison.reference(batch)
-        found = comparison.differences(reference, outputs, batch)
-        agreement.add(found.largest, found.detections, found.unpaired)
         if not isinstance(comparison, BackboneComparison):
             model_samples.append(comparison.sample(reference, batch))
-            file_samples.append(comparison.sample(outputs, batch))
-    if model_samples and agreement.finite:
-        model, file = images.evaluate(model_samples), images.evaluate(file_samples)
-        agreement.scores = {name: (model[name], file[name]) for name in model}
-    return agreement
+        for agreement, run, samples in zip(agreements, runs, file_samples, strict=True):
+            outputs = [torch.from_numpy(np.asarray(x)) for x in run(raw)]
+            agreement.finite &= all(bool(x.isfinite().all()) for x in outputs)
+            found = comparison.differences(reference, outputs, batch)
+            agreement.add(found.largest, found.detections, found.unpaired)
+            if not isinstance(comparison, BackboneComparison):
+                samples.append(comparison.sample(outputs, batch))
+    if model_samples:
+        model = images.evaluate(model_samples)
+        for agreement, samples in zip(agreements, file_samples, strict=True):
+            if agreement.finite:
+                file = images.evaluate(samples)
+                agreement.scores = {name: (model[name], file[name]) for name in model}
+    return agreements
 
 
 @torch.inference_mode()

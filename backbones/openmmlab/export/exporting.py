@@ -85,20 +85,20 @@ def export(
     graph = build_graph(model, part, logits=logits, fp16=fp16)
     metadata = describe(predictor, graph, part, precision)
     chosen = Images(config, images)
-    with _folder_beside(out) as folder:
+    with folder_beside(out) as folder:
         path = folder / out.name
         kind = TARGETS[target]
         kind.write(capture(graph), graph, path, metadata, opset)
         run = kind.open(path)
         if part == "backbone":
-            agreement = compare(BackboneComparison(model), chosen, run)
+            (agreement,) = compare(BackboneComparison(model), chosen, [run])
             if agreement.finite:
                 file_backbone = FileBackbone(run, graph.preprocessing)
                 agreement.scores = score_in_model(model, chosen, file_backbone)
         else:
             exported = chosen.task.export
             assert exported is not None  # or there were no graph
-            agreement = compare(exported.comparison(model, logits), chosen, run)
+            (agreement,) = compare(exported.comparison(model, logits), chosen, [run])
         problem = agreement.problem(tolerance)
         report = dict(
             **metadata,
@@ -120,7 +120,7 @@ def export(
         write_atomically(
             folder / out.with_suffix(".json").name, json.dumps(report, indent=2) + "\n"
         )
-        _take_names(folder, out)
+        take_names(folder, out)
     return agreement, report
 
 
@@ -204,7 +204,7 @@ def _largest_activation(backbone: nn.Module, x: Tensor) -> float:
 
 
 @contextmanager
-def _folder_beside(out: Path) -> Iterator[Path]:
+def folder_beside(out: Path) -> Iterator[Path]:
     """Create a folder for unfinished files; remove it with its contents at the end."""
     folder = out.with_name(f".{out.name}.part")
     try:
@@ -220,7 +220,7 @@ def _folder_beside(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _take_names(folder: Path, out: Path) -> None:
+def take_names(folder: Path, out: Path) -> None:
     """Flush every file and rename it, the model last, so that it never exists alone."""
     for file in sorted(folder.iterdir(), key=lambda file: file.name == out.name):
         with file.open("rb+") as opened:

@@ -1,4 +1,4 @@
-"""Write graphs as ONNX, OpenVINO's IR or torch.export programs."""
+"""Write graphs as ONNX, OpenVINO's IR, torch.export programs or AOTInductor's packages."""
 
 import json
 import re
@@ -140,6 +140,41 @@ def write_torch(
         torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
 
 
+def write_aoti(
+    program: ExportedProgram,
+    graph: Any,
+    path: Path,
+    metadata: Mapping[str, object],
+    opset: int = OPSET,
+) -> None:
+    """Compile a captured graph with AOTInductor, for this machine's processor and PyTorch.
+
+    Such a package runs without Python (`AOTIModelPackageLoader` in C++).
+
+    Args:
+        program, graph, path, metadata, opset: as of `write_torch`.
+
+    Raises:
+        InputError: Inductor cannot compile it, or there is no C++ compiler.
+    """
+    from torch._inductor import aoti_compile_and_package
+
+    try:
+        with _quiet():
+            aoti_compile_and_package(
+                program,
+                package_path=str(path),
+                inductor_configs={"aot_inductor.metadata": as_texts(metadata)},
+            )
+    except Exception as error:  # whatever is in a model may fail anywhere in the compiler
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"{path.name}: AOTInductor cannot compile the model ({reason[0][:200]})",
+            code="unsupported",
+            where=path.name,
+        ) from error
+
+
 def write_openvino(
     program: ExportedProgram,
     graph: Any,
@@ -194,6 +229,7 @@ TARGETS = {
         open_openvino,
     ),
     "torch": Target(".pt2", (), write_torch, open_torch, open_torch),
+    "aoti": Target(".pt2", (), write_aoti, open_torch, open_torch),
 }
 
 

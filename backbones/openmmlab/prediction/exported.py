@@ -1,4 +1,4 @@
-"""Open exported files, ONNX, OpenVINO's IR and torch.export programs, and predict with them."""
+"""Open exported files, ONNX, OpenVINO's IR and PyTorch's .pt2, and predict with them."""
 
 import json
 import os
@@ -16,11 +16,12 @@ import torch
 from backbones.errors import InputError
 from backbones.openmmlab.tasks import Sample, task_of_scope
 from backbones.packages import require
+from backbones.weights import is_trusted
 
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 Opened = tuple[Run, Mapping[str, str]]  # a function of images, and the file's metadata by key
 RT_INFO = "convnext"  # section of an IR's runtime information
-PLAIN = ("scope", "part")  # texts as they stand; the others are JSON
+PLAIN = ("scope", "part", "precision")  # texts as they stand; the others are JSON
 NEEDED = (*PLAIN, "pipeline", "classes", "palette", "outputs", "postprocessing")
 
 
@@ -52,7 +53,7 @@ def open_openvino(path: Path) -> Run:
 
 
 def open_torch(path: Path) -> Run:
-    """Open a file with torch.export on the CPU, as a function of images (N, 3, H, W)."""
+    """Open a program or a compiled package on the CPU, as a function of images (N, 3, H, W)."""
     return _open_torch(path)[0]
 
 
@@ -60,7 +61,8 @@ class ExportedModel:
     """Predict with an exported file as its model does, behind the config's test pipeline.
 
     Args:
-        path: a file that `tools/export.py` wrote of a whole model.
+        path: a file that `tools/export.py` wrote of a whole model; one that holds machine code
+            is opened where the user trusts checkpoints (`backbones.weights.trusted`).
 
     Attributes:
         scope: `default_scope` of its config.
@@ -68,6 +70,8 @@ class ExportedModel:
         classes: class names in the order of the labels.
         palette: (classes, 3) uint8 RGB, or None.
         pipeline: the steps of the test pipeline, without annotations.
+        outputs: the names of the file's outputs.
+        precision: "fp32", "fp16" or "int8".
 
     Raises:
         InputError: the file is missing, damaged, of a backbone alone or not of this suite, or its
@@ -79,8 +83,15 @@ class ExportedModel:
         if not path.is_file():
             raise InputError(f"{path}: no such file", code="not-found", where=path)
         require(f"{path.name}", *runtime.packages)
+        if path.suffix == ".pt2" and holds_machine_code(path) and not is_trusted():
+            raise InputError(
+                f"{path}: holds machine code (AOTInductor), which runs as it is opened; "
+                "--trust-checkpoint opens it",
+                code="unsafe-checkpoint",
+                where=path,
+            )
         try:
-            self.run, stored = runtime.open(path)
+            run, stored = runtime.open(path)
         except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
             raise _refused(path, "cannot be opened; it is damaged or incomplete", error) from error
         except Exception as error:
@@ -92,6 +103,7 @@ class ExportedModel:
             raise _refused(path, "was not written by this version of `convnext export`; export it")
         if stored["part"] != "model":
             raise _refused(path, "holds a backbone alone, which predicts no objects or classes")
+        self.run = _reporting(run, path)
         metadata = {key: json.loads(stored[key]) for key in NEEDED if key not in PLAIN}
         self.scope = stored["scope"]
         task = task_of_scope(self.scope)
@@ -100,6 +112,8 @@ class ExportedModel:
         palette = metadata["palette"]
         self.palette = None if palette is None else np.array(palette, dtype=np.uint8)
         self.pipeline = [_with_tuples(step) for step in metadata["pipeline"]]
+        self.outputs = tuple(metadata["outputs"])
+        self.precision = stored["precision"]
         self._settings = metadata["postprocessing"]
         assert task.export is not None  # or the file could not have been written
         self._sample = task.export.sample
@@ -122,6 +136,24 @@ def is_exported(path: object) -> bool:
 def as_texts(metadata: Mapping[str, object]) -> dict[str, str]:
     """Return metadata as files hold it: texts as they stand, anything else as JSON."""
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+
+
+def _reporting(run: Run, path: Path) -> Run:
+    """Let whatever a runtime raises for an image end in one line."""
+
+    def reported(images: np.ndarray) -> Sequence[np.ndarray]:
+        try:
+            return run(images)
+        except Exception as error:  # each runtime has its own
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            size = "x".join(map(str, images.shape))
+            raise InputError(
+                f"{path}: cannot compute an input of {size} ({reason[0][:200]})",
+                code="unsupported",
+                where=path,
+            ) from error
+
+    return reported
 
 
 def _refused(path: Path, what: str, error: Exception | None = None) -> InputError:
@@ -160,20 +192,40 @@ def _open_openvino(path: Path) -> Opened:
     return run, stored
 
 
+def holds_machine_code(path: Path) -> bool:
+    """Return whether a .pt2 file is AOTInductor's: opening it runs the code in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("data/aotinductor/" in name for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False  # opening it will say what it is
+
+
 def _open_torch(path: Path) -> Opened:
     import torchvision  # noqa: F401  # the program calls its operators
 
-    files = {"metadata.json": ""}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = torch.export.load(path, extra_files=files).module()
-    stored = json.loads(files["metadata.json"] or "{}")
+    module, stored = (_load_compiled if holds_machine_code(path) else _load_program)(path)
 
     def run(images: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
             return [x.numpy() for x in module(torch.from_numpy(images))]
 
-    return run, as_texts(stored)
+    return run, stored
+
+
+def _load_program(path: Path) -> tuple[Callable, Mapping[str, str]]:
+    files = {"metadata.json": ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.export.load(path, extra_files=files).module()
+    return module, as_texts(json.loads(files["metadata.json"] or "{}"))
+
+
+def _load_compiled(path: Path) -> tuple[Callable, Mapping[str, str]]:
+    from torch._inductor import aoti_load_package
+
+    module = aoti_load_package(str(path))
+    return module, module.get_metadata()
 
 
 def _with_tuples(value: Any) -> Any:

@@ -161,10 +161,19 @@ class Predictor:
             groups.setdefault(tuple(packed["inputs"].shape), []).append((i, packed))
         samples = {}
         for group in groups.values():
-            with inference_autocast(self.model, self._dtype):
-                found = self.model.test_step(self.collate([packed for _, packed in group]))
+            found = self.predict([packed for _, packed in group])
             samples.update(zip((i for i, _ in group), found, strict=True))
         return [samples[i] for i in range(len(images))]
+
+    def predict(self, packed: Sequence[dict]) -> list[Sample]:
+        """Predict images that `packed` returned, of one network input size."""
+        return self.test_step(self.collate(list(packed)))
+
+    @torch.inference_mode()
+    def test_step(self, batch: dict) -> list[Sample]:
+        """Predict a batch that the config's test loader would make."""
+        with inference_autocast(self.model, self._dtype):
+            return self.model.test_step(batch)
 
     def read(self, path: Path) -> np.ndarray:
         """Decode an image file as the config's pipeline does: `packed` takes it.

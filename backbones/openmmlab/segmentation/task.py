@@ -17,6 +17,7 @@ from .complexity import default_size, run_parts
 from .export_comparison import SegmentorComparison, export_settings, exported_sample
 from .export_graph import SegmentorGraph
 from .figures import segmentation_figures
+from .latency import latency_knobs
 from .step_loss import step_loss
 
 SEGMENTATION = register_task(
@@ -51,6 +52,7 @@ SEGMENTATION = register_task(
         ),
         owns=lambda model: isinstance(model, BaseSegmentor),
         default_size=default_size,
+        latency_knobs=latency_knobs,
         run_parts=run_parts,
         step_loss=step_loss,
         # 0.7 to 0.95 and 0.8 to 1.0 were measured for the demo segmentor and UperNet-T.
@@ -63,6 +65,7 @@ SEGMENTATION = register_task(
             comparison=SegmentorComparison,
             settings=export_settings,
             sample=exported_sample,
+            float_layers=re.compile(r"(?:^|\.)conv_seg$"),
             has_logits=True,
         ),
     )

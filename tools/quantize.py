@@ -1,0 +1,79 @@
+#!/usr/bin/env python
+"""Quantise an exported ONNX file to INT8 as far as its scores allow.
+
+convnext quantize CONFIG model.onnx
+convnext quantize CONFIG model.onnx --data ROOT --max-drop 0.002 --out model-int8.onnx
+Linears and the convolutions of necks and heads become INT8, calibrated on training images. The
+most sensitive ones return to float until no score on the test images has lost more than --max-drop.
+Nothing is written where INT8 is not faster than float on this machine.
+"""
+
+from pathlib import Path
+
+from backbones.errors import InputError, reported_in_one_line
+from backbones.openmmlab.config.command_line import run_parser
+from backbones.openmmlab.config.prepare import Options, prepare
+from backbones.openmmlab.deployment.quantizing import quantize, report_lines
+from backbones.openmmlab.doctor.checks import check_data
+from backbones.openmmlab.export.files import check_output
+from backbones.openmmlab.tasks import task_of
+from backbones.packages import require
+
+
+def main() -> None:
+    parser = run_parser(__doc__)
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="ONNX file of a whole model, in float32")
+    add("--out", type=Path, help="file to write (default: FILE with -int8 before the suffix)")
+    add(
+        "--max-drop",
+        type=float,
+        default=0.005,
+        help="largest loss of box AP, mask AP, mIoU or top-1 on a scale of 1; default: %(default)s",
+    )
+    add(
+        "--calibration",
+        type=int,
+        default=64,
+        metavar="N",
+        help="number of training images that ranges are measured on; default: %(default)s",
+    )
+    add("--images", type=int, metavar="N", help="number of test images (default: all)")
+    add("--rounds", type=int, default=10, help="number of timed rounds; default: %(default)s")
+    add("--threads", type=int, help="threads of the runtime (default: as many as PyTorch takes)")
+    add(
+        "--keep-slower",
+        action="store_true",
+        help="write the file for another machine if it is not faster on this one",
+    )
+    add("--force", action="store_true", help="overwrite OUT if it exists")
+    args = parser.parse_args()
+    if args.file.suffix != ".onnx":
+        raise InputError(
+            f"{args.file}: INT8 files are made from ONNX (convnext export --to onnx); OpenVINO "
+            "reads them too",
+            where=args.file,
+        )
+    require("INT8", "onnx", "onnxruntime")
+    out = args.out or args.file.with_name(f"{args.file.stem}-int8.onnx")
+    check_output(out, "onnx", args.force)
+    config = prepare(Options.of(args), "inspect")
+    check_data(config, ("train", "test"))
+    report = quantize(
+        config,
+        args.file,
+        out,
+        max_drop=args.max_drop,
+        calibration=args.calibration,
+        images=args.images,
+        rounds=args.rounds,
+        threads=args.threads,
+        keep_slower=args.keep_slower,
+    )
+    print(*report_lines(report, task_of(config)), sep="\n")
+    print(f"{out}\n{out.with_suffix('.json')}")
+
+
+if __name__ == "__main__":
+    with reported_in_one_line():
+        main()
