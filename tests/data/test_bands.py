@@ -10,10 +10,10 @@ import torch
 
 from backbones import ConvNeXt
 from backbones.errors import InputError
+from backbones.openmmlab.data.band_pipelines import refuse_colour_transforms
 from backbones.openmmlab.data.band_statistics import measure
 from backbones.openmmlab.data.bands import Bands, composite, read_bands
 from backbones.openmmlab.data.loading import IgnoreMissing, LoadImage
-from backbones.openmmlab.data.own_bands import refuse_colour_transforms
 from backbones.openmmlab.data.rasters import image_size, open_raster
 from backbones.weights.fitting import stand_in_stem
 

@@ -76,6 +76,11 @@ UNTYPED_KEYS = {
     "filter_cfg": {"filter_empty_gt", "min_size", "bbox_min_size"},
     "metainfo": {
         "classes", "palette", "label_map", "reduce_zero_label", "base_classes", "novel_classes",
+        "bands",
+    },
+    "metainfo.bands": {
+        "bands", "band_names", "band_dtype", "nodata", "fill", "composite", "colour_map", "mean",
+        "std",
     },
     "auto_scale_lr": {"enable", "base_batch_size"},
     "randomness": {"seed", "diff_rank_seed", "deterministic"},
