@@ -38,8 +38,8 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument(
         "--corruptions", nargs="+", choices=corruption.CORRUPTIONS, metavar="NAME",
-        help=f"corruptions to measure (default: all of {', '.join(corruption.CORRUPTIONS)}; of other "
-        "bands than 8-bit RGB those that are defined for them)",
+        help=f"corruptions to measure (default: all of {', '.join(corruption.CORRUPTIONS)}; of "
+        "other bands than 8-bit RGB those that are defined for them)",
     )  # fmt: skip
     parser.add_argument(
         "--images", type=int, metavar="N", help="evaluate N of the test images, spread evenly"

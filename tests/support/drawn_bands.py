@@ -37,7 +37,7 @@ def draw_bands(
         told_by: band, from 0, in which the square is brighter; all others are noise of one kind.
         images: number of each split.
         names: descriptions of the bands that GDAL would write.
-        layout: `labels` for images and label maps, `coco` for COCO's annotations, `folders` for
+        layout: `labels` for images and label maps, `coco` for boxes in COCO's layout, `folders` for
             a folder of images with a square and one of images without.
     """
     rng = np.random.default_rng(bands)
@@ -59,13 +59,11 @@ def draw_bands(
                 path = root / "labels" / split / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(labels).save(path)
-            right, bottom = left + side, top + side
-            outline = [left, top, right, top, right, bottom, left, bottom]
             rows["images"].append(dict(id=number + 1, file_name=path.name, width=SIDE, height=SIDE))
             rows["annotations"].append(
                 dict(
                     id=number + 1, image_id=number + 1, category_id=1, area=side * side, iscrowd=0,
-                    bbox=[left, top, side, side], segmentation=[outline],
+                    bbox=[left, top, side, side],
                 )
             )  # fmt: skip
         if layout == "coco":
