@@ -220,6 +220,20 @@ def test_dicom_is_rescaled_to_its_unit(tmp_path):
     np.testing.assert_array_equal(found[..., 0], stored[:2, 1:].astype(np.float32) * 2 - 1000)
 
 
+def test_deflated_dicom_is_refused(tmp_path):
+    """Such a file is inflated as a whole before anything states its size."""
+    pydicom = pytest.importorskip("pydicom")
+    path = tmp_path / "bomb.dcm"
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    file = pydicom.dataset.FileDataset(path, {}, preamble=b"\0" * 128, file_meta=meta)
+    file.Rows, file.Columns = 3, 4
+    file.save_as(path, enforce_file_format=False)
+    with pytest.raises(InputError) as error, open_raster(path):
+        pass
+    assert error.value.code == "bad-image" and "deflated" in str(error.value)
+
+
 def test_what_gdal_alone_reads(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     stored = np.random.default_rng(0).integers(0, 60000, (5, 8, 9), np.uint16)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class AugmentBands(BaseTransform):
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
     ):
         self.size, self.scale, self.vflip = input_size, tuple(scale), vflip
-        self.interpolation = str_to_interp_mode(interpolation)
+        self.interpolation: Any = str_to_interp_mode(interpolation)
         self.mean, self.std = list(mean), list(std)
         self.erase = RandomErasing(re_prob, mode="pixel", device="cpu")
 
@@ -83,12 +84,12 @@ class ResizeBandsForTest(BaseTransform):
         return packed(results, functional.normalize(image, self.mean, self.std))
 
 
-def by_band(image: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> Tensor:
+def by_band(image: np.ndarray, change: Callable[[Any], Any]) -> Tensor:
     """Change each band as a picture of its own, which Pillow resizes like a channel of RGB.
 
     Args:
         image: (H, W, bands), uint8 or float32.
-        change: resizes or crops, each band alike.
+        change: resizes or crops a Pillow image, each band alike.
 
     Returns:
         (bands, h, w) float32; 8-bit values become those of [0, 1].

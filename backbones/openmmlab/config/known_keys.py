@@ -78,10 +78,6 @@ UNTYPED_KEYS = {
         "classes", "palette", "label_map", "reduce_zero_label", "base_classes", "novel_classes",
         "bands",
     },
-    "metainfo.bands": {
-        "bands", "band_names", "band_dtype", "nodata", "fill", "composite", "colour_map", "mean",
-        "std",
-    },
     "auto_scale_lr": {"enable", "base_batch_size"},
     "randomness": {"seed", "diff_rank_seed", "deterministic"},
     "env_cfg": {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit", "tf32"},

@@ -63,7 +63,7 @@ def loaded_bands(pipeline: Any) -> Bands | None:
 
 def shown_bands(meta: Mapping) -> Bands | None:
     """Return the bands that a data set's meta states; None for 8-bit colour."""
-    return Bands.of(meta["bands"]) if meta.get("bands") else None
+    return Bands.of(dict(meta["bands"])) if meta.get("bands") else None
 
 
 def refuse_colour_transforms(pipeline: Any, key: str) -> None:

@@ -74,7 +74,8 @@ def use_bands(
                 node[key], more = with_bands(node[key], bands, dict(mean=mean, std=std))
                 removed |= dict.fromkeys(more)
         if "pipeline" in node and node.get("type") and not node.keys() & {"dataset", "datasets"}:
-            meta = dict(bands.settings(), mean=mean, std=std)
+            # Pairs: a checkpoint keeps them, and is refused with a config's own class of dicts.
+            meta = list(dict(bands.settings(), mean=mean, std=std).items())
             node["metainfo"] = {**(node.get("metainfo") or {}), "bands": meta}
     if removed:
         print_log(f"left out, as defined for 8-bit RGB alone: {', '.join(removed)}", "current")
@@ -116,7 +117,8 @@ def _saved_bands(checkpoint: Mapping | None) -> dict[str, Any] | None:
     """Return the bands that a model was trained on, as its checkpoint states them."""
     meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
     meta = meta.get("dataset_meta") if isinstance(meta, dict) else None
-    return (meta.get("bands") or None) if isinstance(meta, dict) else None
+    saved = meta.get("bands") if isinstance(meta, dict) else None
+    return dict(saved) if saved else None
 
 
 def _is_deep(config: Config, root: Path) -> bool:

@@ -213,7 +213,7 @@ def insert_corruption(config: Config, seed: int) -> None:
         InputError: the test pipeline does not load images by LoadImage.
     """
     dataset = config.test_dataloader.dataset
-    meta = (dataset.get("metainfo") or {}).get("bands") or {}
+    meta = dict((dataset.get("metainfo") or {}).get("bands") or {})
     pairs = zip(meta.get("mean") or (), meta.get("std") or (), strict=True)
     limits = [(mean - SPAN * std, mean + SPAN * std) for mean, std in pairs]
     kinds = [str(step.get("type")) for step in dataset.get("pipeline") or []]

@@ -39,7 +39,7 @@ class WindowedImage:
         window = (columns.start, rows.start, columns.stop, rows.stop)
         pixels, lacking = self.bands.read(self.raster, window)
         if self.keep_missing:
-            self._read.append((rows, columns, lacking.any(-1)))
+            self._read.append((rows, columns, np.asarray(lacking.any(-1))))
         return pixels
 
     def missing(self, part: tuple[slice, slice]) -> np.ndarray:
@@ -49,7 +49,7 @@ class WindowedImage:
         """
         rows, columns = part
         along = int(self.shape[1] > self.shape[0])
-        self._read = [one for one in self._read if one[along].stop > part[along].start]
+        self._read = [one for one in self._read if one[:2][along].stop > part[along].start]
         missing = np.ones((rows.stop - rows.start, columns.stop - columns.start), bool)
         for other_rows, other_columns, found in self._read:
             top, bottom = max(rows.start, other_rows.start), min(rows.stop, other_rows.stop)
