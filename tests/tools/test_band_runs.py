@@ -116,7 +116,8 @@ def test_a_class_in_one_band_is_learnt(task, bands, dtype, tmp_path):
         for name in ("0", "1"):
             truth = np.asarray(Image.open(root / "labels" / "val" / f"{name}.png"))
             model, file = (labels_of(tmp_path / each, name) for each in ("model", "file"))
-            assert (model == truth).mean() > 0.9 and (model == file).mean() > 0.999
+            # A file resizes labels, the model its logits: borders differ.
+            assert (model == truth).mean() > 0.9 and (model == file).mean() > 0.99
     else:
         model, file = (detections(tmp_path / each) for each in ("model", "file"))
         assert len(model) >= 2

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from backbones.errors import InputError
 from backbones.openmmlab.walk import nodes, type_name
 
-from .band_pipelines import STEPS, with_bands
+from .band_pipelines import STEPS, loaded_bands, with_bands
 from .band_statistics import Sampled, measure
 from .bands import COLOURS, Bands
 from .files import IMAGES, RASTERS, files_below, one_line, read_text, spread
@@ -60,6 +60,8 @@ def use_bands(
     saved = _saved_bands(trained)
     if saved is None and not config.get("bands") and (root is None or not _is_deep(config, root)):
         return
+    if saved is None and root is None and loaded_bands(_data_parts(config)) is not None:
+        return  # a resolved config
     if saved is not None:
         bands, normalisation = Bands.of(saved), Normalisation(*(saved[k] for k in ("mean", "std")))
     else:
