@@ -89,6 +89,21 @@ def test_each_tile_is_read_once(predictor, tmp_path, monkeypatch):
     assert len(windows) == len(set(windows)) == 2 * 3
 
 
+def test_the_demo_page_shows_the_composite(predictor, tmp_path):
+    pytest.importorskip("gradio")
+    from backbones.openmmlab.prediction.demo_page import demo_page
+
+    pixels = np.random.default_rng(0).integers(1, 4000, (64, 64, 4), np.uint16)
+    path = tmp_path / "scene.tif"
+    tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
+    page = demo_page(predictor, "bands", 0.5)
+    (predict,) = (f.fn for f in page.fns.values() if f.name == "predict")
+    (shown, labels), _, text, stages = predict(str(path), 0.5)
+    np.testing.assert_array_equal(shown, predictor.picture(predictor.read(path)))
+    assert shown.dtype == np.uint8 and shown.std() > 30
+    assert labels.shape == (64, 64) and len(stages) == 4 and "class" in text
+
+
 @pytest.mark.slow
 def test_memory_is_bounded_by_the_tile(predictor, tmp_path):
     """10,000 x 10,000 x 4 uint16, 800 MB as an array, of which one block is written."""
