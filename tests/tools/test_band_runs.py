@@ -44,7 +44,11 @@ LEARNING = {
         "steps = _base_.val_dataloader.dataset.pipeline",
         "steps = [steps[0], dict(steps[1], scale=(64, 64)), *steps[2:]]",
         "val_dataloader['dataset'] = dict(pipeline=steps)",
-        "del warmup, steps",
+        "test_dataloader = dict(dataset=dict(pipeline=steps))",
+        "load, views = _base_.tta.flip.pipeline",
+        "views = dict(views, transforms=[[steps[1]], *views['transforms'][1:]])",
+        "tta = dict(flip=dict(pipeline=[load, views]))",
+        "del warmup, steps, load, views",
     ),
 }
 
