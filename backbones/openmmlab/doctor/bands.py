@@ -34,7 +34,7 @@ def check_transforms(plan: RunPlan) -> Iterator[Issue]:
         refuse_colour_transforms(dataset.pipeline, f"{dataset.key}.pipeline")
         number = len(bands.chosen)
         backbone = task_of(plan.config).backbone
-        network: Any = plan.config.model.get(backbone) or {}
+        network: Any = _model(plan).get(backbone) or {}
         given = _normalisation(plan, dataset, bands)
         found = {
             f"model.{backbone}.in_channels": network.get("in_channels", 3),
@@ -72,9 +72,14 @@ def check_bands(plan: RunPlan) -> Iterator[Issue]:
         yield from _compare(_normalisation(plan, dataset, bands), found.bands)
 
 
+def _model(plan: RunPlan) -> Any:
+    """Return the config of the model, which test-time augmentation wraps."""
+    return plan.config.model.get("module") or plan.config.model
+
+
 def _normalisation(plan: RunPlan, dataset: DatasetPlan, bands: Bands) -> Normalisation:
     """Return what normalises a data set's images: the model's data preprocessor, or a transform."""
-    given = plan.config.model.get("data_preprocessor")
+    given = _model(plan).get("data_preprocessor")
     if given or task_of(plan.config).name != "classification":
         given = given or {}
         mean, std = given.get("mean") or (), given.get("std") or ()
