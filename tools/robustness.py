@@ -38,8 +38,8 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument(
         "--corruptions", nargs="+", choices=corruption.CORRUPTIONS, metavar="NAME",
-        default=corruption.CORRUPTIONS,
-        help=f"corruptions to measure (default: all of {', '.join(corruption.CORRUPTIONS)})",
+        help=f"corruptions to measure (default: all of {', '.join(corruption.CORRUPTIONS)}; of "
+        "other bands than 8-bit RGB those that are defined for them)",
     )  # fmt: skip
     parser.add_argument(
         "--images", type=int, metavar="N", help="evaluate N of the test images, spread evenly"
@@ -53,6 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     library = corruption.load_library()
     config = prepare(Options.of(args), "evaluate")
+    chosen = corruption.choose_corruptions(config, args.corruptions)
     check_data(config, ("test",))
     if args.boundary:
         measure_boundaries(config)
@@ -75,7 +76,7 @@ def main() -> None:
     )  # fmt: skip
     results = robustness.Robustness(config.work_dir, subject)
     try:
-        robustness.measure(runner, results, args.corruptions, args.severities)
+        robustness.measure(runner, results, chosen, args.severities)
     finally:
         if results.record["clean"]:
             hook = ReportHook()

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from support.file_server import serving
 
 from backbones import ConvNeXt
 from backbones.errors import InputError
 from backbones.openmmlab.data.band_statistics import measure
 from backbones.openmmlab.data.bands import Bands, composite, read_bands
 from backbones.openmmlab.data.loading import IgnoreMissing, LoadImage
-from backbones.openmmlab.data.own_bands import refuse_colour_transforms
 from backbones.openmmlab.data.rasters import image_size, open_raster
 from backbones.weights.fitting import stand_in_stem
 
@@ -162,14 +162,6 @@ def test_nan_everywhere_and_impossible_nodata(tmp_path):
     assert error.value.code == "bad-value" and error.value.where == "nodata"
 
 
-def test_colour_transforms_are_refused_by_name():
-    load = dict(type="LoadImage", bands=("1",), band_names=("1",), band_dtype="uint16")
-    refuse_colour_transforms([dict(type="LoadImage"), dict(type="PhotoMetricDistortion")], "key")
-    with pytest.raises(InputError) as error:
-        refuse_colour_transforms([load, dict(type="PhotoMetricDistortion")], "key")
-    assert error.value.where == "PhotoMetricDistortion" and error.value.code == "unsupported"
-
-
 def test_composites_are_stretched(tmp_path):
     bands = Bands(("blue", "green", "red"), ("blue", "green", "red"), "uint16")
     image = np.arange(101, dtype=np.float32).reshape(1, -1, 1) * [1, 10, 100]
@@ -228,6 +220,20 @@ def test_dicom_is_rescaled_to_its_unit(tmp_path):
     np.testing.assert_array_equal(found[..., 0], stored[:2, 1:].astype(np.float32) * 2 - 1000)
 
 
+def test_deflated_dicom_is_refused(tmp_path):
+    """Such a file is inflated as a whole before anything states its size."""
+    pydicom = pytest.importorskip("pydicom")
+    path = tmp_path / "bomb.dcm"
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    file = pydicom.dataset.FileDataset(path, {}, preamble=b"\0" * 128, file_meta=meta)
+    file.Rows, file.Columns = 3, 4
+    file.save_as(path, enforce_file_format=False)
+    with pytest.raises(InputError) as error, open_raster(path):
+        pass
+    assert error.value.code == "bad-image" and "deflated" in str(error.value)
+
+
 def test_what_gdal_alone_reads(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     stored = np.random.default_rng(0).integers(0, 60000, (5, 8, 9), np.uint16)
@@ -247,3 +253,61 @@ def test_lzw(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", stored, compression="lzw", **layout)
     with open_raster(tmp_path / "a.tif") as raster:
         np.testing.assert_array_equal(raster.read([3], (0, 0, 9, 8))[..., 0], stored[..., 3])
+
+
+class TestBackends:
+    LOAD = dict(bands=("2", "1"), band_names=("1", "2"), band_dtype="uint16")
+
+    def test_files_of_a_server_and_of_the_disk_are_read_alike(self, tmp_path):
+        pixels = RNG.integers(1, 60000, (8, 9, 2), np.uint16)
+        write_tiff(tmp_path / "a.tif", pixels)
+        np.save(tmp_path / "a.npy", pixels)
+        cut_off(write_tiff(tmp_path / "cut.tif", np.ones((64, 64, 2), np.uint16)))
+        local = LoadImage(**self.LOAD, backend_args=dict(backend="local"))
+        remote = LoadImage(**self.LOAD, backend_args=dict(backend="http"))
+        with serving() as server:
+            for name in ("a.tif", "a.npy"):
+                server.files[f"/{name}"] = (tmp_path / name).read_bytes()
+                for load, path in ((local, tmp_path / name), (remote, f"{server.address}/{name}")):
+                    results = load.transform(dict(img_path=str(path)))
+                    assert results is not None
+                    np.testing.assert_array_equal(results["img"], pixels[..., ::-1])
+            server.files["/cut.tif"] = (tmp_path / "cut.tif").read_bytes()
+            for url in (f"{server.address}/cut.tif", f"{server.address}/none.tif"):
+                with pytest.raises(InputError) as error:
+                    remote.transform(dict(img_path=url))
+                assert error.value.where == url and error.value.code == "bad-image"
+                assert "\n" not in str(error.value)
+
+
+def test_shares_of_nodata_and_unreadable_images_are_measured(tmp_path):
+    pixels = RNG.integers(1, 100, (10, 10, 2), np.uint16)
+    pixels[:5, :, 0] = 0
+    good = write_tiff(tmp_path / "0.tif", pixels)
+    empty = write_tiff(tmp_path / "1.tif", np.zeros((10, 10, 2), np.uint16))
+    other = write_tiff(tmp_path / "2.tif", pixels[..., :1])
+    found = measure([good, empty, other], numbered(2, "uint16", nodata=0))
+    assert [band.missing for band in found.bands] == [0.5, 0] and found.missing == 0.5
+    assert [error.where for error in found.refused] == [str(empty), str(other)]
+
+
+def test_one_band_is_shown_in_a_colour_map():
+    image = np.linspace(0, 1, 50, dtype=np.float32).reshape(5, 10, 1)
+    bands = Bands(("depth",), ("depth",), "float32", colour_map="viridis")
+    grey = composite(image, Bands(("depth",), ("depth",), "float32"))
+    np.testing.assert_array_equal(
+        composite(image, bands), cv2.applyColorMap(grey[..., 0], cv2.COLORMAP_VIRIDIS)
+    )
+    for wrong in (dict(colour_map="plaid"), dict(composite=("depth", "depth"))):
+        with pytest.raises(InputError):
+            Bands(("depth",), ("depth",), "float32", **wrong)
+
+
+def test_frames_of_a_video_are_read_by_models_of_their_bands():
+    frame = RNG.integers(0, 256, (4, 5, 3), np.uint8)  # BGR
+    bands = Bands(("Green", "Red"), ("Red", "Green", "nir"), "uint8")
+    np.testing.assert_array_equal(bands.of_frame(frame, "a.mp4"), frame[..., [1, 2]])
+    for others in (numbered(3, "uint8"), Bands(("red",), ("red",), "uint16")):
+        with pytest.raises(InputError) as error:
+            others.of_frame(frame, "a.mp4")
+        assert error.value.code == "bad-image" and error.value.where == "a.mp4"

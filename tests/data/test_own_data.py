@@ -22,6 +22,7 @@ from backbones.openmmlab.config import load_config
 from backbones.openmmlab.data.annotations import read_annotations
 from backbones.openmmlab.data.own_data import use_data
 from backbones.openmmlab.doctor.checks import check_data
+from backbones.weights import read_checkpoint
 
 NAMES = ["circle", "square", "triangle", "star"]
 
@@ -136,7 +137,7 @@ WRITERS = dict(
 def used(config: Path, root: Path, work_dir: Path, checkpoint: Path | None = None):
     """The config after --data."""
     read = load_config(config)
-    use_data(read, root, work_dir, checkpoint)
+    use_data(read, root, work_dir, checkpoint and read_checkpoint(checkpoint))
     check_data(read, ("test",) if checkpoint else ("train", "val", "test"))
     return read
 

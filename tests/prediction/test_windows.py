@@ -15,6 +15,7 @@ from support.small_runs import write_config
 
 from backbones.openmmlab.config.prepare import Options, prepare
 from backbones.openmmlab.data.rasters import open_raster
+from backbones.openmmlab.data.rasters.tiff import TiffRaster
 from backbones.openmmlab.prediction.batches import predict_files
 from backbones.openmmlab.prediction.instances import Instances
 from backbones.openmmlab.prediction.predictions import PredictionFiles
@@ -71,6 +72,36 @@ def test_labels_are_those_of_the_whole(shape, predictor, tmp_path):
     np.testing.assert_array_equal(labels, np.where(lacking, 255, whole))
     with open_raster(path) as given, open_raster(tmp_path / "out/labels/scene.tif") as written:
         assert written.georeference == given.georeference and written.nodata == 255
+
+
+def test_each_tile_is_read_once(predictor, tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(1, 4000, (96, 160, 4), np.uint16)
+    path = tmp_path / "scene.tif"
+    tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
+    windows, read = [], TiffRaster.read
+
+    def noted(raster, bands, window):
+        windows.append(window)
+        return read(raster, bands, window)
+
+    monkeypatch.setattr(TiffRaster, "read", noted)
+    predicted(predictor, path, 64, 16)
+    assert len(windows) == len(set(windows)) == 2 * 3
+
+
+def test_the_demo_page_shows_the_composite(predictor, tmp_path):
+    pytest.importorskip("gradio")
+    from backbones.openmmlab.prediction.demo_page import demo_page
+
+    pixels = np.random.default_rng(0).integers(1, 4000, (64, 64, 4), np.uint16)
+    path = tmp_path / "scene.tif"
+    tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
+    page = demo_page(predictor, "bands", 0.5)
+    (predict,) = (f.fn for f in page.fns.values() if f.name == "predict")
+    (shown, labels), _, text, stages = predict(str(path), 0.5)
+    np.testing.assert_array_equal(shown, predictor.picture(predictor.read(path)))
+    assert shown.dtype == np.uint8 and shown.std() > 30
+    assert labels.shape == (64, 64) and len(stages) == 4 and "class" in text
 
 
 @pytest.mark.slow

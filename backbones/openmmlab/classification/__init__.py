@@ -5,9 +5,11 @@ carries it out. timm supplies augmentation, mixing and losses, torchvision the d
 the runner and the EMA; mmpretrain is not needed.
 """
 
+from backbones.openmmlab.data import loading
 from backbones.openmmlab.training.ema import WeightAverageHook
 
 from .accuracy import TopAccuracy
+from .band_transforms import AugmentBands, ResizeBandsForTest
 from .folders import ClassFolders
 from .model import ImageClassifier
 from .task import CLASSIFICATION
@@ -15,11 +17,14 @@ from .transforms import LoadRGB, ResizeForTest, TimmAugment
 
 __all__ = [
     "CLASSIFICATION",
+    "AugmentBands",
     "ClassFolders",
     "ImageClassifier",
     "LoadRGB",
+    "ResizeBandsForTest",
     "ResizeForTest",
     "TimmAugment",
     "TopAccuracy",
     "WeightAverageHook",
+    "loading",
 ]

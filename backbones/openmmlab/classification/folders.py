@@ -1,6 +1,6 @@
 """Read data sets with one folder of images for each class."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from backbones.errors import InputError
-from backbones.openmmlab.data.files import files_below, folders_in
+from backbones.openmmlab.data.band_pipelines import loaded_bands
+from backbones.openmmlab.data.files import RASTERS, files_below, folders_in
 
 IMAGENETS = ("imagenet-1k", "imagenet-22k")  # whose folders timm knows
 
@@ -27,9 +28,10 @@ class ClassFolders(ImageFolder):
         classes: names of the folders in the order of the labels; `imagenet-1k` or `imagenet-22k`
             for those sets, whose folders are named by WordNet ids; None for the existing folders,
             in the order of their names.
+        metainfo: kept with the classes in checkpoints, such as the images' `bands`.
 
     Attributes:
-        metainfo: `classes`, the names in the order of the labels.
+        metainfo: the given one with `classes`, the names in the order of the labels.
 
     Raises:
         InputError: folders are missing, are not those of `classes`, or one has no images.
@@ -42,27 +44,28 @@ class ClassFolders(ImageFolder):
         split: str,
         pipeline: Sequence[dict],
         classes: str | Sequence[str] | None = None,
+        metainfo: Mapping[str, Any] | None = None,
     ):
         folder = Path(data_root) / split
         self.folders, names = self.folders_and_names(folder, classes)
-        self.metainfo = dict(classes=names)
+        self.metainfo = {**(metainfo or {}), "classes": names}
+        self.suffixes = _suffixes(pipeline)
         self.pipeline: Any = Compose(pipeline)
         super().__init__(str(folder))
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         """Return the class folders and their labels; called by torchvision."""
-        _check_folders(Path(directory), self.folders)
+        _check_folders(Path(directory), self.folders, self.suffixes)
         return list(self.folders), {name: label for label, name in enumerate(self.folders)}
 
-    @staticmethod
-    def make_dataset(
-        directory: str, class_to_idx: dict[str, int], *args: Any, **kwargs: Any
+    def make_dataset(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, directory: str, class_to_idx: dict[str, int], *args: Any, **kwargs: Any
     ) -> list[tuple[str, int]]:
         """List images and labels, without hidden files; called by torchvision."""
         return [
             (str(path), label)
             for name, label in class_to_idx.items()
-            for path in files_below(Path(directory) / name, *IMG_EXTENSIONS)
+            for path in files_below(Path(directory) / name, *self.suffixes)
         ]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -105,7 +108,8 @@ class ClassFolders(ImageFolder):
             InputError: one is missing, belongs to no class, or has no images.
         """
         folder = Path(dataset["data_root"]) / dataset["split"]
-        _check_folders(folder, cls.folders_and_names(folder, dataset.get("classes"))[0])
+        folders = cls.folders_and_names(folder, dataset.get("classes"))[0]
+        _check_folders(folder, folders, _suffixes(dataset.get("pipeline")))
 
 
 def _missing(folder: Path) -> InputError:
@@ -117,7 +121,12 @@ def _missing(folder: Path) -> InputError:
     )
 
 
-def _check_folders(folder: Path, expected: Sequence[str]) -> None:
+def _suffixes(pipeline: Any) -> tuple[str, ...]:
+    """Return the suffixes of the images that a pipeline reads."""
+    return (*IMG_EXTENSIONS, *RASTERS) if loaded_bands(pipeline) else IMG_EXTENSIONS
+
+
+def _check_folders(folder: Path, expected: Sequence[str], suffixes: Sequence[str]) -> None:
     if not folder.is_dir():
         raise _missing(folder)
     found = {inside.name for inside in folders_in(folder)}
@@ -136,7 +145,7 @@ def _check_folders(folder: Path, expected: Sequence[str]) -> None:
             where=folder,
         )
     for name in expected:
-        if not files_below(folder / name, *IMG_EXTENSIONS):
+        if not files_below(folder / name, *suffixes):
             raise InputError(
                 f"{folder / name}: holds no images", code="no-data", where=folder / name
             )

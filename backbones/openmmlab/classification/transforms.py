@@ -1,6 +1,5 @@
 """Load, augment and resize classifiers' images."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,7 @@ class TimmAugment(BaseTransform):
         )
 
     def transform(self, results: dict) -> dict:
-        return _pack(results, self.augment)
+        return packed(results, self.augment(results["img"]))
 
 
 @TRANSFORMS.register_module()
@@ -102,23 +101,28 @@ class ResizeForTest(BaseTransform):
         mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
         std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
     ):
-        side = (input_size, input_size) if input_size >= 384 else input_size * 256 // 224
         self.resize = transforms.Compose(
-            [
-                transforms.Resize(side, interpolation=InterpolationMode.BICUBIC),
-                transforms.CenterCrop(input_size),
-                transforms.ToTensor(),
-                transforms.Normalize(mean, std),
-            ]
+            [evaluation_resize(input_size), transforms.ToTensor(), transforms.Normalize(mean, std)]
         )
 
     def transform(self, results: dict) -> dict:
-        return _pack(results, self.resize)
+        return packed(results, self.resize(results["img"]))
 
 
-def _pack(results: dict, transform: Callable[[Image.Image], Tensor]) -> dict[str, Any]:
+def evaluation_resize(input_size: int) -> Any:
+    """Return the resizing and cropping of evaluation, of a Pillow image."""
+    side = (input_size, input_size) if input_size >= 384 else input_size * 256 // 224
+    return transforms.Compose(
+        [
+            transforms.Resize(side, interpolation=InterpolationMode.BICUBIC),
+            transforms.CenterCrop(input_size),
+        ]
+    )
+
+
+def packed(results: dict, image: Tensor) -> dict[str, Any]:
     """Pack an image for `ImageClassifier`; the label is left out in prediction."""
-    packed = dict(inputs=transform(results["img"]), img_path=str(results["img_path"]))
+    made = dict(inputs=image, img_path=str(results["img_path"]))
     if "label" in results:
-        packed["labels"] = results["label"]
-    return packed
+        made["labels"] = results["label"]
+    return made

@@ -76,6 +76,7 @@ UNTYPED_KEYS = {
     "filter_cfg": {"filter_empty_gt", "min_size", "bbox_min_size"},
     "metainfo": {
         "classes", "palette", "label_map", "reduce_zero_label", "base_classes", "novel_classes",
+        "bands",
     },
     "auto_scale_lr": {"enable", "base_batch_size"},
     "randomness": {"seed", "diff_rank_seed", "deterministic"},

@@ -20,7 +20,7 @@ from backbones.openmmlab.data.own_bands import use_bands
 from backbones.openmmlab.data.own_data import use_data
 from backbones.openmmlab.tasks import task_of
 from backbones.openmmlab.walk import replace_type
-from backbones.weights import check_path, trusted, work_offline
+from backbones.weights import check_path, read_checkpoint, trusted, work_offline
 
 from .global_batch import batch_norm_note, set_global_batch
 from .loading import leave_training_out, load_config
@@ -121,12 +121,12 @@ def prepare(options: Options, purpose: Purpose) -> Config:
         check_tta(config, options.tta)
     config.work_dir = str(options.work_dir or Path("work_dirs") / find_config(options.config).stem)
     config.launcher = options.launcher
-    if options.data:
+    if options.data or config.get("bands"):
         with trusted() if options.trust_checkpoint else nullcontext():
-            use_data(config, options.data, config.work_dir, options.checkpoint)
-            use_bands(config, options.data, options.checkpoint)
-    elif config.get("bands"):
-        use_bands(config, None, options.checkpoint)
+            trained = read_checkpoint(options.checkpoint) if options.checkpoint else None
+        if options.data:
+            use_data(config, options.data, config.work_dir, trained)
+        use_bands(config, options.data, trained, options.skip_bad_images)
     if purpose == "inspect":
         return config
     add_hooks(config)

@@ -1,6 +1,9 @@
 """Load images and name the file on failure, in training, evaluation and prediction alike."""
 
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -8,7 +11,7 @@ from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine import fileio
 from mmengine.registry import TRANSFORMS
 
-from backbones.errors import InputError, UnreadableImage
+from backbones.errors import UnreadableImage
 
 from .bands import Bands, read_bands
 from .decoding import DAMAGED, decode_image
@@ -20,11 +23,12 @@ class LoadImage(LoadImageFromFile):
     """Load an image as mmcv's LoadImageFromFile does, through the one decoder; name a bad file.
 
     With `bands` it loads these bands of an image of any number and depth as they are, without a
-    change of channel order, and marks missing pixels for `IgnoreMissing`; see `Bands`.
+    change of channel order, and marks missing pixels for `IgnoreMissing`; see `Bands`. An image
+    (H, W, bands) that is in the results already, as prediction passes it, is taken instead.
 
     Args:
         bands: names of the bands to load, in the network's order; None loads 8-bit colour.
-        band_names, band_dtype, nodata, fill, composite: as in `Bands`.
+        band_names, band_dtype, nodata, fill, composite, colour_map: as in `Bands`.
         kwargs: as in LoadImageFromFile.
 
     Raises:
@@ -40,37 +44,25 @@ class LoadImage(LoadImageFromFile):
         nodata: float | None = None,
         fill: Sequence[float] = (),
         composite: Sequence[str] | None = None,
+        colour_map: str | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.bands = None
-        if bands is None:
-            return
-        if self.backend_args or self.file_client_args:
-            raise InputError(
-                "LoadImage: bands are read from files on a disk; leave backend_args out",
-                code="unsupported",
-                where="backend_args",
+        if bands is not None:
+            shown = None if composite is None else tuple(composite)
+            self.bands = Bands(
+                tuple(bands), tuple(band_names), band_dtype, nodata, tuple(fill), shown, colour_map
             )
-        shown = None if composite is None else tuple(composite)
-        self.bands = Bands(tuple(bands), tuple(band_names), band_dtype, nodata, tuple(fill), shown)
 
     def transform(self, results: dict) -> dict | None:
         path = results["img_path"]
         try:
             if self.bands is not None:
-                image, missing = read_bands(Path(path), self.bands)
-                results["img"], results["missing_pixels"] = image, missing
-                results["img_shape"] = results["ori_shape"] = image.shape[:2]
-                return results
+                return self._with_bands(results, self.bands)
             if self.color_type != "color" or self.imdecode_backend != "cv2":
                 return super().transform(results)
-            if self.file_client_args is not None:
-                client = fileio.FileClient.infer_client(self.file_client_args, path)
-                content = client.get(path)
-            else:
-                content = fileio.get(path, backend_args=self.backend_args)
-            image = decode_image(bytes(content), path)
+            image = decode_image(self._content(path), path)
         except UnreadableImage:
             if self.ignore_empty:
                 return None
@@ -85,6 +77,38 @@ class LoadImage(LoadImageFromFile):
         results["img"] = image.astype("float32") if self.to_float32 else image
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         return results
+
+    def _with_bands(self, results: dict, bands: Bands) -> dict:
+        if "img" not in results:
+            with self._on_disk(str(results["img_path"])) as path:
+                results["img"], results["missing_pixels"] = read_bands(path, bands)
+        results["img_shape"] = results["ori_shape"] = results["img"].shape[:2]
+        return results
+
+    def _content(self, path: str) -> bytes:
+        """Return all bytes of a file through the pipeline's file backend."""
+        if self.file_client_args is not None:
+            client = fileio.FileClient.infer_client(self.file_client_args, path)
+            return bytes(client.get(path))
+        return bytes(fileio.get(path, backend_args=self.backend_args))
+
+    @contextmanager
+    def _on_disk(self, path: str) -> Iterator[Path]:
+        """Yield a file of this disk, a copy if the pipeline's backend has it elsewhere.
+
+        An error names the file as the data set does.
+        """
+        if Path(path).is_file() or not (self.backend_args or self.file_client_args):
+            yield Path(path)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, os.path.basename(path) or "image")
+            copy.write_bytes(self._content(path))
+            try:
+                yield copy
+            except UnreadableImage as error:
+                reason = str(error).removeprefix(f"{one_line(copy)}: ")
+                raise UnreadableImage(f"{one_line(path)}: {reason}", where=path) from None
 
 
 @TRANSFORMS.register_module()

@@ -1,41 +1,48 @@
 """Make a config read images of any bands: loaders, normalisation and the network's channels."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 
 from backbones.errors import InputError
 from backbones.openmmlab.walk import nodes, type_name
-from backbones.weights import read_checkpoint
 
-from .band_statistics import measure
-from .bands import Bands
-from .files import RASTERS, one_line, read_text, spread
+from .band_pipelines import STEPS, loaded_bands, with_bands
+from .band_statistics import Sampled, measure
+from .bands import COLOURS, Bands
+from .files import IMAGES, RASTERS, files_below, one_line, read_text, spread
 from .rasters import open_raster
 
 LISTED = "bands.json"  # in a data set's folder
+KEYS = {"names", "nodata", "composite", "colour_map"}  # of it
 LOOKED_AT = 8  # images that say whether a data set is more than 8-bit colour
 # Those of the libraries take means of one or three bands.
 PREPROCESSORS = {
     "DetDataPreprocessor": "BandsDetDataPreprocessor",
     "SegDataPreProcessor": "BandsSegDataPreProcessor",
 }
-LOADERS = ("LoadImage", "LoadImageFromFile")
-# Transforms that are defined for three channels of 8 bits.
-COLOUR_ONLY = {
-    "PhotoMetricDistortion", "YOLOXHSVRandomAug", "CLAHE", "RGB2Gray", "AdjustGamma",
-    "ColorTransform", "AutoContrast", "Equalize", "Posterize", "Solarize", "SolarizeAdd",
-    "Sharpness", "Brightness", "Color", "Contrast", "Invert", "RandAugment", "AutoAugment",
-    "Albu", "Corrupt", "RandomGrayscale", "ColorJitter",
-}  # fmt: skip
-COLOURS = ("red", "green", "blue")
+# What timm's and our classifiers are normalised by where their config does not say.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def use_bands(config: Config, root: Path | None, checkpoint: str | None = None) -> None:
+class Normalisation(NamedTuple):
+    """Hold mean and deviation of each band; a classifier's of 8 bits are those of [0, 1]."""
+
+    mean: list[float]
+    std: list[float]
+
+
+def use_bands(
+    config: Config,
+    root: Path | None,
+    trained: Mapping | None = None,
+    skip_bad_images: bool = False,
+) -> None:
     """Make a config read its images' bands, if they are more than 8-bit colour or it asks for them.
 
     The bands are the checkpoint's if it was trained on some; otherwise those of the config's key
@@ -44,63 +51,42 @@ def use_bands(config: Config, root: Path | None, checkpoint: str | None = None) 
     Args:
         config: changed in place; its splits are set already.
         root: the data set's folder, which may hold `bands.json`; None for the config's own data.
-        checkpoint: checkpoint of the model to evaluate.
+        trained: content of the checkpoint to evaluate.
+        skip_bad_images: pass over images that cannot be read, as the run will.
 
     Raises:
-        InputError: the images differ, a band or nodata value does not exist, or the config has a
-            transform that is defined for RGB alone and no folder was given.
+        InputError: the images differ, or a band or nodata value does not exist.
     """
-    trained = _trained_on(checkpoint) if checkpoint else None
-    if trained is None and not config.get("bands") and (root is None or not _is_deep(config, root)):
+    saved = _saved_bands(trained)
+    if saved is None and not config.get("bands") and (root is None or not _is_deep(config, root)):
         return
-    if trained is not None:
-        bands, mean, std = trained
+    if saved is None and root is None and loaded_bands(_data_parts(config)) is not None:
+        return  # a resolved config
+    if saved is not None:
+        bands, normalisation = Bands.of(saved), Normalisation(*(saved[k] for k in ("mean", "std")))
     else:
-        bands, mean, std = _measured(config, root)
-    _leave_colour_out(config)
-    step = dict(
-        type="LoadImage", bands=bands.chosen, band_names=bands.names, band_dtype=bands.dtype,
-        nodata=bands.nodata, fill=bands.fill, composite=bands.composite,
-    )  # fmt: skip
+        bands, normalisation = _measured(config, root, skip_bad_images)
+    mean, std = map(list, normalisation)
+    removed: dict[str, None] = {}
+    if config.get("tta_pipeline"):
+        config.tta_pipeline, more = with_bands(config.tta_pipeline, bands, dict(mean=mean, std=std))
     for _, node in nodes(_data_parts(config)):
-        for key in ("pipeline", "transforms"):
+        for key in STEPS:
             if isinstance(node.get(key), list):
-                node[key] = _with_bands(node[key], step)
-        if isinstance(node.get("metainfo"), dict):
-            node["metainfo"]["bands"] = dict(
-                {key: value for key, value in step.items() if key != "type"}, mean=mean, std=std
-            )
-    preprocessor = config.model.data_preprocessor
-    name = type_name(preprocessor)
-    preprocessor["type"] = PREPROCESSORS.get(name, name)
-    preprocessor.update(mean=mean, std=std, bgr_to_rgb=False, rgb_to_bgr=False)
-    config.model.backbone["in_channels"] = len(bands.chosen)
-
-
-def loaded_bands(pipeline: Any) -> Bands | None:
-    """Return the bands that a pipeline loads; None if it loads 8-bit colour."""
-    for _, step in nodes(pipeline):
-        if type_name(step) == "LoadImage" and step.get("bands"):
-            return Bands(
-                tuple(step["bands"]), tuple(step["band_names"]), step.get("band_dtype", "uint8"),
-                step.get("nodata"), tuple(step.get("fill") or ()),
-                tuple(step["composite"]) if step.get("composite") else None,
-            )  # fmt: skip
-    return None
-
-
-def refuse_colour_transforms(pipeline: Any, key: str) -> None:
-    """Raise InputError if a pipeline that loads bands has a transform for 8-bit RGB alone."""
-    if loaded_bands(pipeline) is None:
-        return
-    for _, step in nodes(pipeline):
-        if type_name(step) in COLOUR_ONLY:
-            raise InputError(
-                f"{key}: {type_name(step)} is defined for 8-bit RGB, and the images have other "
-                "bands; remove it",
-                code="unsupported",
-                where=type_name(step),
-            )
+                node[key], more = with_bands(node[key], bands, dict(mean=mean, std=std))
+                removed |= dict.fromkeys(more)
+        if "pipeline" in node and node.get("type") and not node.keys() & {"dataset", "datasets"}:
+            # Pairs: a checkpoint keeps them, and is refused with a config's own class of dicts.
+            meta = list(dict(bands.settings(), mean=mean, std=std).items())
+            node["metainfo"] = {**(node.get("metainfo") or {}), "bands": meta}
+    if removed:
+        print_log(f"left out, as defined for 8-bit RGB alone: {', '.join(removed)}", "current")
+    if preprocessor := config.model.get("data_preprocessor"):
+        name = type_name(preprocessor)
+        preprocessor["type"] = PREPROCESSORS.get(name, name)
+        preprocessor.update(mean=mean, std=std, bgr_to_rgb=False, rgb_to_bgr=False)
+    network = config.model.get("backbone") or config.model["network"]
+    network["in_channels"] = len(bands.chosen)
 
 
 def training_images(config: Config, split: str = "train") -> list[Path]:
@@ -123,32 +109,31 @@ def training_images(config: Config, split: str = "train") -> list[Path]:
             return [root / prefix.get("img", "") / image["file_name"] for image in images]
         except (InputError, ValueError, KeyError, TypeError):
             return []  # which `check_data` reports
+    if "split" in dataset:  # a folder of each class
+        return files_below(root / dataset["split"], *IMAGES, *RASTERS)
     folder = root / (prefix.get("img_path") or prefix.get("img") or "")
     return sorted(folder.rglob(f"*{dataset.get('img_suffix', '.jpg')}")) if prefix else []
 
 
-def _trained_on(checkpoint: str) -> tuple[Bands, list[float], list[float]] | None:
-    content = read_checkpoint(checkpoint)
-    meta = content.get("meta") if isinstance(content, dict) else None
+def _saved_bands(checkpoint: Mapping | None) -> dict[str, Any] | None:
+    """Return the bands that a model was trained on, as its checkpoint states them."""
+    meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
     meta = meta.get("dataset_meta") if isinstance(meta, dict) else None
     saved = meta.get("bands") if isinstance(meta, dict) else None
-    if not saved:
-        return None
-    bands = loaded_bands([dict(type="LoadImage", **saved)])
-    assert bands is not None
-    return bands, list(saved["mean"]), list(saved["std"])
+    return dict(saved) if saved else None
 
 
 def _is_deep(config: Config, root: Path) -> bool:
-    """Return whether every image looked at has more than the RGB decoder keeps."""
+    """Return whether most images looked at have more than the RGB decoder keeps."""
     if (root / LISTED).is_file():
         return True
     paths = training_images(config) or training_images(config, "test")
-    opened = spread(paths, LOOKED_AT)
-    return bool(opened) and all(map(_is_raster, opened))
+    deep = [kind for kind in map(_is_raster, spread(paths, LOOKED_AT)) if kind is not None]
+    return 2 * sum(deep) > len(deep)
 
 
-def _is_raster(path: Path) -> bool:
+def _is_raster(path: Path) -> bool | None:
+    """Return whether an image is more than 8-bit colour; None if that cannot be read."""
     suffix = path.suffix.lower()
     try:
         if suffix == ".png":
@@ -158,23 +143,30 @@ def _is_raster(path: Path) -> bool:
             with open_raster(path) as raster:
                 return raster.dtype != "uint8" or raster.count > 4
     except (OSError, InputError):
-        return False  # which `check_data` reports
+        return None
     return suffix in RASTERS
 
 
-def _measured(config: Config, root: Path | None) -> tuple[Bands, list[float], list[float]]:
+def _measured(
+    config: Config, root: Path | None, skip_bad_images: bool
+) -> tuple[Bands, Normalisation]:
     paths = training_images(config) or training_images(config, "test")
     if not paths:
-        raise InputError("bands: no images to read them from", code="no-data", where="bands")
+        raise InputError(
+            "bands: no images on this disk to measure them on; give the folder as --data",
+            code="no-data",
+            where="bands",
+        )
     listed = _listed(root / LISTED) if root is not None and (root / LISTED).is_file() else {}
-    with open_raster(paths[0]) as raster:
+    path = _typical(paths)
+    with open_raster(path) as raster:
         names = tuple(map(str, listed.get("names") or raster.names))
         names = names or tuple(str(i + 1) for i in range(raster.count))
         if len(names) != raster.count:
             raise InputError(
-                f"{one_line(paths[0])}: has {raster.count} bands, {LISTED} names {len(names)}",
+                f"{one_line(path)}: has {raster.count} bands, {LISTED} names {len(names)}",
                 code="bad-value",
-                where=paths[0],
+                where=path,
             )
         dtype, stated = str(raster.dtype), raster.nodata
     asked = config.get("bands")
@@ -182,30 +174,66 @@ def _measured(config: Config, root: Path | None) -> tuple[Bands, list[float], li
     nodata = listed.get("nodata", stated)
     shown = listed.get("composite")
     shown = tuple(map(str, shown)) if shown and set(map(str, shown)) <= set(chosen) else None
-    bands = Bands(chosen, names, dtype, nodata, composite=shown)
+    bands = Bands(chosen, names, dtype, nodata, (), shown, listed.get("colour_map"))
     found = measure(paths, bands)
+    if found.refused and not skip_bad_images:
+        raise found.refused[0]
     if not found.bands:
         raise InputError(
-            f"{one_line(paths[0].parent)}: every pixel of the {found.images} images looked at is "
+            f"{one_line(path.parent)}: every pixel of the {found.images} images looked at is "
             "nodata or NaN",
             code="no-data",
-            where=paths[0].parent,
+            where=path.parent,
         )
     print_log(
         f"{len(chosen)} of {len(names)} bands, {dtype}, measured on {found.images} images, "
         f"{found.missing:.1%} of their pixels missing",
         "current",
     )
-    mean, std = [b.mean for b in found.bands], [b.std or 1.0 for b in found.bands]
-    given = config.model.data_preprocessor
-    lower = [name.lower() for name in chosen]
-    if dtype == "uint8" and sorted(lower) == sorted(COLOURS) and len(given.get("mean") or ()) == 3:
-        # The normalisation that weights pretrained on RGB expect.
-        order = [COLOURS.index(name) for name in lower]
-        if given.get("bgr_to_rgb"):
-            mean, std = [given.mean[i] for i in order], [given.std[i] for i in order]
     fill = tuple(b.mean for b in found.bands)
-    return Bands(chosen, names, dtype, nodata, fill, shown), mean, std
+    bands = Bands(chosen, names, dtype, nodata, fill, shown, listed.get("colour_map"))
+    return bands, _normalisation(config, bands, found)
+
+
+def _typical(paths: Sequence[Path]) -> Path:
+    """Return an image of the number of bands and the dtype that most of those looked at have.
+
+    Raises:
+        UnreadableImage: none of them can be read.
+    """
+    kinds: dict[Path, tuple[int, str]] = {}
+    failed: InputError | None = None
+    for path in spread(paths, LOOKED_AT):
+        try:
+            with open_raster(path) as raster:
+                kinds[path] = (raster.count, str(raster.dtype))
+        except InputError as error:
+            failed = failed or error
+    if not kinds:
+        assert failed is not None  # there is at least one path
+        raise failed
+    (most, _), *_ = Counter(kinds.values()).most_common(1)
+    return next(path for path, kind in kinds.items() if kind == most)
+
+
+def _normalisation(config: Config, bands: Bands, found: Sampled) -> Normalisation:
+    """Return the measured one, or for 8-bit red, green and blue what pretrained weights expect."""
+    classifies = not config.model.get("data_preprocessor")
+    lower = [name.lower() for name in bands.chosen]
+    if bands.dtype == "uint8" and sorted(lower) == sorted(COLOURS):
+        given = config.model.get("data_preprocessor") or {}
+        mean, std = given.get("mean") or (), given.get("std") or ()
+        if classifies:
+            steps = [s for _, s in nodes(_data_parts(config)) if s.get("mean") and s.get("std")]
+            mean, std = (
+                (steps[0]["mean"], steps[0]["std"]) if steps else (IMAGENET_MEAN, IMAGENET_STD)
+            )
+        if len(mean) == len(std) == 3 and (classifies or given.get("bgr_to_rgb")):
+            order = [COLOURS.index(name) for name in lower]
+            return Normalisation([mean[i] for i in order], [std[i] for i in order])
+    scale = 255.0 if classifies and bands.dtype == "uint8" else 1.0
+    mean, std = [b.mean / scale for b in found.bands], [(b.std or 1.0) / scale for b in found.bands]
+    return Normalisation(mean, std)
 
 
 def _listed(path: Path) -> dict[str, Any]:
@@ -213,8 +241,7 @@ def _listed(path: Path) -> dict[str, Any]:
         content = json.loads(read_text(path))
     except ValueError:
         content = None
-    known = {"names", "nodata", "composite"}
-    if not isinstance(content, dict) or not content.keys() <= known:
+    if not isinstance(content, dict) or not content.keys() <= KEYS:
         raise InputError(
             f'{one_line(path)}: must be JSON such as {{"names": ["red", "nir"], "nodata": 0, '
             '"composite": ["nir"]}',
@@ -227,41 +254,11 @@ def _listed(path: Path) -> dict[str, Any]:
     for key in ("names", "composite"):
         if not isinstance(content.get(key), list | None):
             raise InputError(f"{one_line(path)}: {key} is no list", code="bad-value", where=path)
+    if not isinstance(content.get("colour_map"), str | None):
+        raise InputError(f"{one_line(path)}: colour_map is no name", code="bad-value", where=path)
     return content
 
 
 def _data_parts(config: Config) -> list[Any]:
-    keys = ("train_dataloader", "val_dataloader", "test_dataloader", "tta", "tta_pipeline")
-    parts = [config._cfg_dict.get(key) for key in keys]
-    return [dict(pipeline=p) if isinstance(p, list) else p for p in parts if p]
-
-
-def _with_bands(steps: Sequence[Any], loader: dict) -> list[Any]:
-    """Return a pipeline that loads bands and ignores missing pixels of label maps."""
-    made: list[Any] = []
-    for step in steps:
-        if not isinstance(step, dict):  # branches of test-time augmentation
-            made.append(_with_bands(step, loader) if isinstance(step, list) else step)
-        elif type_name(step) in LOADERS:
-            made.append({**loader})
-        elif type_name(step) != "IgnoreMissing":
-            made.append(step)
-            if type_name(step) == "LoadAnnotations":
-                made.append(dict(type="IgnoreMissing"))
-    return made
-
-
-def _leave_colour_out(config: Config) -> None:
-    """Remove transforms that are defined for 8-bit RGB alone, and say so."""
-    removed: dict[str, None] = {}
-    for _, node in nodes(_data_parts(config)):
-        for key in ("pipeline", "transforms"):
-            steps = node.get(key)
-            if isinstance(steps, list):
-                names = [type_name(s) if isinstance(s, dict) else "" for s in steps]
-                removed |= dict.fromkeys(name for name in names if name in COLOUR_ONLY)
-                node[key] = [
-                    s for s, name in zip(steps, names, strict=True) if name not in COLOUR_ONLY
-                ]
-    if removed:
-        print_log(f"left out, as defined for 8-bit RGB alone: {', '.join(removed)}", "current")
+    keys = ("train_dataloader", "val_dataloader", "test_dataloader", "tta", "custom_hooks")
+    return [part for key in keys if (part := config._cfg_dict.get(key))]

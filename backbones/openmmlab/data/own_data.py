@@ -5,7 +5,7 @@ folder: the same folder gives the same files, and the saved config reruns by its
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from backbones.errors import InputError
-from backbones.weights import read_checkpoint
 
 from .coco_annotations import CocoAnnotations
 from .coco_file import read_categories
@@ -35,7 +34,7 @@ def use_data(
     config: Config,
     root: str | os.PathLike,
     work_dir: str | os.PathLike = "work_dirs",
-    checkpoint: str | os.PathLike | None = None,
+    trained: Mapping | None = None,
 ) -> None:
     """Read every split from another folder, the config's own data set or any other.
 
@@ -46,14 +45,14 @@ def use_data(
         config: a detector's or a segmentor's config; of a classifier's only the folder is changed.
         root: the folder; docs/own-data.md has the layouts.
         work_dir: where converted annotations and the list of a made validation split go.
-        checkpoint: checkpoint to evaluate on the test split: its classes are kept if they cover
-            the data's, and so is a mask head that the data has no masks for.
+        trained: content of the checkpoint to evaluate on the test split: its classes are kept if
+            they cover the data's, and so is a mask head that the data has no masks for.
 
     Raises:
         InputError: the folder holds no data for the config's task, or something in it is wrong.
     """
     root = Path(root)
-    splits = ("test",) if checkpoint else ("train", "val", "test")
+    splits = ("test",) if trained is not None else ("train", "val", "test")
     splits = tuple(split for split in splits if config.get(f"{split}_dataloader"))
     is_dense = config.get("default_scope") in ("mmdet", "mmseg")
     if not is_dense or _is_config_layout(config, root, splits):
@@ -61,8 +60,8 @@ def use_data(
         return
     # Links are not followed: labels are found by the path as it is given.
     root = Path(os.path.abspath(root))
-    trained = class_names(read_checkpoint(checkpoint)) if checkpoint else None
-    model = Classes(trained or _classes(config), bool(checkpoint), bool(trained))
+    names = class_names(trained)
+    model = Classes(names or _classes(config), trained is not None, bool(names))
     use = use_annotations
     if config.get("default_scope") == "mmseg":
         use = use_label_maps

@@ -4,12 +4,13 @@ from backbones.openmmlab.registration import register
 
 register("mmdet")
 
-from backbones.openmmlab.data import loading
+from backbones.openmmlab.data import in_threes, loading
 from backbones.openmmlab.evaluation import corruption
 
 from . import coco_ap, data_preprocessor, mask_tta, roi_heads
 from .task import DETECTION
 
 __all__ = [
-    "DETECTION", "coco_ap", "corruption", "data_preprocessor", "loading", "mask_tta", "roi_heads",
+    "DETECTION", "coco_ap", "corruption", "data_preprocessor", "in_threes", "loading", "mask_tta",
+    "roi_heads",
 ]  # fmt: skip

@@ -10,6 +10,8 @@ from mmengine.evaluator import BaseMetric
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from backbones.openmmlab.data.band_pipelines import shown_bands
+from backbones.openmmlab.data.bands import Bands
 from backbones.openmmlab.data.masks import encoded
 from backbones.openmmlab.evaluation.figures import Worst, confusion_triples, image_pair, read_rgb
 from backbones.openmmlab.prediction.drawing import draw_instances
@@ -35,7 +37,7 @@ def detection_figures(
 
     Args:
         metrics: the evaluator's metrics.
-        meta: the data set's meta; only its `classes` count.
+        meta: the data set's meta: `classes`, and `bands` if the images have others than colour.
         count: how many of the worst images are kept.
     """
     if (panoptic := panoptic_figures(metrics, meta, count)) is not None:
@@ -43,7 +45,7 @@ def detection_figures(
     for metric in metrics:
         if isinstance(metric, CocoMetric) and not metric.format_only and meta.get("classes"):
             if ground_truth(metric) is not None:
-                return DetectionFigures(meta["classes"], metric, count)
+                return DetectionFigures(meta["classes"], metric, count, shown_bands(meta))
     return None
 
 
@@ -58,12 +60,19 @@ class DetectionFigures:
         classes: names of the classes that count.
         metric: has the ground truth and, if it is a `CocoAP`, the precision.
         count: how many of the worst images are kept.
+        bands: the bands of the images; None for 8-bit colour.
     """
 
-    def __init__(self, classes: Sequence[str], metric: CocoMetric, count: int):
+    def __init__(
+        self,
+        classes: Sequence[str],
+        metric: CocoMetric,
+        count: int,
+        bands: Bands | None = None,
+    ):
         coco = ground_truth(metric)
         assert coco is not None
-        self.metric = metric
+        self.metric, self.bands = metric, bands
         # mmdet's labels follow the order of the annotation file, whatever that of the classes is.
         ids = coco.getCatIds(catNms=list(classes))
         self.classes = [coco.cats[i]["name"] for i in ids]
@@ -190,7 +199,7 @@ class DetectionFigures:
         names = tuple(" ".join(name.split()) for name in self.classes)
         pairs = []
         for score, path, kept in self.worst:
-            image = read_rgb(path)
+            image = read_rgb(path, self.bands)
             if image is None:
                 continue
             rows = [row for row in self.rows.get(kept["image"], []) if not row.get("iscrowd")]

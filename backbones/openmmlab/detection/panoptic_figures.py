@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from mmdet.evaluation.metrics import CocoPanopticMetric
 
+from backbones.openmmlab.data.band_pipelines import shown_bands
 from backbones.openmmlab.data.metainfo import class_colours
 from backbones.openmmlab.evaluation.figures import Worst, image_pair, read_rgb
 from backbones.openmmlab.panoptic_quality import PQStat, rgb2id
@@ -26,7 +27,7 @@ class PanopticFigures:
     """
 
     def __init__(self, meta: Mapping, metric: CocoPanopticMetric, count: int):
-        self.metric = metric
+        self.metric, self.bands = metric, shown_bands(meta)
         self.classes = list(meta["classes"])
         palette = meta.get("palette")
         self.palette = class_colours(len(self.classes)) if palette is None else np.array(palette)
@@ -90,7 +91,7 @@ class PanopticFigures:
         palette = self.palette.astype(np.uint8)
         pairs = []
         for score, path, kept in self.worst:
-            image, truth = read_rgb(path), self._truth(path, kept["image"])
+            image, truth = read_rgb(path, self.bands), self._truth(path, kept["image"])
             if image is None or truth is None:
                 continue
             drawn = [draw_segments(image, each, names, palette) for each in (truth, kept["found"])]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from mmengine.registry import DATASETS, DefaultScope
 
 from backbones.errors import InputError
+from backbones.openmmlab.data.band_pipelines import loaded_bands
 from backbones.openmmlab.data.coco_annotations import CocoAnnotations
 from backbones.openmmlab.data.coco_file import read_coco
 from backbones.openmmlab.data.decoding import Header
@@ -17,7 +18,6 @@ from backbones.openmmlab.data.files import one_line, spread
 from backbones.openmmlab.data.image_files import read_headers
 from backbones.openmmlab.data.issues import Issue
 from backbones.openmmlab.data.metainfo import dataset_class, dataset_metainfo
-from backbones.openmmlab.data.own_bands import loaded_bands
 from backbones.openmmlab.walk import nodes, type_name
 
 WHERE_TO_GET = "tools/prepare_data.py makes or downloads it; --data ROOT selects another folder"

@@ -124,7 +124,7 @@ def check_class_folders(plan: RunPlan) -> Iterator[Issue]:
     for dataset in plan.datasets:
         if dataset.kind == "class folders" and dataset.is_readable:
             built = dataset.built
-            left_out = check_left_out(Path(built.root), dataset.images, built.extensions)
+            left_out = check_left_out(Path(built.root), dataset.images, built.suffixes)
             yield from with_code(left_out, "bad-image")
 
 

@@ -1,7 +1,7 @@
 """Corrupt images with the 15 corruptions of Hendrycks & Dietterich, by image name and seed."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 
 from backbones.errors import InputError
-from backbones.openmmlab.data.own_bands import loaded_bands
+from backbones.openmmlab.data.band_pipelines import loaded_bands
 
 LIBRARY = "imagecorruptions-imaug"
 # arXiv:1903.12261, Figure 1, in its order; for detectors arXiv:1907.07484.
@@ -25,6 +25,11 @@ GROUPS = {
 CORRUPTIONS = tuple(name for names in GROUPS.values() for name in names)
 SEVERITIES = (1, 2, 3, 4, 5)
 LEAST_SIDE = 32  # pixels; the library's
+# Weather in visible light, a change of HSV, and a codec of 8-bit colour.
+COLOUR_ONLY = ("snow", "frost", "fog", "brightness", "jpeg_compression")
+# Deviations from a band's mean that stand for black and white: photographs of ImageNet have 8 bits
+# within 2.2 of them.
+SPAN = 2.2
 OWN_GENERATOR = ("impulse_noise", "glass_blur")  # take a seed as an argument
 
 
@@ -74,6 +79,44 @@ def corrupt(
         return library_corrupt(image, severity, corruption, **given)
 
 
+def corrupt_bands(
+    image: np.ndarray,
+    corruption: str,
+    severity: int,
+    limits: Sequence[tuple[float, float]],
+    *,
+    name: str,
+    seed: int,
+) -> np.ndarray:
+    """Return a corrupted copy of an image of any bands, each corrupted as a grey picture.
+
+    What the corruption changes in the picture is added to the band, so that nothing else is lost to
+    8 bits. Displacements and blurs are those of one draw for all bands, noise is drawn for each.
+
+    Args:
+        image: (H, W, bands), 32 pixels or more on each side.
+        corruption: a name of `CORRUPTIONS` that is not in `COLOUR_ONLY`.
+        severity, name, seed: as in `corrupt`.
+        limits: the values of each band that are black and white in the picture.
+
+    Returns:
+        (H, W, bands) of the image's dtype.
+    """
+    made = np.empty_like(image)
+    for band, (black, white) in enumerate(limits):
+        values = image[..., band].astype(np.float64)
+        step = max(white - black, 1e-12) / 255
+        grey = ((values - black) / step).round().clip(0, 255).astype(np.uint8)
+        drawn = f"{name} {band}" if corruption in GROUPS["noise"] else name
+        rgb = np.repeat(grey[..., None], 3, 2)
+        changed = corrupt(rgb, corruption, severity, name=drawn, seed=seed)[..., 0]
+        values = values + (changed.astype(np.float64) - grey) * step
+        if image.dtype == np.uint8:
+            values = values.round().clip(0, 255)
+        made[..., band] = values
+    return made
+
+
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed NumPy's global generator, which the library draws from, and restore it afterwards."""
@@ -89,26 +132,36 @@ def _seeded(seed: int) -> Iterator[None]:
 class CorruptImage(BaseTransform):
     """Corrupt `img`, (H, W, 3) BGR as LoadImage returns it; boxes and labels stay unchanged.
 
+    Images of other bands are corrupted band by band; see `corrupt_bands`.
+
     Args:
         corruption: a name of `CORRUPTIONS`; None leaves images unchanged, as severity 0 does.
         severity: 0 to 5.
         seed: seed of the draws, together with the image's file name.
+        limits: the values of each band that stand for black and white; empty for 8-bit RGB.
 
     Raises:
-        InputError: an image is smaller than 32 pixels, or not 8-bit RGB.
+        InputError: an image is smaller than 32 pixels, or without limits not 8-bit RGB.
     """
 
-    def __init__(self, corruption: str | None = None, severity: int = 0, seed: int = 0):
+    def __init__(
+        self,
+        corruption: str | None = None,
+        severity: int = 0,
+        seed: int = 0,
+        limits: Sequence[tuple[float, float]] = (),
+    ):
         self.corruption = corruption
         self.severity = severity
         self.seed = seed
+        self.limits = tuple(limits)
 
     def transform(self, results: dict) -> dict:
         """Corrupt the image of one sample."""
         if self.corruption is None or self.severity == 0:
             return results
         image, path = results["img"], Path(results["img_path"])
-        if image.dtype != np.uint8 or image.shape[2:] != (3,):
+        if not self.limits and (image.dtype != np.uint8 or image.shape[2:] != (3,)):
             raise InputError(
                 f"{path}: the corruptions are defined for 8-bit RGB, the image is "
                 f"{image.dtype} of {image.shape[2]} bands",
@@ -123,30 +176,50 @@ class CorruptImage(BaseTransform):
                 code="unsupported",
                 where=path,
             )
+        if self.limits:
+            results["img"] = corrupt_bands(
+                image, self.corruption, self.severity, self.limits, name=path.name, seed=self.seed
+            )
+            return results
         rgb = np.ascontiguousarray(image[..., ::-1], dtype=np.uint8)
         rgb = corrupt(rgb, self.corruption, self.severity, name=path.name, seed=self.seed)
         results["img"] = np.ascontiguousarray(rgb[..., ::-1], dtype=image.dtype)
         return results
 
 
+def choose_corruptions(config: Config, named: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the corruptions to measure: those named, or all that are defined for the images.
+
+    Raises:
+        InputError: one that is named is defined for 8-bit RGB, and the model reads other bands.
+    """
+    if loaded_bands(config.test_dataloader.dataset.get("pipeline")) is None:
+        return tuple(named or CORRUPTIONS)
+    for name in named or ():
+        if name in COLOUR_ONLY:
+            raise InputError(
+                f"--corruptions {name}: is defined for 8-bit RGB, and this model reads other "
+                f"bands; leave out {', '.join(COLOUR_ONLY)}",
+                code="unsupported",
+                where=name,
+            )
+    return tuple(named or (name for name in CORRUPTIONS if name not in COLOUR_ONLY))
+
+
 def insert_corruption(config: Config, seed: int) -> None:
     """Insert an inactive `CorruptImage` after the loading of the test images.
 
     Raises:
-        InputError: the test pipeline does not load images by LoadImage, or loads other bands.
+        InputError: the test pipeline does not load images by LoadImage.
     """
     dataset = config.test_dataloader.dataset
-    if loaded_bands(dataset.get("pipeline")) is not None:
-        raise InputError(
-            "robustness: the 15 common corruptions are defined for 8-bit RGB, and this model reads "
-            "other bands",
-            code="unsupported",
-            where="test_dataloader.dataset.pipeline",
-        )
+    meta = dict((dataset.get("metainfo") or {}).get("bands") or {})
+    pairs = zip(meta.get("mean") or (), meta.get("std") or (), strict=True)
+    limits = [(mean - SPAN * std, mean + SPAN * std) for mean, std in pairs]
     kinds = [str(step.get("type")) for step in dataset.get("pipeline") or []]
     for i, kind in enumerate(kinds):
         if kind in ("LoadImage", "LoadImageFromFile"):
-            step = dict(type="CorruptImage", seed=seed)
+            step = dict(type="CorruptImage", seed=seed, **({"limits": limits} if limits else {}))
             dataset.pipeline = [*dataset.pipeline[: i + 1], step, *dataset.pipeline[i + 1 :]]
             return
     raise InputError(

@@ -11,6 +11,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from backbones.errors import UnreadableImage
+from backbones.openmmlab.data.bands import Bands, composite, read_bands
+from backbones.openmmlab.data.decoding import read_image
 from backbones.openmmlab.tasks import Sample
 
 LONGEST_SIDE = 560  # pixels of an image in the report
@@ -70,10 +73,21 @@ class Worst:
             yield -score, name, sample
 
 
-def read_rgb(path: str) -> np.ndarray | None:
-    """Read an image as (H, W, 3) uint8 RGB; None if it no longer exists."""
-    image = cv2.imread(path)
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+def read_rgb(path: str, bands: Bands | None) -> np.ndarray | None:
+    """Read an image as (H, W, 3) uint8 RGB; None if it no longer exists.
+
+    Args:
+        path: the image.
+        bands: the bands that the model reads, of which the composite is shown; None for colour.
+    """
+    try:
+        if bands is None:
+            image = read_image(Path(path))
+        else:
+            image = composite(read_bands(Path(path), bands)[0], bands)
+    except UnreadableImage:
+        return None
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def image_pair(

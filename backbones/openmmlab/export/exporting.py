@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from backbones.atomic_write import write_atomically
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
+from backbones.openmmlab.data.band_pipelines import loaded_bands
 from backbones.openmmlab.data.bands import Bands
-from backbones.openmmlab.data.own_bands import loaded_bands
 from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.openmmlab.tasks import task_of
 

@@ -127,8 +127,9 @@ class Batches:
         report = partial(self.progress.part, path.name, unit="tiles")
         with open_raster(path) as raster:
             bands.check(raster)
-            image = WindowedImage(raster, bands)
-            if self.predictor.task == "segmentation":
+            has_labels = self.predictor.task == "segmentation"
+            image = WindowedImage(raster, bands, keep_missing=has_labels)
+            if has_labels:
                 labels = self.files.folder / "labels" / f"{name}.tif"
                 with label_file(labels, raster, len(self.predictor.classes)) as out:
                     tiled(image, report, out)
@@ -145,7 +146,8 @@ class Batches:
     def _video(self, path: Path, name: str) -> None:
         with closing(Video(path)) as video, self.files.video(name, video) as written:
             for frames in video.batches(self.batch_size):
-                for frame, one in zip(frames, self._predicted(frames), strict=True):
+                images = [self.predictor.of_frame(frame, path) for frame in frames]
+                for frame, one in zip(frames, self._predicted(images), strict=True):
                     written.add(frame, one)
                 self.progress.part(path.name, written.frames, video.frames, "frames")
         if written.frames < MIN_FRAMES * video.frames:

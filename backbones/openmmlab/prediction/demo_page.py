@@ -13,8 +13,8 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from backbones.errors import InputError, UnreadableImage  # noqa: E402
-from backbones.openmmlab.data.decoding import read_image  # noqa: E402
-from backbones.openmmlab.data.image_files import read_header
+from backbones.openmmlab.data.decoding import read_header  # noqa: E402
+from backbones.openmmlab.data.rasters import read_raster_header  # noqa: E402
 
 from .drawing import drawn_size  # noqa: E402
 from .instances import Instances  # noqa: E402
@@ -44,11 +44,11 @@ def demo_page(predictor: Predictor, title: str, score: float) -> gr.Blocks:
             return None, None, "", []
         path = Path(upload)
         try:
-            image = _read(path)
-            (sample,) = predictor.batch([image])
+            decoded = _read(path, predictor)
+            (sample,) = predictor.batch([decoded])
         except InputError as error:
             raise gr.Error(str(error).replace(str(path), path.name), duration=None) from None
-        found = results(sample, predictor.classes)
+        image, found = predictor.picture(decoded), results(sample, predictor.classes)
         height, width = drawn_size(*image.shape[:2])
         factor = HEAT_SIDE / max(height, width)
         heat = [
@@ -57,7 +57,7 @@ def demo_page(predictor: Predictor, title: str, score: float) -> gr.Blocks:
                 f"stage {m.stage}: {m.channels} channels, "
                 f"{m.values.shape[0]} x {m.values.shape[1]}, mean {m.values.mean():.3g}",
             )
-            for m in stage_maps(predictor, image)
+            for m in stage_maps(predictor, decoded)
         ]
         return (image, found), *redraw((image, found), least), heat
 
@@ -153,17 +153,18 @@ def serve(page: gr.Blocks, host: str, port: int | None, max_upload: str) -> str:
     return address
 
 
-def _read(path: Path) -> np.ndarray:
+def _read(path: Path, predictor: Predictor) -> np.ndarray:
+    header = read_header if predictor.bands is None else read_raster_header
     try:
-        width, height = read_header(path).size
+        width, height = header(path).size
         pixels = width * height
     except Image.DecompressionBombError:
         pixels = float("inf")
     except (OSError, ValueError, SyntaxError):
-        pixels = 0  # whose fault read_image names
+        pixels = 0  # whose fault the predictor names
     if pixels > LARGEST_IMAGE:
         raise UnreadableImage(
             f"{path}: over {LARGEST_IMAGE // 10**6} million pixels; use tools/predict.py --tile",
             where=path,
         )
-    return read_image(path)
+    return predictor.read(path)

@@ -17,10 +17,10 @@ from backbones.errors import InputError
 from backbones.openmmlab.config.loading import inference_dtype, load_config
 from backbones.openmmlab.config.machine import fit_to_machine
 from backbones.openmmlab.config.names import published_model
+from backbones.openmmlab.data.band_pipelines import loaded_bands, refuse_colour_transforms
 from backbones.openmmlab.data.bands import composite, read_bands
 from backbones.openmmlab.data.decoding import read_image
 from backbones.openmmlab.data.metainfo import dataset_metainfo
-from backbones.openmmlab.data.own_bands import loaded_bands, refuse_colour_transforms
 from backbones.openmmlab.mmengine_internals import safe_checkpoint_loading
 from backbones.openmmlab.precision import inference_autocast, set_tf32
 from backbones.openmmlab.registration import enter_scope
@@ -125,7 +125,7 @@ class Predictor:
         self.bands = loaded_bands(steps)
         self._from_file = Compose(steps)
         loader = dict(type=array_loader)
-        if steps[0]["type"] == "LoadRGB":  # it takes arrays too
+        if self.bands is not None or steps[0]["type"] == "LoadRGB":  # which take arrays too
             loader = steps[0]
         self._from_array = Compose([loader, *steps[1:]])
         self.collate = cast(Callable[[list], dict], FUNCTIONS.get(collate))
@@ -142,11 +142,11 @@ class Predictor:
             pixels of the image, scores, labels, masks (n, H, W)) from a detector, `pred_sem_seg`
             (1, H, W) from a segmentor, `scores` (classes,) and `label` (1,) from a classifier.
         """
-        (sample,) = self.batch([image])
         shown = image
         if self.bands is not None:
-            decoded = image if isinstance(image, np.ndarray) else self.read(Path(image))
-            shown = self.picture(decoded)
+            image = image if isinstance(image, np.ndarray) else self.read(Path(image))
+            shown = self.picture(image)
+        (sample,) = self.batch([image])
         return Result(shown, sample, self.classes, self.palette)
 
     @torch.inference_mode()
@@ -182,6 +182,14 @@ class Predictor:
             UnreadableImage: it cannot be read, or is unlike the images of the training.
         """
         return read_image(path) if self.bands is None else read_bands(path, self.bands)[0]
+
+    def of_frame(self, frame: np.ndarray, path: Path) -> np.ndarray:
+        """Return a frame (H, W, 3) uint8 BGR of a video as `packed` takes it.
+
+        Raises:
+            UnreadableImage: the model reads other bands than red, green and blue of 8 bits.
+        """
+        return frame if self.bands is None else self.bands.of_frame(frame, path)
 
     def picture(self, image: np.ndarray) -> np.ndarray:
         """Show a decoded image as (H, W, 3) uint8 BGR."""

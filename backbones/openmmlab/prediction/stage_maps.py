@@ -30,7 +30,7 @@ def stage_maps(predictor: Predictor, image: np.ndarray) -> list[StageMap]:
 
     Args:
         predictor: the model; the image goes through its pipeline as a whole.
-        image: (H, W, 3) uint8 in BGR order as OpenCV reads it.
+        image: as `Predictor.read` returns it.
     """
     model = predictor.model
     network = model.backbone if hasattr(model, "backbone") else getattr(model, "network", None)

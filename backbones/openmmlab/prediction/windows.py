@@ -20,22 +20,50 @@ PROJECTED, GEOGRAPHIC, USER_DEFINED = 3072, 2048, 32767  # GeoTIFF keys, and the
 
 
 class WindowedImage:
-    """Read parts of an open raster as if it were an array (H, W, bands); see `Bands.read`."""
+    """Read parts of an open raster as if it were an array (H, W, bands); see `Bands.read`.
 
-    def __init__(self, raster: Raster, bands: Bands):
-        self.raster, self.bands = raster, bands
+    Args:
+        raster: the file.
+        bands: bands to read.
+        keep_missing: keep where the pixels of each part are missing, until `missing` is asked for
+            a part behind it.
+    """
+
+    def __init__(self, raster: Raster, bands: Bands, keep_missing: bool = False):
+        self.raster, self.bands, self.keep_missing = raster, bands, keep_missing
         self.shape = (raster.height, raster.width, len(bands.chosen))
+        self._read: list[tuple[slice, slice, np.ndarray]] = []
 
     def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
-        return self._read(part)[0]
+        rows, columns = part
+        window = (columns.start, rows.start, columns.stop, rows.stop)
+        pixels, lacking = self.bands.read(self.raster, window)
+        if self.keep_missing:
+            self._read.append((rows, columns, np.asarray(lacking.any(-1))))
+        return pixels
 
     def missing(self, part: tuple[slice, slice]) -> np.ndarray:
-        """Return where the pixels of a part (h, w) are missing in any band."""
-        return self._read(part)[1]
+        """Return where the pixels of a part (h, w) are missing in any band, or were not read.
 
-    def _read(self, part: tuple[slice, slice]) -> tuple[np.ndarray, np.ndarray]:
+        Parts are asked for along the image's longer side: what is behind is forgotten.
+        """
         rows, columns = part
-        return self.bands.read(self.raster, (columns.start, rows.start, columns.stop, rows.stop))
+        along = int(self.shape[1] > self.shape[0])
+        self._read = [one for one in self._read if one[:2][along].stop > part[along].start]
+        missing = np.ones((rows.stop - rows.start, columns.stop - columns.start), bool)
+        for other_rows, other_columns, found in self._read:
+            top, bottom = max(rows.start, other_rows.start), min(rows.stop, other_rows.stop)
+            left = max(columns.start, other_columns.start)
+            right = min(columns.stop, other_columns.stop)
+            if top < bottom and left < right:
+                missing[
+                    top - rows.start : bottom - rows.start,
+                    left - columns.start : right - columns.start,
+                ] = found[
+                    top - other_rows.start : bottom - other_rows.start,
+                    left - other_columns.start : right - other_columns.start,
+                ]
+        return missing
 
     def is_empty(self, part: tuple[slice, slice]) -> bool:
         """Return whether nothing was ever written into a part of the file, all of it nodata."""

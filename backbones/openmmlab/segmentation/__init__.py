@@ -4,7 +4,7 @@ from backbones.openmmlab.registration import register
 
 register("mmseg")
 
-from backbones.openmmlab.data import loading
+from backbones.openmmlab.data import in_threes, loading
 from backbones.openmmlab.evaluation import corruption
 
 from . import boundary, data_preprocessor, heads, label_range, pairs, sliding_window
@@ -16,6 +16,7 @@ __all__ = [
     "corruption",
     "data_preprocessor",
     "heads",
+    "in_threes",
     "label_range",
     "loading",
     "pairs",

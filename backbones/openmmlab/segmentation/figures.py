@@ -7,6 +7,8 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmseg.evaluation.metrics import IoUMetric
 
+from backbones.openmmlab.data.band_pipelines import shown_bands
+from backbones.openmmlab.data.bands import Bands
 from backbones.openmmlab.data.metainfo import class_colours
 from backbones.openmmlab.evaluation.figures import (
     LONGEST_SIDE,
@@ -37,8 +39,9 @@ def segmentation_figures(
     for metric in metrics:
         if isinstance(metric, IoUMetric) and not metric.format_only and meta.get("classes"):
             return SegmentationFigures(
-                meta["classes"], meta.get("palette"), metric.ignore_index, count, boundary
-            )
+                meta["classes"], meta.get("palette"), metric.ignore_index, count, boundary,
+                shown_bands(meta),
+            )  # fmt: skip
     return None
 
 
@@ -51,6 +54,7 @@ class SegmentationFigures:
         ignored: label of pixels that do not count.
         count: how many of the worst images are kept.
         boundary: the metric that has the boundary IoU of each class, if it is measured.
+        bands: the bands of the images; None for 8-bit colour.
     """
 
     def __init__(
@@ -60,11 +64,12 @@ class SegmentationFigures:
         ignored: int,
         count: int,
         boundary: BoundaryIoU | None = None,
+        bands: Bands | None = None,
     ):
         self.classes = list(classes)
         self.palette = class_colours(len(classes)) if palette is None else np.array(palette)
         self.ignored = ignored
-        self.boundary = boundary
+        self.boundary, self.bands = boundary, bands
         self.worst = Worst(count)
         self.confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
         self.images = 0
@@ -131,7 +136,7 @@ class SegmentationFigures:
         palette = self.palette.astype(np.uint8)
         pairs = []
         for score, path, kept in self.worst:
-            image = read_rgb(path)
+            image = read_rgb(path, self.bands)
             if image is None:
                 continue
             height, width = kept["truth"].shape

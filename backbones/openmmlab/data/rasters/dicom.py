@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_rescale
 
 from .raster import LARGEST, ArrayRaster, unreadable
@@ -16,6 +17,11 @@ def read_dicom(path: Path) -> ArrayRaster:
         UnreadableImage: it holds no image, several frames, or is damaged.
     """
     try:
+        syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+        if syntax is not None and syntax.is_deflated:
+            raise unreadable(
+                path, "DICOM deflated as a whole, of unknown size; store it undeflated"
+            )
         file = pydicom.dcmread(path)
         values = int(file.Rows) * int(file.Columns) * int(file.get("SamplesPerPixel", 1))
         if int(file.get("NumberOfFrames", 1) or 1) != 1 or values > LARGEST:
