@@ -54,7 +54,10 @@ DETECTION = register_task(
         ),
         compiled_parts=("backbone", "neck", "rpn_head"),
         compiled_region_parts=("roi_head.bbox_head", "roi_head.mask_head"),
-        class_layers=re.compile(r"(?:^|\.)(?:fc_cls|fc_reg|conv_logits)$"),
+        class_layers=re.compile(
+            r"^(?!rpn_head\.)(?:.+\.)?(?:\w+_cls|cls_branches|cls_score|cls_embed|label_embedding|"
+            r"fc_reg|conv_logits)(?:\.\d+)*$"
+        ),
         figures=detection_figures,
         report_layout=ReportLayout(
             class_scores=(
@@ -80,6 +83,7 @@ DETECTION = register_task(
             semantic_head=("semantic_head",),
             shared_head=("roi_head.shared_head",),
             bbox_head=("bbox_head", "roi_head.bbox_head"),
+            grid_head=("roi_head.grid_head",),
             mask_head=("mask_head", "roi_head.mask_head"),
             panoptic_head=("panoptic_head",),
         ),

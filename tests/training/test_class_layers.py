@@ -1,0 +1,67 @@
+"""Fine-tuning on other classes: every head's layers with rows for each class start anew."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS, DefaultScope
+
+from backbones import InputError
+from backbones.openmmlab.data.config_edits import set_class_count
+from backbones.openmmlab.training.fine_tuning import class_layers, load_all_but_classes
+from benchmarks.families import FAMILIES
+from benchmarks.narrow_models import narrowed
+
+NAMED = {family.name: family for family in FAMILIES}
+
+
+def built(name: str, classes: int, device: str = "meta") -> torch.nn.Module:
+    """A family's narrow model for so many classes."""
+    family = NAMED[name]
+    model = narrowed(family.library, family.config, wide=family.wide, **family.backbone)
+    config = ConfigDict(model=deepcopy(model))
+    for key, value in family.changes.items():
+        *path, last = key.split(".")
+        node = config.model
+        for part in path:
+            node = node[int(part) if part.isdigit() else part]
+        node[last] = value
+    panoptic = "panoptic" in name
+    set_class_count(config.model, classes - 2 * panoptic, 2 * panoptic)
+    with DefaultScope.overwrite_default_scope(family.library), torch.device(device):
+        return MODELS.build(config.model)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_they_are_those_whose_size_follows_the_classes(name):
+    few, many = built(name, 7), built(name, 9)
+    sizes = {key: tensor.shape for key, tensor in many.named_parameters()}
+    following = {key for key, tensor in few.named_parameters() if tensor.shape != sizes[key]}
+    layers = tuple(f"{layer}." for layer in class_layers(few))
+    named = {key for key in sizes if key.startswith(layers)}
+    assert following and named == following
+
+
+@pytest.mark.parametrize("name", ["RetinaNet", "RTMDet-Ins", "DINO", "Mask2Former panoptic"])
+def test_all_else_is_loaded(name):
+    source, model = (built(name, classes, "cpu") for classes in (7, 9))
+    for tensor in source.state_dict().values():
+        tensor.fill_(3)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    line = load_all_but_classes(model, dict(state_dict=source.state_dict()), "x.pth")
+    layers = class_layers(model)
+    assert layers and all(layer in line for layer in layers)
+    for key, tensor in model.state_dict().items():
+        anew = key.startswith(tuple(f"{layer}." for layer in layers))
+        assert torch.equal(tensor, before[key]) if anew else (tensor == 3).all(), key
+
+
+def test_a_layer_of_another_width_is_an_error():
+    source, model = (built("RetinaNet", classes, "cpu") for classes in (7, 9))
+    state = {**source.state_dict(), "bbox_head.retina_reg.bias": torch.zeros(5)}
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(InputError) as caught:
+        load_all_but_classes(model, dict(state_dict=state), "x.pth")
+    assert "bbox_head.retina_reg.bias" in str(caught.value)
+    torch.testing.assert_close(dict(model.state_dict()), before)
