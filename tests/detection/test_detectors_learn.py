@@ -22,7 +22,7 @@ HEADS = {
     "faster_rcnn_convnext_t": Head(
         BOXES,
         0.5,
-        120,
+        100,
         {
             "roi_head.bbox_head.fc_out_channels": 128,
             "train_cfg.rpn_proposal.max_per_img": 100,
@@ -30,12 +30,12 @@ HEADS = {
             "test_cfg.rpn.max_per_img": 100,
         },
     ),
-    "retinanet_convnext_t": Head(BOXES, 0.5, 120),
-    "rtmdet_ins_convnext_t": Head(MASKS, 0.5, 120),
+    "retinanet_convnext_t": Head(BOXES, 0.5, 100),
+    "rtmdet_ins_convnext_t": Head(MASKS, 0.5, 100),
     "dino_convnext_t_22k": Head(
         BOXES,
         0.5,
-        200,
+        150,
         {
             "bbox_head.embed_dims": 32,
             "test_cfg.max_per_img": 20,
@@ -43,8 +43,8 @@ HEADS = {
             "dn_cfg.group_cfg.num_dn_queries": 20,
         },
     ),
-    "mask2former_convnext_t": Head(MASKS, 0.5, 200, QUERIES),
-    "mask2former_panoptic_convnext_t": Head(PQ, 50, 200, QUERIES),
+    "mask2former_convnext_t": Head(MASKS, 0.5, 120, QUERIES),
+    "mask2former_panoptic_convnext_t": Head(PQ, 50, 120, QUERIES),
 }
 
 

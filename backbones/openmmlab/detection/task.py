@@ -41,6 +41,15 @@ def _panoptic_quality() -> tuple[Metric, ...]:
     )
 
 
+# Layers with rows for each class: of RoI heads, one-stage detectors, DETRs and Mask2Former. An RPN
+# and the buckets of SABL tell objects from background.
+CLASS_LAYERS = re.compile(
+    r"^(?!rpn_head\.)(?:.+\.)?(?:(?!rpn_|retina_bbox_|fc_reg_)\w+_cls|"
+    r"roi_head\.bbox_head(?:\.\d+)?\.fc_reg|conv_logits|fc_logits|fc_mask_iou|glbctx_head\.fc|"
+    r"point_head\.fcs\.\d+\.conv|cls_score|reppoints_cls_out|convs_pred|segm_conv|center_prior|"
+    r"heatmap_head\.2|(?:aux_)?cls_branches|cls_embed|label_embedding)(?:\.\d+)*$"
+)
+
 DETECTION = register_task(
     Task(
         name="detection",
@@ -54,10 +63,7 @@ DETECTION = register_task(
         ),
         compiled_parts=("backbone", "neck", "rpn_head"),
         compiled_region_parts=("roi_head.bbox_head", "roi_head.mask_head"),
-        class_layers=re.compile(
-            r"^(?!rpn_head\.)(?:.+\.)?(?:\w+_cls|cls_branches|cls_score|cls_embed|label_embedding|"
-            r"fc_reg|conv_logits)(?:\.\d+)*$"
-        ),
+        class_layers=CLASS_LAYERS,
         figures=detection_figures,
         report_layout=ReportLayout(
             class_scores=(
