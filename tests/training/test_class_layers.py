@@ -1,10 +1,8 @@
 """Fine-tuning on other classes: every head's layers with rows for each class start anew."""
 
-from copy import deepcopy
-
 import pytest
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from backbones import InputError
@@ -20,20 +18,16 @@ def built(name: str, classes: int, device: str = "meta") -> torch.nn.Module:
     """A family's narrow model for so many classes."""
     family = NAMED[name]
     model = narrowed(family.library, family.config, wide=family.wide, **family.backbone)
-    config = ConfigDict(model=deepcopy(model))
-    for key, value in family.changes.items():
-        *path, last = key.split(".")
-        node = config.model
-        for part in path:
-            node = node[int(part) if part.isdigit() else part]
-        node[last] = value
+    config = Config(dict(model=model))
+    config.merge_from_dict({f"model.{key}": value for key, value in family.changes.items()})
     set_class_count(config.model, classes, classes // 2 if "anoptic" in name else 0)
     with DefaultScope.overwrite_default_scope(family.library), torch.device(device):
         return MODELS.build(config.model)
 
 
-# An RPN has no classes.
-CLASSIFYING = [n for n, f in NAMED.items() if not f.reason and n not in ("RPN", "GA-RPN")]
+# An RPN has no classes, and those of Segmenter's transformer are a parameter of the head itself.
+OTHERS = ("RPN", "GA-RPN", "Segmenter, mask transformer")
+CLASSIFYING = [n for n, f in NAMED.items() if not f.reason and n not in OTHERS]
 QUICK = (
     "Cascade Mask R-CNN", "Mask R-CNN", "RetinaNet", "FCOS", "YOLOX", "RTMDet-Ins", "DETR", "DINO",
     "Mask2Former panoptic", "Semantic FPN", "DeepLabV3+", "Mask2Former",
