@@ -12,7 +12,7 @@ HEADS = {
     "mask2former_convnext_t_ade20k": Head(
         "mIoU",
         50,
-        120,
+        170,
         {"decode_head.num_queries": 20, "decode_head.transformer_decoder.num_layers": 3},
     ),
     "fpn_convnext_t": Head(

@@ -128,7 +128,7 @@ def _pipeline(scope: str, split: str, name: str) -> list[dict]:
         return [dict(type="LoadImage"), labels, dict(type="PackSegInputs")]
     loading = dict(type="LoadAnnotations", with_bbox=True, with_mask=False)
     if "panoptic" in name:
-        loading = dict(type="LoadPanopticAnnotations", with_bbox=True, with_mask=True, with_seg=True)
+        loading.update(type="LoadPanopticAnnotations", with_mask=True, with_seg=True)
     elif "mask2former" in name or "rtmdet_ins" in name:
         loading["with_mask"] = True
     packing = dict(type="PackDetInputs")
