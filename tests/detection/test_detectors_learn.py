@@ -4,6 +4,7 @@ Scores of an untrained model: below 0.01 (AP50) and below 1 (PQ).
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ HEADS = {
     ),
     "mask2former_convnext_t": Head(MASKS, 0.5, 170, QUERIES),
     "mask2former_panoptic_convnext_t": Head(PQ, 50, 170, QUERIES),
+}
+
+# What starts anew where the trained model goes on with one more class.
+CLASS_LAYERS = {
+    "retinanet_convnext_t": ["bbox_head.retina_cls"],
+    "dino_convnext_t_22k": ["bbox_head.cls_branches.0", "dn_query_generator.label_embedding"],
 }
 
 
@@ -95,6 +102,16 @@ def test_head_learns(name, data, tmp_path):
         assert right > 0.7
     else:
         assert covered(data, out, head.metric == MASKS) > 0.5
+    if name in CLASS_LAYERS:
+        other = shutil.copytree(data, tmp_path / "other")
+        for path in (other / "annotations").glob("instances_*.json"):
+            content = json.loads(path.read_text())
+            content["categories"].append(dict(id=5, name="moon"))
+            path.write_text(json.dumps(content))
+        arguments = ("--data", other, "--work-dir", tmp_path / "tuned", "--init-from")
+        step = ("--cfg-options", "train_cfg.max_iters=1")
+        done = trained.run("train.py", trained.config, *arguments, trained.checkpoint, *step)
+        assert all(layer in done.out for layer in CLASS_LAYERS[name])
     report = json.loads((trained.config.parent / "report.json").read_text())
     done = run_here("report.py", trained.config.parent, "--out", tmp_path / "report.html")
     assert done.status == 0 and report["config"], done.err

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from mmdet.models.dense_heads import YOLACTHead
 from mmdet.models.detectors import (
     YOLACT,
     BoxInst,
@@ -51,8 +52,9 @@ def run_parts(model: Any, image: Tensor, run: PartRunner) -> None:
     if model.with_neck:
         maps = run("neck", model.neck, maps)
     if isinstance(model, BoxInst | CondInst | YOLACT):
-        run("bbox_head", model.bbox_head, maps)
-        run("mask_head", model.mask_head, maps, [_instances(model, image)])
+        box_head: Any = model.bbox_head
+        run("bbox_head", box_head, maps)
+        run("mask_head", model.mask_head, maps, [_instances(box_head, image)])
         return
     if not has_regions(model):
         run_dense_heads(model, maps, image, run)
@@ -123,15 +125,15 @@ def run_dense_heads(model: Any, maps: tuple[Tensor, ...], image: Tensor, run: Pa
     return [run(part, head, maps) for part, head in heads.items() if head is not None]
 
 
-def _instances(model: Any, like: Tensor) -> InstanceData:
-    """Return what the mask heads of CondInst and YOLACT read of the instances in an image."""
+def _instances(box_head: Any, like: Tensor) -> InstanceData:
+    """Return what the mask head of CondInst or YOLACT reads of what its box head found."""
 
     def ones(*width: int) -> Tensor:
         return torch.ones(MASKS, *width, device=like.device)
 
-    if isinstance(model, YOLACT):
-        return InstanceData(coeffs=ones(model.bbox_head.num_protos))
-    parameters = ones(model.bbox_head.num_params)
+    if isinstance(box_head, YOLACTHead):
+        return InstanceData(coeffs=ones(box_head.num_protos))
+    parameters = ones(box_head.num_params)
     return InstanceData(param_preds=parameters, points=ones(2), strides=ones())
 
 
