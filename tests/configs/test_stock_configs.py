@@ -250,6 +250,14 @@ def test_stock_configs_read_images_with_our_decoder(name, tmp_path):
     assert "backbones.openmmlab.data.loading" in config.custom_imports["imports"]
 
 
+def test_an_import_that_is_a_string_is_saved_as_one(tmp_path):
+    path = folder("mmseg") / "mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py"
+    assert load_config(path).custom_imports["imports"] == "mmdet.models"
+    prepare(Options(path), "train").dump(tmp_path / "saved.py")
+    imports = load_config(tmp_path / "saved.py").custom_imports["imports"]
+    assert imports[0] == "mmdet.models" and "backbones.openmmlab.report" in imports
+
+
 def test_a_base_of_either_library_is_found_by_its_prefix(tmp_path):
     for name, (base, *_) in INHERITED.items():
         library, _, below = base.partition("::")

@@ -188,9 +188,10 @@ def _import(config: Config, module: str) -> bool:
     imports: dict[str, Any] = config.get("custom_imports") or dict(
         imports=[], allow_failed_imports=False
     )
-    missing = module not in imports["imports"]
-    if missing:
-        imports["imports"] = [*imports["imports"], module]
+    named = imports["imports"]
+    named = [named] if isinstance(named, str) else [*named]  # mmseg's Mask2Former names one alone
+    missing = module not in named
+    imports["imports"] = [*named, module] if missing else named
     config.custom_imports = imports
     return missing
 
