@@ -22,7 +22,8 @@ QUERIES = {
 HEADS = {
     "faster_rcnn_convnext_t": Head(
         BOXES,
-        0.5,
+        0.68,  # 0.96 at 128 x 128: its smallest anchors are wider than the smallest shapes here
+        0.45,
         100,
         {
             "roi_head.bbox_head.fc_out_channels": 128,
@@ -31,11 +32,12 @@ HEADS = {
             "test_cfg.rpn.max_per_img": 100,
         },
     ),
-    "retinanet_convnext_t": Head(BOXES, 0.5, 100),
-    "rtmdet_ins_convnext_t": Head(MASKS, 0.5, 100),
+    "retinanet_convnext_t": Head(BOXES, 1.0, 0.6, 100),
+    "rtmdet_ins_convnext_t": Head(MASKS, 0.98, 0.6, 120),
     "dino_convnext_t_22k": Head(
         BOXES,
-        0.5,
+        1.0,
+        0.6,
         150,
         {
             "bbox_head.embed_dims": 32,
@@ -44,8 +46,8 @@ HEADS = {
             "dn_cfg.group_cfg.num_dn_queries": 20,
         },
     ),
-    "mask2former_convnext_t": Head(MASKS, 0.5, 170, QUERIES),
-    "mask2former_panoptic_convnext_t": Head(PQ, 50, 170, QUERIES),
+    "mask2former_convnext_t": Head(MASKS, 1.0, 0.6, 170, QUERIES),
+    "mask2former_panoptic_convnext_t": Head(PQ, 95.0, 60, 200, QUERIES),
 }
 
 # What starts anew where the trained model goes on with one more class.

@@ -23,12 +23,14 @@ class Head:
 
     Attributes:
         metric: the key of its score.
-        least: the score that it must reach.
+        reached: the score that was measured.
+        least: the score that it must reach, on any processor.
         steps: steps of training, each of all images.
         changes: new values of keys below `model`.
     """
 
     metric: str
+    reached: float
     least: float
     steps: int
     changes: dict[str, Any] = field(default_factory=dict)
