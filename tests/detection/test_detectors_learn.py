@@ -1,7 +1,4 @@
-"""Every detector's head that has a recipe learns drawn images, by the tools and its evaluator.
-
-Scores of an untrained model: below 0.01 (AP50) and below 1 (PQ).
-"""
+"""Every detector's head that has a recipe learns drawn images, by the tools and its evaluator."""
 
 import json
 import shutil

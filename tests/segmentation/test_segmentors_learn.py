@@ -1,6 +1,6 @@
 """Every segmentor's head that has a recipe learns drawn images, by the tools and its evaluator.
 
-The mIoU of an untrained model is below 10.
+One class everywhere would have an mIoU of 100 / 8 at most.
 """
 
 import numpy as np
