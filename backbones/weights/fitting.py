@@ -126,11 +126,12 @@ def load_strictly(
         if not keep_fitting
         or any(
             tensors[key].shape != target[key].shape
-            for key in (f"{layer}.weight", f"{layer}.bias")
-            if key in tensors and key in target
+            for key in target.keys() & tensors.keys()
+            if key.startswith(f"{layer}.")
         )
     ]
-    initial = {key for layer in left for key in (f"{layer}.weight", f"{layer}.bias")}
+    inside = tuple(f"{layer}." for layer in left)
+    initial = {key for key in tensors.keys() | target.keys() if key.startswith(inside)}
     loaded = {key: tensor for key, tensor in tensors.items() if key not in initial}
     filled = {key: tensor for key, tensor in target.items() if key not in initial}
     if problem := mismatches(loaded, filled):

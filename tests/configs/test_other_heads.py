@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 import yaml
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from support.running import REPOSITORY
 
-from backbones import ARCHITECTURES
+from backbones import ARCHITECTURES, InputError
 from backbones.openmmlab.config import load_config, notes
 from backbones.openmmlab.doctor.complexity import build_on_meta
+from backbones.openmmlab.tasks import task_of_model
 from backbones.openmmlab.training.layer_decay import num_layers
 from backbones.weights import find
 
@@ -268,3 +270,19 @@ def test_faster_rcnn_is_mask_rcnn_without_masks():
     assert lost and all(name.startswith("roi_head.mask_head.") for name in lost)
     assert set(dict(boxes.named_parameters())) < set(dict(masks.named_parameters()))
     assert read("detection/faster_rcnn_convnext_t").test_evaluator.metric == ["bbox"]
+
+
+EXPORTED = ("faster_rcnn_convnext_t", "fpn_convnext_t", "deeplabv3plus_convnext_t")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_export_refuses_what_no_graph_computes(name):
+    model = build_on_meta(read(name))
+    graph = task_of_model(model).export.graph
+    if name.endswith(EXPORTED):
+        assert graph(torch.nn.Identity(), model, False).outputs
+        return
+    with pytest.raises(InputError) as caught:
+        graph(torch.nn.Identity(), model, False)
+    where = "decode_head" if name.startswith("segmentation") else type(model).__name__
+    assert (caught.value.code, caught.value.where) == ("unsupported", where)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.registry import TRANSFORMS
+from mmengine.registry import HOOKS, TRANSFORMS
 from support.forked import run_forked
 from support.running import DETECTION, run_here
 
@@ -248,6 +248,19 @@ def test_stock_configs_read_images_with_our_decoder(name, tmp_path):
             TRANSFORMS.build(load)(dict(img_path=str(empty)))
         assert caught.value.where == str(empty)
     assert "backbones.openmmlab.data.loading" in config.custom_imports["imports"]
+
+
+def test_a_saved_config_imports_all_that_it_names(tmp_path):
+    """The library's own module, a string there, and the hooks of ours."""
+    path = folder("mmseg") / "mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py"
+    assert load_config(path).custom_imports["imports"] == "mmdet.models"
+    config = prepare(Options(path, skip_bad_images=True, global_batch=16), "train")
+    config.dump(tmp_path / "saved.py")
+    saved = load_config(tmp_path / "saved.py")
+    imports = saved.custom_imports["imports"]
+    assert imports[0] == "mmdet.models" and "backbones.openmmlab.report" in imports
+    for hook in saved.custom_hooks:
+        assert HOOKS.get(hook.type).__module__ in imports
 
 
 def test_a_base_of_either_library_is_found_by_its_prefix(tmp_path):

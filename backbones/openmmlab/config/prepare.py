@@ -39,6 +39,12 @@ HOOKS = {
     "report": ("ReportHook", "backbones.openmmlab.report"),
 }
 
+# Hooks that options add, which a saved config has to import where nothing else of training is.
+ADDED_HOOKS = {
+    "AccumulationHook": "backbones.openmmlab.training.micro_batches",
+    "SkipBadImagesHook": "backbones.openmmlab.training.skip_bad_images",
+}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -156,6 +162,9 @@ def _prepare_training(config: Config, options: Options) -> None:
         hooks = config.get("custom_hooks") or []
         config.custom_hooks = [*hooks, dict(type="SkipBadImagesHook")]
     print_log(set_global_batch(config, options.global_batch, options.scale_lr), "current")
+    for hook in config.get("custom_hooks") or []:
+        if module := ADDED_HOOKS.get(str(hook.get("type"))):
+            _import(config, module)
     if note := batch_norm_note(config):
         print_log(note, "current")
 
@@ -188,9 +197,10 @@ def _import(config: Config, module: str) -> bool:
     imports: dict[str, Any] = config.get("custom_imports") or dict(
         imports=[], allow_failed_imports=False
     )
-    missing = module not in imports["imports"]
-    if missing:
-        imports["imports"] = [*imports["imports"], module]
+    named = imports["imports"]
+    named = [named] if isinstance(named, str) else [*named]  # mmseg's Mask2Former names one alone
+    missing = module not in named
+    imports["imports"] = [*named, module] if missing else named
     config.custom_imports = imports
     return missing
 

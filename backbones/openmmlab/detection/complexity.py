@@ -3,7 +3,11 @@
 from typing import Any
 
 import torch
+from mmdet.models.dense_heads import YOLACTHead
 from mmdet.models.detectors import (
+    YOLACT,
+    BoxInst,
+    CondInst,
     DeformableDETR,
     DetectionTransformer,
     MaskFormer,
@@ -13,16 +17,18 @@ from mmdet.models.detectors import (
 from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from backbones.errors import InputError
 from backbones.openmmlab.tasks import PartRunner, ValuesNeeded
 
-# What the papers count a detector at: width and height, and the regions of each head.
+# What the papers count a detector at: width and height, and the regions of each head. Grid R-CNN
+# and the mask heads that follow boxes see as many as detections are kept.
 SIZE = (1280, 800)
-BOX_REGIONS = 1000
-MASK_REGIONS = 100
+MASKS = 100
+HEADS = dict(bbox_head=1000, grid_head=MASKS, mask_head=MASKS)
 
 
 def default_size(config: Config) -> tuple[int, int]:
@@ -45,6 +51,11 @@ def run_parts(model: Any, image: Tensor, run: PartRunner) -> None:
     maps = run("backbone", model.backbone, image)
     if model.with_neck:
         maps = run("neck", model.neck, maps)
+    if isinstance(model, BoxInst | CondInst | YOLACT):
+        box_head: Any = model.bbox_head
+        run("bbox_head", box_head, maps)
+        run("mask_head", model.mask_head, maps, [_instances(box_head, image)])
+        return
     if not has_regions(model):
         run_dense_heads(model, maps, image, run)
         return
@@ -53,7 +64,7 @@ def run_parts(model: Any, image: Tensor, run: PartRunner) -> None:
         run("rpn_head", model.rpn_head, maps)
     if getattr(model, "semantic_head", None) is not None:
         run("semantic_head", model.semantic_head, maps)
-    for name, regions in (("bbox_head", BOX_REGIONS), ("mask_head", MASK_REGIONS)):
+    for name, regions in HEADS.items():
         for head, extractor in region_heads(model, name):
             features = region_features(extractor, regions, image)
             if model.roi_head.with_shared_head:
@@ -69,7 +80,7 @@ def has_regions(model: Any) -> bool:
 def _refuse_other_heads(model: Any) -> None:
     """Reject a two-stage detector if a count would leave out some of its heads."""
     known = {"data_preprocessor", "backbone", "neck", "rpn_head", "semantic_head", "roi_head"}
-    known |= {f"roi_head.{part}_head" for part in ("bbox", "mask", "shared")}
+    known |= {f"roi_head.{part}_head" for part in ("bbox", "mask", "grid", "shared")}
     children = [(name, child) for name, child in model.named_children()]
     children += [(f"roi_head.{name}", child) for name, child in model.roi_head.named_children()]
     for name, child in children:
@@ -114,6 +125,18 @@ def run_dense_heads(model: Any, maps: tuple[Tensor, ...], image: Tensor, run: Pa
     return [run(part, head, maps) for part, head in heads.items() if head is not None]
 
 
+def _instances(box_head: Any, like: Tensor) -> InstanceData:
+    """Return what the mask head of CondInst or YOLACT reads of what its box head found."""
+
+    def ones(*width: int) -> Tensor:
+        return torch.ones(MASKS, *width, device=like.device)
+
+    if isinstance(box_head, YOLACTHead):
+        return InstanceData(coeffs=ones(box_head.num_protos))
+    parameters = ones(box_head.num_params)
+    return InstanceData(param_preds=parameters, points=ones(2), strides=ones())
+
+
 def blank_samples(images: Tensor) -> list[DetDataSample]:
     """Return samples without annotations for images (N, 3, H, W) without padding."""
     size = tuple(images.shape[2:])
@@ -125,7 +148,7 @@ def region_heads(model: Any, name: str) -> list[tuple[Any, Any]]:
     """Return the heads of a two-stage detector's stages, each with its RoI extractor.
 
     Args:
-        name: `bbox_head` or `mask_head`.
+        name: a key of `HEADS`.
     """
     heads = getattr(model.roi_head, name, None)
     extractors = getattr(model.roi_head, name.replace("_head", "_roi_extractor"), None)

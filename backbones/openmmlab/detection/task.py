@@ -42,6 +42,15 @@ def _panoptic_quality() -> tuple[Metric, ...]:
     )
 
 
+# Layers with rows for each class: of RoI heads, one-stage detectors, DETRs and Mask2Former. An RPN
+# and the buckets of SABL tell objects from background.
+CLASS_LAYERS = re.compile(
+    r"^(?!rpn_head\.)(?:.+\.)?(?:(?!rpn_|retina_bbox_|fc_reg_)\w+_cls|"
+    r"roi_head\.bbox_head(?:\.\d+)?\.fc_reg|conv_logits|fc_logits|fc_mask_iou|glbctx_head\.fc|"
+    r"point_head\.fcs\.\d+\.conv|cls_score|reppoints_cls_out|convs_pred|segm_conv|center_prior|"
+    r"heatmap_head\.2|(?:aux_)?cls_branches|cls_embed|label_embedding)(?:\.\d+)*$"
+)
+
 DETECTION = register_task(
     Task(
         name="detection",
@@ -55,7 +64,7 @@ DETECTION = register_task(
         ),
         compiled_parts=("backbone", "neck", "rpn_head"),
         compiled_region_parts=("roi_head.bbox_head", "roi_head.mask_head"),
-        class_layers=re.compile(r"(?:^|\.)(?:fc_cls|fc_reg|conv_logits)$"),
+        class_layers=CLASS_LAYERS,
         figures=detection_figures,
         report_layout=ReportLayout(
             class_scores=(
@@ -81,6 +90,7 @@ DETECTION = register_task(
             semantic_head=("semantic_head",),
             shared_head=("roi_head.shared_head",),
             bbox_head=("bbox_head", "roi_head.bbox_head"),
+            grid_head=("roi_head.grid_head",),
             mask_head=("mask_head", "roi_head.mask_head"),
             panoptic_head=("panoptic_head",),
         ),

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch.nn.functional as F
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
 from backbones.errors import InputError
@@ -19,6 +20,7 @@ class SegmentorGraph(nn.Module):
 
     def __init__(self, preprocessing: nn.Module, model: Any, logits: bool):
         super().__init__()
+        _check_head(model.decode_head)
         if model.data_preprocessor.test_cfg:
             raise InputError(
                 "data_preprocessor.test_cfg: padding of test images cannot be exported; remove it",
@@ -50,6 +52,21 @@ class SegmentorGraph(nn.Module):
             threshold = self.model.decode_head.threshold
             return ((logits.sigmoid() > threshold).long(),)
         return (logits.argmax(1, keepdim=True),)
+
+
+def _check_head(head: nn.Module) -> None:
+    """Reject heads whose prediction is more than their resized output: Mask2Former, cascades."""
+    kind = type(head)
+    if not isinstance(head, BaseDecodeHead) or any(
+        getattr(kind, name) is not getattr(BaseDecodeHead, name)
+        for name in ("predict", "predict_by_feat")
+    ):
+        raise InputError(
+            f"decode_head: a {kind.__name__} cannot be expressed in an exported graph; "
+            "--part backbone exports the backbone alone",
+            code="unsupported",
+            where="decode_head",
+        )
 
 
 class AveragePool(nn.Module):

@@ -32,7 +32,9 @@ SEGMENTATION = register_task(
             Metric("aAcc", "pixel accuracy", best=100.0),
         ),
         compiled_parts=("backbone", "neck", "decode_head", "auxiliary_head"),
-        class_layers=re.compile(r"(?:^|\.)conv_seg$"),
+        class_layers=re.compile(
+            r"(?:^|\.)(?:\w+_seg|cls_embed|se_layer|decode_head\.1\.fcs\.\d+\.conv)$"
+        ),
         figures=segmentation_figures,
         report_layout=ReportLayout(
             class_scores=("IoU", "boundary IoU", "recall", "precision"),

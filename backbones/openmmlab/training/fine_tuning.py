@@ -18,8 +18,9 @@ def class_layers(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the layers with one or more outputs per class."""
     pattern = task_of_model(model).class_layers
     names = []
-    for name, _ in model.named_modules():
-        if pattern.search(name):
+    for name, module in model.named_modules():
+        # A loss has a name like the layer's, and a list of layers that of each of them.
+        if pattern.search(name) and next(module.parameters(recurse=False), None) is not None:
             head = model.get_submodule(name.rpartition(".")[0])
             agnostic = "reg_class_agnostic" if name.endswith("fc_reg") else "class_agnostic"
             if not getattr(head, agnostic, False):
