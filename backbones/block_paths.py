@@ -8,8 +8,19 @@ from torch import Tensor, nn
 
 from .ops.cpu_path import cpu_path_applies, unmodified
 from .ops.depthwise_conv import depthwise_conv2d
+from .ops.depthwise_layout import check_layout
 from .ops.norm_mlp import norm_mlp
-from .ops.triton_path import triton_path_applies
+from .ops.triton_path import check_kernels, triton_path_applies
+
+
+def check_paths(kernels: str | None, depthwise_layout: str | None, name: str) -> None:
+    """Check the arguments by which a network called name chooses its paths.
+
+    Raises:
+        InputError: an unknown value, or triton is asked for and not installed.
+    """
+    check_kernels(kernels, name)
+    check_layout(depthwise_layout, name)
 
 
 class BlockPaths:

@@ -5,8 +5,7 @@ ConvNets with Masked Autoencoders" (arXiv:2301.00808). Parameters have their off
 
 Inside a stage tensors are (N, H, W, C): layer norm and the two linears work on rows of channels,
 and the depthwise convolution reads the same memory as a channels-last (N, C, H, W). No copy is made
-to change layout. `Block.branch` defines a block; `BlockPaths` computes it faster on a CPU, and with
-fused kernels on a GPU.
+to change layout. `Block.branch` defines a block; `BlockPaths` computes it faster.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from .architectures import depths_and_dims
 from .backbone import Backbone, LayerNorm2d, block_rates, init_layers
-from .block_paths import BlockPaths
-from .ops.depthwise_layout import Layout, arrange, check_layout
+from .block_paths import BlockPaths, check_paths
+from .ops.depthwise_layout import Layout, arrange
 from .ops.grn import global_response_norm
 from .ops.stochastic_depth import add_branch
-from .ops.triton_path import check_kernels
 from .weights import load_pretrained
 
 
@@ -131,10 +129,9 @@ class ConvNeXt(Backbone):
             official network leaves out what is beyond one, and so does this one, with a warning.
         contiguous_maps: return maps in the default memory format, for heads that call `.view` on
             what they compute (CenterNet, DMNet); channels-last is free, and faster for the others.
-        kernels: "triton" computes undilated blocks on a GPU by fused kernels, which have not been
-            timed; None by PyTorch's.
-        depthwise_layout: layout in which a GPU convolves depthwise: "channels_last" (None),
-            "contiguous", or "measured", which times both for each shape and dtype.
+        kernels: "triton" computes undilated blocks on a GPU by fused kernels, never timed so far.
+        depthwise_layout: how a GPU convolves depthwise: "channels_last" (None), "contiguous" or
+            "measured", which times both for each shape and dtype.
         pretrained: None, which mmseg's base configs give.
         init_cfg: `dict(type="Pretrained", checkpoint=...)` loads ConvNeXt weights of any known
             layout or raises (see `backbones.weights`); anything else is mmengine's.
@@ -175,11 +172,10 @@ class ConvNeXt(Backbone):
         )
         if output_stride not in (None, 8, 16, 32):
             raise self._refusal("output_stride", f"{output_stride} is none of 8, 16 and 32")
-        check_kernels(kernels, type(self).__name__)
-        check_layout(depthwise_layout, type(self).__name__)
+        check_paths(kernels, depthwise_layout, type(self).__name__)
         self.depths, self.dims = depths, dims
-        if layer_scale_init_value is None:
-            layer_scale_init_value = 0.0 if use_grn else 1e-6
+        published = 0.0 if use_grn else 1e-6
+        scale = published if layer_scale_init_value is None else layer_scale_init_value
 
         conv = nn.Conv2d(in_channels, dims[0], kernel_size=4, stride=4)
         stem = nn.Sequential(conv, LayerNorm2d(dims[0], eps=1e-6))
@@ -196,9 +192,8 @@ class ConvNeXt(Backbone):
                 dilation *= 1 if halved else 2
                 norm = LayerNorm2d(dims[i - 1], eps=1e-6)
                 self.downsample_layers.append(nn.Sequential(norm, conv))
-            settings = (layer_scale_init_value, use_grn, with_cp, dilation)
-            paths = dict(kernels=kernels, depthwise_layout=depthwise_layout)
-            blocks = (Block(dims[i], next(rates), *settings, **paths) for _ in range(depths[i]))
+            settings = (scale, use_grn, with_cp, dilation, kernels, depthwise_layout)
+            blocks = (Block(dims[i], next(rates), *settings) for _ in range(depths[i]))
             self.stages.append(nn.Sequential(*blocks))
         for i in sorted(self.out_indices):
             self.add_module(f"norm{i}", LayerNorm2d(dims[i], eps=1e-6))
@@ -239,7 +234,6 @@ class ConvNeXtClassifier(ConvNeXt):
         layer_scale_init_value: float | None = None,
         with_cp: bool = False,
         kernels: Literal["triton"] | None = None,
-        depthwise_layout: Layout | None = None,
         init_cfg: dict | list | None = None,
     ):
         super().__init__(
@@ -251,7 +245,6 @@ class ConvNeXtClassifier(ConvNeXt):
             out_indices=(-1,),
             with_cp=with_cp,
             kernels=kernels,
-            depthwise_layout=depthwise_layout,
             init_cfg=init_cfg,
         )
         # The official classifier has one norm, called `norm`, and applies it after pooling.

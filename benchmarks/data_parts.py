@@ -97,6 +97,7 @@ def _torchvision(content: bytes) -> np.ndarray:
 
     data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     pixels = decode_jpeg(data, ImageReadMode.RGB, apply_exif_orientation=True)
+    assert isinstance(pixels, torch.Tensor)  # a list of files gives a list
     return pixels.permute(1, 2, 0).numpy()[..., ::-1]
 
 

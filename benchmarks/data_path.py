@@ -94,9 +94,9 @@ def data_roots(data: Path | None, folder: Path) -> dict[str, Path]:
     """
     if data is None:
         prepare_demo(folder, 640, DRAWN, 1, seed=0)
-        roots = dict.fromkeys(("detection", "segmentation"), folder / "demo")
+        roots: dict[str, Path] = dict.fromkeys(("detection", "segmentation"), folder / "demo")
     else:
-        roots = dict(detection=data / "coco_mini", segmentation=data / "ade_mini")
+        roots = {"detection": data / "coco_mini", "segmentation": data / "ade_mini"}
         for root in roots.values():
             if not root.is_dir():
                 raise InputError(f"{root}: no such folder", code="not-found", where=root)
@@ -141,6 +141,7 @@ def measure(names: list[str], roots: dict[str, Path], images: int) -> dict[str, 
         data = DATASETS.build(loader.dataset)
         collate = loader.get("collate_fn") or dict(type="pseudo_collate")
         collate = FUNCTIONS.get(collate["type"])
+    assert collate is not None
     parts = timed_pipeline(data)
     batch = min(loader.batch_size, images)
 

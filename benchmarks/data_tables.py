@@ -4,7 +4,7 @@ from math import ceil
 
 # Images a second that a GPU may train on; what one takes is known only where it was measured.
 RATES = {"detection": (5, 10, 20), "segmentation": (10, 20, 40), "classification": (400, 800, 1600)}
-KINDS = dict.fromkeys(("LoadImage", "LoadRGB", "LoadImageFromFile"), "decoding")
+KINDS: dict[str, str] = dict.fromkeys(("LoadImage", "LoadRGB", "LoadImageFromFile"), "decoding")
 KINDS["LoadAnnotations"] = "annotations"
 
 
@@ -30,7 +30,7 @@ def markdown(report: dict) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in report["recipes"]:
-        parts = dict.fromkeys(("decoding", "annotations"), 0.0)
+        parts: dict[str, float] = dict.fromkeys(("decoding", "annotations"), 0.0)
         for name, ms in row["parts"].items():
             if name in KINDS:
                 parts[KINDS[name]] += ms

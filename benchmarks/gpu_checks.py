@@ -58,7 +58,8 @@ def value_checks(quick: bool) -> Iterator[dict[str, Any]]:
             plain.load_state_dict(state)
             allowed = errors(maps_and_gradients(plain, images, dtype), wanted)
             for kernels in ways:
-                with warnings.catch_warnings(action="ignore"):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
                     net = ConvNeXt(arch, kernels=kernels, **settings)
                 net.load_state_dict(state)
                 found = errors(maps_and_gradients(net.cuda(), images.cuda(), dtype), wanted)
@@ -162,5 +163,7 @@ def ways_of(dtype: torch.dtype) -> dict[str, Callable[..., Tensor]]:
     if find_spec("triton"):
         from backbones.ops.depthwise_norm_triton import depthwise_norm
 
-        ways["triton"] = lambda *given: depthwise_norm(*given, 1e-6, dtype)
+        ways["triton"] = lambda x, weight, bias, norm_weight, norm_bias: depthwise_norm(
+            x, weight, bias, norm_weight, norm_bias, 1e-6, dtype
+        )
     return ways

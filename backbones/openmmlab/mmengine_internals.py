@@ -101,14 +101,15 @@ def forward_losses(model: BaseModel, data_batch: object) -> object:
     return model._run_forward(model.data_preprocessor(data_batch, True), mode="loss")
 
 
-def copy_without_waiting(model: nn.Module) -> None:
-    """Let a model's batches be copied to its device while the host goes on.
+def copy_without_waiting(model: nn.Module) -> nn.Module:
+    """Let a model's batches be copied to its device while the host goes on; return the model.
 
     From pinned memory they are, in the order of the device's other work.
     """
     for module in model.modules():
         if isinstance(module, BaseDataPreprocessor):
             module._non_blocking = True
+    return model
 
 
 def set_iteration(loop: BaseLoop, iteration: int) -> None:

@@ -67,8 +67,8 @@ def _milliseconds(x: Tensor, conv: nn.Conv2d, layout: str) -> float:
 
     def call() -> None:
         maps = leaves[0].contiguous() if layout == "contiguous" else leaves[0]
-        settings = dict(padding=conv.padding, dilation=conv.dilation, groups=conv.groups)
-        y = F.conv2d(maps, *leaves[1:], **settings)
+        bias = leaves[2] if len(leaves) > 2 else None
+        y = F.conv2d(maps, leaves[1], bias, 1, conv.padding, conv.dilation, conv.groups)
         y = y.permute(0, 2, 3, 1).contiguous()  # as the norm takes it
         if gradients:
             torch.autograd.grad(y, leaves, torch.ones_like(y))

@@ -27,7 +27,7 @@ def check_kernels(kernels: str | None, name: str) -> None:
     require(f"{name}: kernels='triton' (PyTorch's CUDA builds bring it)", "triton")
     warnings.warn(
         f"{name}: kernels='triton' has not been timed on a GPU; it may be slower than kernels=None",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -1,6 +1,6 @@
 """Encode masks in COCO's run lengths, each from its extent alone."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,7 +58,8 @@ def encode_crops(crops: MaskCrops) -> list[dict]:
         crop = crops.pixels[start : start + rows * columns].reshape(columns, rows)
         start += crop.size
         counts = _runs(crop, left, top, height, width)
-        code = coco_mask.frPyObjects(dict(size=[height, width], counts=counts), height, width)
+        runs: Any = dict(size=[height, width], counts=counts)
+        code = coco_mask.frPyObjects(runs, height, width)
         codes.append(dict(size=code["size"], counts=code["counts"].decode()))
     return codes
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,8 +21,9 @@ class PinnableBatch(dict):
 
 
 def pin_data_samples(loader: DataLoader) -> None:
-    """Make a DataLoader pin the tensors inside data samples too."""
-    loader.collate_fn = _Collate(loader.collate_fn)
+    """Make a DataLoader that pins its batches for a GPU pin the tensors inside data samples too."""
+    if loader.pin_memory and torch.cuda.is_available():
+        loader.collate_fn = _Collate(loader.collate_fn)
 
 
 class _Collate:

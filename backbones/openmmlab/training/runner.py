@@ -82,9 +82,7 @@ class Runner(MMEngineRunner):
     def build_model(self, model: nn.Module | dict) -> nn.Module:
         """Build the model, whose batches go to its device without a wait; files are read safely."""
         with safe_checkpoint_loading():
-            built = super().build_model(model)
-        copy_without_waiting(built)
-        return built
+            return copy_without_waiting(super().build_model(model))
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for several ranks, without a GPU on the CPU.
@@ -177,8 +175,7 @@ class Runner(MMEngineRunner):
         loader = MMEngineRunner.build_dataloader(dataloader, *args, **kwargs)
         if loader is not dataloader:
             loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
-            if loader.pin_memory and torch.cuda.is_available():
-                pin_data_samples(loader)
+            pin_data_samples(loader)
         return loader
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
