@@ -1,5 +1,6 @@
 """Check that batches reach the GPU from pinned memory, without making the host wait."""
 
+import pytest
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import MODELS, DefaultScope
@@ -9,6 +10,8 @@ from mmseg.structures import SegDataSample
 import backbones.openmmlab.segmentation  # noqa: F401
 from backbones.openmmlab.mmengine_internals import copy_without_waiting
 from backbones.openmmlab.training.runner import Runner
+
+pytestmark = pytest.mark.slow  # the process with the GPU takes 10 seconds to start
 
 
 class Crops(torch.utils.data.Dataset):

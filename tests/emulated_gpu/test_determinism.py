@@ -14,6 +14,8 @@ from support.oracles import randomise
 
 import backbones.openmmlab.segmentation  # noqa: F401
 
+pytestmark = pytest.mark.slow  # the process with the GPU takes 10 seconds to start
+
 
 @pytest.fixture
 def deterministic(monkeypatch):
@@ -44,7 +46,6 @@ def assert_trains_as_on_the_cpu(model, call) -> None:
         assert (ours.cpu() - wanted).abs().max() < rounding * wanted.abs().max()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method, stock", [("cascade", False), ("mask_rcnn", True)])
 def test_detector(gpu, deterministic, method, stock):
     model = detectors(method)[stock]
@@ -56,7 +57,6 @@ def test_detector(gpu, deterministic, method, stock):
     assert_trains_as_on_the_cpu(model, losses)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("factorize", [None, True])
 def test_segmentor(gpu, deterministic, factorize):
     from mmengine.structures import PixelData

@@ -15,6 +15,8 @@ from support.oracles import randomise
 
 import backbones
 
+pytestmark = pytest.mark.slow  # the process with the GPU takes 10 seconds to start
+
 SLACK = 1.05  # of the numbers below, which were counted with PyTorch 2.11
 BACKBONE = {False: 397, True: 499}  # V1 and V2, all launches: forward, backward, optimizer
 UPERNET = {None: 911, True: 990}  # operators of a step, by `factorize`
@@ -61,7 +63,6 @@ def operators_of(gpu, model, images, samples) -> int:
     return gpu.ops.total()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("factorize", [None, True])
 def test_upernet(gpu, factorize):
     from mmengine.structures import PixelData
@@ -82,7 +83,6 @@ def test_upernet(gpu, factorize):
     within(operators_of(gpu, model, images, samples), UPERNET[factorize])
 
 
-@pytest.mark.slow
 def test_cascade(gpu):
     model, _ = detectors("cascade")
     images, samples = batch(truth=True)

@@ -12,6 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from backbones import ConvNeXt
 
+pytestmark = pytest.mark.slow  # the process with the GPU takes 10 seconds to start
+
 SMALL = dict(depths=(1, 1, 1, 1), dims=(8, 12, 16, 20))
 AMP = dict(type="AmpOptimWrapper", dtype="bfloat16", loss_scale=dict(enabled=False))
 AMP |= dict(optimizer=dict(type="AdamW", lr=1e-3, fused=True))

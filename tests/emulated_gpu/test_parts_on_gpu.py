@@ -12,6 +12,8 @@ import backbones.openmmlab.segmentation  # noqa: F401
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.config.machine import fit_to_machine
 
+pytestmark = pytest.mark.slow  # the process with the GPU takes 10 seconds to start
+
 PARTS = ["neck", "rpn_head", "roi_head.bbox_head", "roi_head.mask_head"]
 PARTS = [(method, part) for method in METHODS for part in PARTS]
 PARTS += [("upernet", "decode_head"), ("upernet", "auxiliary_head")]
@@ -60,7 +62,6 @@ def test_parts_never_wait(method, name):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("method", "name"), PARTS)
 def test_parts_are_one_graph(method, name):
     torch._dynamo.reset()

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow  # the process with the GPU takes 10 seconds to start
 
-@pytest.mark.slow
+
 def test_checks_of_make_gpu(gpu, tmp_path):
     from benchmarks import gpu as program
 
