@@ -18,7 +18,8 @@ def markdown(report: dict) -> str:
     lines = [
         "# The data path, measured",
         "",
-        "Made by `python -m benchmarks.data_path --data DATA --out docs/data-path`: CPU",
+        f"Made by `python -m benchmarks.data_path --data DATA --images {report['images']} "
+        "--out docs/data-path`: CPU",
         f"milliseconds of one DataLoader worker for an image, over {report['images']} {kind}, from",
         "the file to the batch in shared memory. They are CPU time, which other processes on the",
         "machine disturb little; a worker that also waits for a disk makes fewer images.",
