@@ -143,8 +143,8 @@ def test_segmentors_losses(gpu, factorize):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_detectors_losses(gpu, method):
-    model, _ = detectors(method)
-    images, samples = batch(truth=True)
+    model, _ = detectors(method, torch.float64)
+    images, samples = batch(torch.float64, truth=True)
     results = []
     for device in ("cpu", "cuda"):
         here = deepcopy(model).to(device).train()
@@ -155,11 +155,11 @@ def test_detectors_losses(gpu, method):
         gradients = {n: p.grad for n, p in here.named_parameters() if p.grad is not None}
         results.append((total.detach(), gradients))
     (wanted, wanted_grads), (found, found_grads) = results
-    assert worst([found], [wanted]) < 1e-4
+    assert worst([found], [wanted]) < 1e-9
     assert found_grads.keys() == wanted_grads.keys()
     largest = max(gradient.abs().max() for gradient in wanted_grads.values())
     for name, gradient in wanted_grads.items():
-        assert (found_grads[name].cpu() - gradient).abs().max() < 1e-3 * largest, name
+        assert (found_grads[name].cpu() - gradient).abs().max() < 1e-9 * largest, name
 
 
 @pytest.mark.slow
