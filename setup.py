@@ -30,7 +30,7 @@ setup(
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10,<3.14",
+    python_requires=">=3.10,<3.15",
     packages=[
         *find_packages(include=["backbones", "backbones.*"]),
         "backbones.configs",
