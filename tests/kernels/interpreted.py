@@ -8,15 +8,15 @@ from support.triton_interpreter import bytes_moved
 from torch import Tensor
 
 from backbones.convnext import Block, ConvNeXt
+from backbones.ops import depthwise_norm_triton
 from backbones.ops.depthwise_conv import depthwise_conv2d_reference
 from backbones.ops.depthwise_norm_triton import depthwise_norm
 from backbones.ops.grn import global_response_norm
 from backbones.ops.mlp_triton import mlp
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# Odd sizes, and one pixel alone; then narrow maps, and channels of several tiles.
-SHAPES = [(2, 3, 11, 20), (1, 1, 1, 3)]
-SHAPES += [pytest.param(s, marks=pytest.mark.slow) for s in [(2, 9, 1, 40), (1, 1, 2, 1100)]]
+# Odd sizes, and one pixel alone; then narrow maps with channels of two tiles.
+SHAPES = [(2, 3, 11, 20), (1, 1, 1, 3), pytest.param((2, 9, 1, 40), marks=pytest.mark.slow)]
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +27,12 @@ def poisoned():
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """Let each program of a weight's gradient sum several rows, as it does for large maps."""
+    monkeypatch.setattr(depthwise_norm_triton, "PROGRAMS", 2)
 
 
 def reference(x, weight, bias, norm_weight, norm_bias):
@@ -73,6 +79,22 @@ def parameters_of(c: int, dtype: torch.dtype) -> list[Tensor]:
 def test_depthwise_with_norm(shape, dtype):
     leaves = [torch.randn(shape).to(dtype), *parameters_of(shape[-1], dtype)]
     compare(lambda *given: depthwise_norm(*given, 1e-6, dtype), reference, leaves)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_widest_maps(dtype):
+    """Compare where a program has one column; the weight's gradient takes channels 32 by 32."""
+    x = torch.randn(1, 2, 2, 1100).to(dtype)
+    weight, *vectors = parameters_of(1100, dtype)
+
+    def ours(x, *vectors):
+        return depthwise_norm(x, weight.detach(), *vectors, 1e-6, dtype)
+
+    def plain(x, *vectors):
+        return reference(x, weight.detach().to(x.dtype), *vectors)
+
+    compare(ours, plain, [x, *vectors])
 
 
 def mlp_leaves(shape, dtype: torch.dtype, grn: bool, scale: bool, residual: bool) -> list[Tensor]:
