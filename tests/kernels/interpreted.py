@@ -1,5 +1,7 @@
 """Compare Triton's kernels with float64, in a process with TRITON_INTERPRET=1 (test_kernels.py)."""
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,8 @@ from backbones.ops.mlp_triton import mlp
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Odd sizes, and one pixel alone; then narrow maps with channels of two tiles.
-SHAPES = [(2, 3, 11, 20), (1, 1, 1, 3), pytest.param((2, 9, 1, 40), marks=pytest.mark.slow)]
+SHAPES = [(2, 3, 11, 20), (1, 1, 1, 3), (2, 9, 1, 40)]
+QUICK = [(SHAPES[0], torch.float32), (SHAPES[0], torch.bfloat16), (SHAPES[1], torch.float16)]
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +36,14 @@ def poisoned():
 def few_programs(monkeypatch):
     """Let each program of a weight's gradient sum several rows, as it does for large maps."""
     monkeypatch.setattr(depthwise_norm_triton, "PROGRAMS", 2)
+
+
+@pytest.fixture
+def narrow_tiles(monkeypatch):
+    """Take two pixels a program: the interpreter runs each of a tile's lines for each of them."""
+    monkeypatch.setattr(depthwise_norm_triton, "COLUMNS", 2)
+    tile = depthwise_norm_triton.GRADIENT_TILE | dict(COLUMNS=2)
+    monkeypatch.setattr(depthwise_norm_triton, "GRADIENT_TILE", tile)
 
 
 def reference(x, weight, bias, norm_weight, norm_bias):
@@ -74,8 +85,14 @@ def parameters_of(c: int, dtype: torch.dtype) -> list[Tensor]:
     return [p.to(dtype) for p in (*block.dwconv.parameters(), *block.norm.parameters())]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+        for case in product(SHAPES, DTYPES)
+    ],
+    ids=str,
+)
 def test_depthwise_with_norm(shape, dtype):
     leaves = [torch.randn(shape).to(dtype), *parameters_of(shape[-1], dtype)]
     compare(lambda *given: depthwise_norm(*given, 1e-6, dtype), reference, leaves)
@@ -148,6 +165,7 @@ def step(block: Block, x: Tensor, dtype: torch.dtype | None = None) -> list[Tens
     return [out, *torch.autograd.grad(out, [x, *block.parameters()], weights.to(out.dtype))]
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 @pytest.mark.parametrize(
     ("use_grn", "rate", "with_cp"),
     [
@@ -179,12 +197,14 @@ def test_empty_batch(use_grn):
     assert all(g is not None and not g.any() and g.isfinite().all() for g in grads)
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 @pytest.mark.slow
 def test_results_repeat():
     first, second = (step(block(True, "triton"), torch.ones(2, 3, 5, 8)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 @pytest.mark.parametrize("trained", ["x", "weights"])
 def test_gradients_only_where_they_are_asked_for(trained):
     one = block(True, "triton")
@@ -201,6 +221,7 @@ def test_gradients_only_where_they_are_asked_for(trained):
     assert trained == "x" or x.grad is None
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 @pytest.mark.parametrize("use_grn", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_graph_holds_the_kernels(use_grn):
     torch._dynamo.reset()
@@ -211,6 +232,7 @@ def test_a_graph_holds_the_kernels(use_grn):
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 @pytest.mark.parametrize("kind", [pytest.param("depthwise_norm", marks=pytest.mark.slow), "mlp"])
 def test_operators_are_what_pytorch_asks_for(kind):
     """Check schemas, shapes without data, and gradients through graphs, by PyTorch's own checks."""
@@ -228,6 +250,7 @@ def test_operators_are_what_pytorch_asks_for(kind):
     torch.library.opcheck(operator, arguments)
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 @pytest.mark.slow
 @pytest.mark.parametrize("use_grn", [False, True], ids=["V1", "V2"])
 def test_replicas_train(use_grn, tmp_path):
@@ -241,6 +264,7 @@ def test_replicas_train(use_grn, tmp_path):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 def test_network():
     arch = dict(depths=(1, 1), dims=(8, 12))
     nets = [randomise(ConvNeXt(arch, out_indices=(0, 1), kernels=k)) for k in ("triton", None)]
