@@ -155,8 +155,12 @@ def tile(c: int) -> dict[str, int]:
     block = max(16, triton.next_power_of_2(c))
     # A thread has a sum for each of its channels and columns. The widest maps leave registers for
     # one column only; other sizes of these tiles spill for one GPU or another.
-    rows, warps = max(1, 256 // block), 8 if block == 4096 else min(16, max(4, block // 64))
-    columns = COLUMNS if block < 2048 else 1
+    rows, columns, warps = max(1, 256 // block), COLUMNS, min(16, max(4, block // 64))
+    unaligned = c % 16 > 0  # rows of channels begin anywhere: each element needs its own address
+    if block >= 2048:
+        columns, warps = 1, 16 if block == 4096 and unaligned else 8
+    elif block == 128 and unaligned:
+        rows, warps = 4, 8
     return dict(ROWS=rows, COLUMNS=columns, BLOCK=block, num_warps=warps)
 
 
@@ -207,22 +211,30 @@ def convolve_kernel(
         sums = sums + (tl.zeros((ROWS, BLOCK), tl.float32),)
     for i in range(7):
         in_map = (height_of + i >= 3) & (height_of + i < height + 3)
-        of_row = ()
-        for j in tl.static_range(7):
-            tap = 48 - (i * 7 + j) if FLIPPED else i * 7 + j
-            value = tl.load(taps + tap * channels + c, c < channels, 0).to(tl.float32)
-            of_row = of_row + (value[None, :],)
-        for t in tl.static_range(COLUMNS + 6):
-            loaded = in_map & (column + t >= 3) & (column + t < width + 3)
-            away = ((i - 3) * width + t - 3) * channels
-            value = tl.load(x + at + away, exists & loaded[:, None], 0).to(tl.float32)
-            updated = ()
-            for k in tl.static_range(COLUMNS):
-                if t - k >= 0 and t - k < 7:
-                    updated = updated + (sums[k] + value * of_row[t - k],)
-                else:
-                    updated = updated + (sums[k],)
-            sums = updated
+        away = ((i - 3) * width - 3) * channels
+        if COLUMNS == 1:  # a loop: threads with many channels have no registers for seven taps
+            for j in range(7):
+                tap = 48 - (i * 7 + j) if FLIPPED else i * 7 + j
+                of_tap = tl.load(taps + tap * channels + c, c < channels, 0).to(tl.float32)
+                loaded = in_map & (column + j >= 3) & (column + j < width + 3)
+                value = tl.load(x + at + away + j * channels, exists & loaded[:, None], 0)
+                sums = (sums[0] + value.to(tl.float32) * of_tap[None, :],)
+        else:
+            of_row = ()
+            for j in tl.static_range(7):
+                tap = 48 - (i * 7 + j) if FLIPPED else i * 7 + j
+                value = tl.load(taps + tap * channels + c, c < channels, 0).to(tl.float32)
+                of_row = of_row + (value[None, :],)
+            for t in tl.static_range(COLUMNS + 6):
+                loaded = in_map & (column + t >= 3) & (column + t < width + 3)
+                value = tl.load(x + at + away + t * channels, exists & loaded[:, None], 0)
+                updated = ()
+                for k in tl.static_range(COLUMNS):
+                    if t - k >= 0 and t - k < 7:
+                        updated = updated + (sums[k] + value.to(tl.float32) * of_row[t - k],)
+                    else:
+                        updated = updated + (sums[k],)
+                sums = updated
     if NORM:
         add = tl.load(bias + c, c < channels, 0).to(tl.float32)[None, :]
         scale = tl.load(norm_weight + c, c < channels, 0).to(tl.float32)[None, :]

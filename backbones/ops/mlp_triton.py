@@ -65,7 +65,7 @@ def _forward(
     if not x.numel():
         return out, hidden, norm
     n, pixels, c, wide = _sizes(x, weight1)
-    sizes = product_tile(x.dtype, pixels)
+    sizes = product_tile(x.dtype, pixels, c)
     if gamma is None:
         torch.addmm(bias1, x.view(-1, c), weight1.t(), out=hidden.view(-1, wide))
         n, pixels, factor = 1, n * pixels, None
@@ -114,13 +114,20 @@ def _sizes(x: Tensor, weight1: Tensor) -> tuple[int, int, int, int]:
     return n, height * width, c, len(weight1)
 
 
-def product_tile(dtype: torch.dtype, pixels: int, *, backward: bool = False) -> dict[str, int]:
-    """Return the sizes of the tiles, warps and stages of a product over maps of so many pixels."""
+def product_tile(
+    dtype: torch.dtype, pixels: int, c: int, *, backward: bool = False
+) -> dict[str, int]:
+    """Return the sizes of the tiles, warps and stages of a product over maps of (pixels, c)."""
+    # Where rows do not begin at multiples of 16 elements, a thread has a register pair for each
+    # element's address: these products have fewer elements to a thread.
+    whole = c % 16 == 0
     if dtype == torch.float32:
-        return dict(BM=64 if pixels > 32 else 32, BN=64, BK=16, num_warps=4, num_stages=2)
+        warps = 4 if whole or not backward else 8
+        return dict(BM=64 if pixels > 32 else 32, BN=64, BK=16, num_warps=warps, num_stages=2)
     # A program of the backward pass goes through the GELU with all sums of its tile in registers.
-    rows = 64 if backward or pixels <= 64 else 128
-    return dict(BM=rows, BN=128, BK=32, num_warps=8, num_stages=3)
+    rows = 128 if whole and not backward and pixels > 64 else 64
+    columns = 128 if whole or not backward else 64
+    return dict(BM=rows, BN=columns, BK=32, num_warps=8, num_stages=3)
 
 
 def _precision() -> str:
@@ -146,7 +153,7 @@ def _backward(
         return torch.zeros_like(x), *(
             x.new_zeros(shape, dtype=torch.float32) for shape in _gradient_shapes(c, wide)
         )
-    sizes = product_tile(x.dtype, pixels, backward=True)
+    sizes = product_tile(x.dtype, pixels, c, backward=True)
     if gamma is None:
         n, pixels = 1, n * pixels
     tiles = triton.cdiv(pixels, sizes["BM"])

@@ -1,5 +1,7 @@
 """Compare Triton's kernels with float64, in a process with TRITON_INTERPRET=1 (test_kernels.py)."""
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,15 +10,16 @@ from support.triton_interpreter import bytes_moved
 from torch import Tensor
 
 from backbones.convnext import Block, ConvNeXt
+from backbones.ops import depthwise_norm_triton
 from backbones.ops.depthwise_conv import depthwise_conv2d_reference
 from backbones.ops.depthwise_norm_triton import depthwise_norm
 from backbones.ops.grn import global_response_norm
 from backbones.ops.mlp_triton import mlp
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# Odd sizes, and one pixel alone; then narrow maps, and channels of several tiles.
-SHAPES = [(2, 3, 11, 20), (1, 1, 1, 3)]
-SHAPES += [pytest.param(s, marks=pytest.mark.slow) for s in [(2, 9, 1, 40), (1, 1, 2, 1100)]]
+# Odd sizes, and one pixel alone; then narrow maps with channels of two tiles.
+SHAPES = [(2, 3, 11, 20), (1, 1, 1, 3), (2, 9, 1, 40)]
+QUICK = [(SHAPES[0], torch.float32), (SHAPES[0], torch.bfloat16), (SHAPES[1], torch.float16)]
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +30,20 @@ def poisoned():
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """Let each program of a weight's gradient sum several rows, as it does for large maps."""
+    monkeypatch.setattr(depthwise_norm_triton, "PROGRAMS", 2)
+
+
+@pytest.fixture
+def narrow_tiles(monkeypatch):
+    """Take two pixels a program: the interpreter runs each of a tile's lines for each of them."""
+    monkeypatch.setattr(depthwise_norm_triton, "COLUMNS", 2)
+    tile = depthwise_norm_triton.GRADIENT_TILE | dict(COLUMNS=2)
+    monkeypatch.setattr(depthwise_norm_triton, "GRADIENT_TILE", tile)
 
 
 def reference(x, weight, bias, norm_weight, norm_bias):
@@ -68,11 +85,33 @@ def parameters_of(c: int, dtype: torch.dtype) -> list[Tensor]:
     return [p.to(dtype) for p in (*block.dwconv.parameters(), *block.norm.parameters())]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+        for case in product(SHAPES, DTYPES)
+    ],
+    ids=str,
+)
 def test_depthwise_with_norm(shape, dtype):
     leaves = [torch.randn(shape).to(dtype), *parameters_of(shape[-1], dtype)]
     compare(lambda *given: depthwise_norm(*given, 1e-6, dtype), reference, leaves)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_widest_maps(dtype):
+    """Compare where a program has one column; the weight's gradient takes channels 32 by 32."""
+    x = torch.randn(1, 2, 2, 1100).to(dtype)
+    weight, *vectors = parameters_of(1100, dtype)
+
+    def ours(x, *vectors):
+        return depthwise_norm(x, weight.detach(), *vectors, 1e-6, dtype)
+
+    def plain(x, *vectors):
+        return reference(x, weight.detach().to(x.dtype), *vectors)
+
+    compare(ours, plain, [x, *vectors])
 
 
 def mlp_leaves(shape, dtype: torch.dtype, grn: bool, scale: bool, residual: bool) -> list[Tensor]:
@@ -126,6 +165,7 @@ def step(block: Block, x: Tensor, dtype: torch.dtype | None = None) -> list[Tens
     return [out, *torch.autograd.grad(out, [x, *block.parameters()], weights.to(out.dtype))]
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 @pytest.mark.parametrize(
     ("use_grn", "rate", "with_cp"),
     [
@@ -157,12 +197,14 @@ def test_empty_batch(use_grn):
     assert all(g is not None and not g.any() and g.isfinite().all() for g in grads)
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 @pytest.mark.slow
 def test_results_repeat():
     first, second = (step(block(True, "triton"), torch.ones(2, 3, 5, 8)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 @pytest.mark.parametrize("trained", ["x", "weights"])
 def test_gradients_only_where_they_are_asked_for(trained):
     one = block(True, "triton")
@@ -179,6 +221,7 @@ def test_gradients_only_where_they_are_asked_for(trained):
     assert trained == "x" or x.grad is None
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 @pytest.mark.parametrize("use_grn", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_graph_holds_the_kernels(use_grn):
     torch._dynamo.reset()
@@ -189,6 +232,7 @@ def test_a_graph_holds_the_kernels(use_grn):
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 @pytest.mark.parametrize("kind", [pytest.param("depthwise_norm", marks=pytest.mark.slow), "mlp"])
 def test_operators_are_what_pytorch_asks_for(kind):
     """Check schemas, shapes without data, and gradients through graphs, by PyTorch's own checks."""
@@ -206,6 +250,7 @@ def test_operators_are_what_pytorch_asks_for(kind):
     torch.library.opcheck(operator, arguments)
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 @pytest.mark.slow
 @pytest.mark.parametrize("use_grn", [False, True], ids=["V1", "V2"])
 def test_replicas_train(use_grn, tmp_path):
@@ -219,6 +264,7 @@ def test_replicas_train(use_grn, tmp_path):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.usefixtures("narrow_tiles")
 def test_network():
     arch = dict(depths=(1, 1), dims=(8, 12))
     nets = [randomise(ConvNeXt(arch, out_indices=(0, 1), kernels=k)) for k in ("triton", None)]
