@@ -39,5 +39,8 @@ class GdalRaster:
             raise unreadable(self.path, f"damaged ({text})") from None
         return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
+    def unwritten_value(self, window: Window) -> float | None:
+        return None
+
     def close(self) -> None:
         self.file.close()
