@@ -55,11 +55,7 @@ class TiffRaster:
         stated = page.tags.valueof(GDAL_NODATA)
         self.nodata = None if stated is None else _number(stated)
         self._fill = _fill(self.nodata, self.dtype)
-        self.georeference = [
-            (tag.code, tag.dtype, tag.count, tag.value)
-            for code in GEOREFERENCE
-            if (tag := page.tags.get(code)) is not None
-        ]
+        self.georeference = georeference_of(page)
         length = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
         width = page.tilewidth if page.is_tiled else page.imagewidth
         self._block = (length, width)
@@ -177,6 +173,15 @@ class TiffRaster:
 
     def close(self) -> None:
         self.file.close()
+
+
+def georeference_of(page: Any) -> list[tuple[int, Any, int, Any]]:
+    """Return the tags of a TIFF's page that place it on the earth: (code, type, count, value)."""
+    return [
+        (tag.code, tag.dtype, tag.count, tag.value)
+        for code in GEOREFERENCE
+        if (tag := page.tags.get(code)) is not None
+    ]
 
 
 def _fill(nodata: float | None, dtype: np.dtype) -> float:
