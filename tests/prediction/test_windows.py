@@ -78,7 +78,7 @@ def test_labels_are_those_of_the_whole(shape, predictor, tmp_path):
 
 
 def write_sparse(path: Path, pixels: np.ndarray, nodata: str | None) -> None:
-    """Write tiles of 32 pixels as GDAL does with SPARSE_OK: those of zeros in the left half are not."""
+    """Write tiles of 32 pixels, in the left half only those that are not all zeros."""
     height, width = (side // 32 for side in pixels.shape[:2])
     blocks = pixels.reshape(height, 32, width, 32, 4).swapaxes(1, 2)
     stored = [

@@ -39,7 +39,7 @@ class WindowedImage:
         self._read: list[tuple[slice, slice, np.ndarray]] = []
 
     def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray | None:
-        """Return the pixels (h, w, bands) of a part; None if no band of it holds a value of data."""
+        """Return the pixels (h, w, bands) of a part; None if no band of it holds data."""
         rows, columns = part
         window = (columns.start, rows.start, columns.stop, rows.stop)
         unwritten = self.raster.unwritten_value(window)

@@ -185,7 +185,7 @@ def georeference_of(page: Any) -> list[tuple[int, Any, int, Any]]:
 
 
 def _fill(nodata: float | None, dtype: np.dtype) -> float:
-    """Return the value of blocks that were never written: nodata if it is one of the dtype's, or 0."""
+    """Return the value of blocks that were never written: nodata if the dtype has it, or 0."""
     if nodata is None or dtype.kind == "f":
         return nodata or 0.0
     limits = np.iinfo(dtype)
