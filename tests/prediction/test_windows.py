@@ -77,6 +77,23 @@ def test_labels_are_those_of_the_whole(shape, predictor, tmp_path):
         assert written.georeference == given.georeference and written.nodata == 255
 
 
+@pytest.mark.parametrize("turned", [0, 30])
+def test_what_gdal_alone_reads_keeps_its_place(turned, predictor, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.random.default_rng(0).integers(1, 4000, (4, 64, 96), np.uint16)
+    place = rasterio.Affine.translation(500000, 4600000) @ rasterio.Affine.scale(10, -20)
+    place = place @ rasterio.Affine.rotation(turned)
+    shape = dict(height=64, width=96, count=4, dtype="uint16", crs="EPSG:32633", transform=place)
+    with rasterio.open(tmp_path / "scene.img", "w", driver="HFA", **shape) as file:
+        file.write(pixels)
+    path = (tmp_path / "scene.img").rename(tmp_path / "scene.jp2")
+    labels = predicted(predictor, path, 64, 16)
+    assert len(np.unique(labels)) == 2
+    with rasterio.open(tmp_path / "out" / "labels" / "scene.tif") as written:
+        assert written.transform.almost_equals(place) and written.crs.to_epsg() == 32633
+        np.testing.assert_array_equal(written.read(1), labels)
+
+
 def write_sparse(path: Path, pixels: np.ndarray, nodata: str | None) -> None:
     """Write tiles of 32 pixels, in the left half only those that are not all zeros."""
     height, width = (side // 32 for side in pixels.shape[:2])
