@@ -28,7 +28,7 @@ LOAD = dict(type="LoadImage", bands=("1",), band_names=("1",), band_dtype="uint1
 CLASSIFICATION = REPOSITORY / "configs" / "classification" / "convnext_atto_demo.py"
 METRIC = {"segmentation": "mIoU", "detection": "coco/bbox_mAP"}
 # What the drawn sets are trained to, and what a run on the RGB bands stays below.
-REACHED = {"segmentation": (85.0, 60.0), "detection": (0.5, 0.1)}
+REACHED = {"segmentation": (85.0, 60.0), "detection": (0.4, 0.1)}
 LEARNING = {
     "segmentation": (
         "train_cfg = dict(max_iters=60, val_interval=60)",
@@ -107,7 +107,8 @@ def test_a_class_in_one_band_is_learnt(task, bands, dtype, tmp_path):
     assert score > reached
     pictures = report["evaluation"]["pictures"]
     assert len(pictures) == 24 and all(p["truth"] != p["prediction"] for p in pictures[:3])
-    if bands > 1:
+    # Thirteen bands hold the colours as four do: a detector of them alone is trained once.
+    if bands == 4 or (bands == 13 and task == "segmentation"):
         colours = 'bands = ("red", "green", "blue")'
         scores = trained(tmp_path / "rgb", task, root, colours)[2]["evaluation"]["scores"]
         assert scores[METRIC[task]] < rgb_stays_below
