@@ -178,8 +178,8 @@ def test_the_demo_page_shows_the_composite(predictor, tmp_path):
 
 @pytest.mark.slow
 def test_memory_is_bounded_by_the_tile(predictor, tmp_path):
-    """10,000 x 10,000 x 4 uint16, 800 MB as an array, of which one block is written."""
-    path, side, block = tmp_path / "scene.tif", 10_000, 512
+    """40,000 x 40,000 x 4 uint16, 12.8 GB as an array, of which one block is written."""
+    path, side, block = tmp_path / "scene.tif", 40_000, 512
     across = -(-side // block)
     content = np.random.default_rng(0).integers(1, 4000, (block, block, 4), np.uint16)
     blocks = [b""] * across**2
