@@ -91,7 +91,7 @@ class LabelFile:
         self.path, self.shape, self.dtype, self.offset = path, shape, dtype, offset
         self.ignored = int(np.iinfo(dtype).max)
 
-    def __setitem__(self, part: tuple[slice, slice], labels: np.ndarray) -> None:
+    def __setitem__(self, part: tuple[slice, slice], labels: np.ndarray | int) -> None:
         # Mapped anew for each part: pages that are written do not stay in this process.
         mapped = np.memmap(self.path, self.dtype, "r+", self.offset, self.shape)
         mapped[part] = labels

@@ -38,7 +38,7 @@ class GdalRaster:
         crs, transform = self.file.crs, self.file.transform
         if crs is None and transform.is_identity:
             return []
-        shape = dict(driver="GTiff", height=1, width=1, count=1, dtype="uint8")
+        shape: dict[str, Any] = dict(driver="GTiff", height=1, width=1, count=1, dtype="uint8")
         with MemoryFile() as memory:
             with memory.open(**shape, crs=crs, transform=transform):
                 pass
