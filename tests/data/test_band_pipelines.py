@@ -13,8 +13,9 @@ import pytest
 import tifffile
 import torch
 from mmdet.structures.bbox import HorizontalBoxes
-from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
 from support.drawn_bands import NAMES, draw_bands
+from support.file_server import serving
 from support.small_runs import write_config
 
 from backbones.errors import InputError
@@ -221,3 +222,59 @@ def test_classifiers_resize_bands_as_rgb(tmp_path):
     expected = ResizeForTest(48).transform(results)["inputs"]
     bands = dict(img=np.ascontiguousarray(frame[..., ::-1]), img_path="a.tif")
     assert torch.equal(ResizeBandsForTest(48).transform(bands)["inputs"], expected)
+
+
+STATED = dict(names=NAMES[4], dtype="uint16", mean=[2000.0] * 3 + [2500.0], std=[500.0] * 4)
+
+
+def test_a_set_of_a_server_is_read_by_the_statistics_that_its_config_states(tmp_path):
+    root = draw_bands(tmp_path / "set", 4, "uint16", 3, images=2, layout="coco")
+    with serving() as server:
+        for path in root.rglob("*.*"):
+            server.files[f"/{path.relative_to(root)}"] = path.read_bytes()
+        lines = (
+            f"bands = {STATED!r}",
+            f"server = {server.address!r}",
+            "place = dict(data_root='', backend_args=dict(backend='http'))",
+            "classes = dict(classes=('square',))",
+            "load, size, boxes, pack = _base_.val_dataloader.dataset.pipeline",
+            "load = dict(load, backend_args=place['backend_args'])",
+            "steps = [load, size, dict(boxes, with_mask=False), pack]",
+            "test_dataloader = val_dataloader = dict(",
+            "    num_workers=0, persistent_workers=False,",
+            "    dataset=dict(place, metainfo=classes, pipeline=steps,",
+            "        ann_file=server + '/annotations/instances_val.json',",
+            "        data_prefix=dict(img=server + '/val/')))",
+        )
+        config = prepare(Options(write_config(tmp_path, "detection", *lines)), "inspect")
+        enter_scope("mmdet")
+        remote = DATASETS.build(config.test_dataloader.dataset)
+        found = [remote[i]["inputs"] for i in range(len(remote))]
+    own = config.model.data_preprocessor
+    assert own.mean == STATED["mean"] and own.std == STATED["std"]
+    assert config.model.backbone.in_channels == 4
+    (tmp_path / "own").mkdir()
+    path = write_config(tmp_path / "own", "detection")
+    local = DATASETS.build(prepare(Options(path, data=root), "inspect").test_dataloader.dataset)
+    assert len(found) == 2
+    for i, image in enumerate(found):
+        assert torch.equal(image, local[i]["inputs"]) and image.float().std() > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "where"),
+    [
+        (dict(mean=[1.0] * 3), "bad-value", "mean"),
+        (dict(std=[1.0, 1.0, 1.0, 0.0]), "bad-value", "std"),
+        (dict(dtype="int12"), "bad-value", "dtype"),
+        (dict(nodata=-1), "bad-value", "nodata"),
+        (dict(chosen=["swir"], mean=[1.0], std=[1.0]), "unknown-name", "swir"),
+        (dict(deviation=[1.0] * 4), "bad-config", "bands"),
+    ],
+)
+def test_statistics_that_contradict_end_in_a_line(changes, code, where, tmp_path):
+    path = write_config(tmp_path, "segmentation", f"bands = {dict(STATED, **changes)!r}")
+    with pytest.raises(InputError) as error:
+        prepare(Options(path), "inspect")
+    assert (error.value.code, error.value.where) == (code, where)
+    assert "\n" not in str(error.value)

@@ -1,5 +1,6 @@
 """Images of any bands: every kind of file read alike, statistics, hostile files, stems."""
 
+import zlib
 from pathlib import Path
 
 import cv2
@@ -60,6 +61,27 @@ def test_windows_are_the_stored_values(layout, dtype, tmp_path):
                 expected = pixels[top:bottom, left:right][..., chosen]
                 assert found.dtype == expected.dtype
                 np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stated", "value"),
+    [("float32", "nan", np.nan), ("uint16", "7", 7), ("uint16", "-9999", 0), ("int16", None, 0)],
+)
+def test_blocks_that_were_never_written(dtype, stated, value, tmp_path):
+    tags = [] if stated is None else [(42113, "s", 0, stated, True)]
+    pixels = RNG.integers(1, 100, (16, 16, 2)).astype(dtype)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(
+            iter([b"", zlib.compress(pixels.tobytes())]), shape=(16, 32, 2), dtype=dtype,
+            tile=(16, 16), photometric="minisblack", planarconfig="contig", compression="zlib",
+            extratags=tags,
+        )  # fmt: skip
+    with open_raster(tmp_path / "a.tif") as raster:
+        found = raster.read([0, 1], (0, 0, 32, 16))
+        np.testing.assert_array_equal(found[:, 16:], pixels)
+        np.testing.assert_array_equal(found[:, :16], np.full((16, 16, 2), value, dtype))
+        np.testing.assert_equal(raster.unwritten_value((0, 0, 16, 16)), float(value))
+        assert raster.unwritten_value((8, 0, 17, 16)) is None
 
 
 def test_numpy_and_png_are_read_alike(tmp_path):

@@ -186,7 +186,7 @@ class TestSeamsOfDetectors:
         found = TiledPredictor(PerfectDetector(), 64)(np.zeros((200, 150, 3), np.uint8))
         assert len(found) == 0 and found.masks == [] and found.coco(200, 150) == []
 
-    def views(self, *objects):
+    def views(self, *objects, more=()):
         """Two tiles of 100 that share 20 columns, and what they see: (tile, box, score, label)."""
         tiles = [Tile(0, 0, 100, 100), Tile(80, 0, 180, 100)]
         parts = []
@@ -206,7 +206,7 @@ class TestSeamsOfDetectors:
                     ),
                 )
             )
-        return merge_instances(iter(parts))
+        return merge_instances(iter([*parts, *more]))
 
     def test_a_whole_view_is_taken_as_it_is(self):
         found = self.views((0, (70, 10, 99, 42), 0.9, 0), (1, (82, 11, 120, 40), 0.6, 0))
@@ -215,6 +215,15 @@ class TestSeamsOfDetectors:
         found = self.views((0, (84, 10, 99, 42), 0.9, 0), (1, (85, 11, 120, 40), 0.6, 0))
         np.testing.assert_array_equal(found.boxes, [[85, 11, 120, 40]])  # the second is whole
         assert found.scores[0] == np.float32(0.6) and found.masks[0].area == 35 * 29
+
+    def test_tiles_without_data_are_of_the_image(self):
+        objects = (0, (82, 10, 100, 40), 0.9, 0), (1, (82, 10, 180, 40), 0.6, 0)
+        # At the image's border the second view is whole; beside a tile without data it is cut.
+        assert self.views(*objects).scores == np.float32(0.6)
+        found = self.views(*objects, more=[(Tile(160, 0, 260, 100), None)])
+        np.testing.assert_array_equal(found.boxes, [[82, 10, 180, 40]])
+        assert found.scores == np.float32(0.9)
+        assert len(merge_instances(iter([(Tile(0, 0, 100, 100), None)]))) == 0
 
     def test_a_sliver_yields_to_the_whole(self):
         found = self.views((0, (95, 20, 100, 26), 0.3, 0), (1, (94, 10, 140, 40), 0.8, 0))

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from support.drawn_bands import draw_bands
 from support.small_runs import write_config
 
 from backbones.openmmlab.config.prepare import Options, prepare
+from backbones.openmmlab.data.bands import read_bands
 from backbones.openmmlab.data.rasters import open_raster
 from backbones.openmmlab.data.rasters.tiff import TiffRaster
 from backbones.openmmlab.prediction.batches import predict_files
+from backbones.openmmlab.prediction.blending import spread
 from backbones.openmmlab.prediction.instances import Instances
 from backbones.openmmlab.prediction.predictions import PredictionFiles
 from backbones.openmmlab.prediction.predictor import Predictor
@@ -74,6 +77,75 @@ def test_labels_are_those_of_the_whole(shape, predictor, tmp_path):
         assert written.georeference == given.georeference and written.nodata == 255
 
 
+@pytest.mark.parametrize("turned", [0, 30])
+def test_what_gdal_alone_reads_keeps_its_place(turned, predictor, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.random.default_rng(0).integers(1, 4000, (4, 64, 96), np.uint16)
+    place = rasterio.Affine.translation(500000, 4600000) @ rasterio.Affine.scale(10, -20)
+    place = place @ rasterio.Affine.rotation(turned)
+    shape = dict(height=64, width=96, count=4, dtype="uint16", crs="EPSG:32633", transform=place)
+    with rasterio.open(tmp_path / "scene.img", "w", driver="HFA", **shape) as file:
+        file.write(pixels)
+    path = (tmp_path / "scene.img").rename(tmp_path / "scene.jp2")
+    labels = predicted(predictor, path, 64, 16)
+    assert len(np.unique(labels)) == 2
+    with rasterio.open(tmp_path / "out" / "labels" / "scene.tif") as written:
+        assert written.transform.almost_equals(place) and written.crs.to_epsg() == 32633
+        np.testing.assert_array_equal(written.read(1), labels)
+
+
+def write_sparse(path: Path, pixels: np.ndarray, nodata: str | None) -> None:
+    """Write tiles of 32 pixels, in the left half only those that are not all zeros."""
+    height, width = (side // 32 for side in pixels.shape[:2])
+    blocks = pixels.reshape(height, 32, width, 32, 4).swapaxes(1, 2)
+    stored = [
+        b"" if column < width // 2 and not blocks[row, column].any()
+        else zlib.compress(blocks[row, column].tobytes())
+        for row, column in np.ndindex(height, width)
+    ]  # fmt: skip
+    tags = [] if nodata is None else [(42113, "s", 0, nodata, True)]
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(
+            iter(stored), shape=pixels.shape, dtype=pixels.dtype, tile=(32, 32),
+            photometric="minisblack", planarconfig="contig", compression="zlib", extratags=tags,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("stated", [None, "7"])
+def test_tiles_without_data_are_not_predicted(stated, turned, predictor, tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(1, 4000, (96, 384, 4), np.uint16)
+    pixels[:, 32:160] = pixels[:64, 224:320] = 0
+    if turned:
+        pixels = np.ascontiguousarray(pixels.swapaxes(0, 1))
+    path = tmp_path / "scene.tif"
+    write_sparse(path, pixels, stated)
+    whole = TiledPredictor(predictor, 64, 16)(predictor.read(path))
+    assert predictor.bands is not None and predictor.bands.nodata == 0
+    lacking = read_bands(path, predictor.bands)[1]
+    # Tiles that were never written have the value that the file states, which may be data.
+    assert lacking.mean() > (0.4 if stated is None else 0.1)
+    counted, batch = [], predictor.batch
+    monkeypatch.setattr(predictor, "batch", lambda images: counted.append(images) or batch(images))
+    labels = predicted(predictor, path, 64, 16)
+    np.testing.assert_array_equal(labels, np.where(lacking, 255, whole))
+    assert len(np.unique(labels)) == 3
+    tiles = [
+        lacking[top:bottom, left:right]
+        for top, bottom in spread(lacking.shape[0], 64, 16)
+        for left, right in spread(lacking.shape[1], 64, 16)
+    ]
+    assert len(counted) == sum(not tile.all() for tile in tiles) < len(tiles)
+
+
+def test_a_raster_without_data_is_refused(predictor, tmp_path):
+    write_sparse(tmp_path / "scene.tif", np.zeros((96, 160, 4), np.uint16), None)
+    files = PredictionFiles(tmp_path / "out", predictor, 0.5)
+    tiled = TiledPredictor(predictor, 64, 16)
+    (refused,) = predict_files(predictor, tiled, 1, files, [tmp_path / "scene.tif"])
+    assert "scene.tif" in refused and not list(tmp_path.rglob("out/labels/*"))
+
+
 def test_each_tile_is_read_once(predictor, tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(1, 4000, (96, 160, 4), np.uint16)
     path = tmp_path / "scene.tif"
@@ -106,12 +178,10 @@ def test_the_demo_page_shows_the_composite(predictor, tmp_path):
 
 @pytest.mark.slow
 def test_memory_is_bounded_by_the_tile(predictor, tmp_path):
-    """10,000 x 10,000 x 4 uint16, 800 MB as an array, of which one block is written."""
-    path, side, block = tmp_path / "scene.tif", 10_000, 512
+    """40,000 x 40,000 x 4 uint16, 12.8 GB as an array, of which one block is written."""
+    path, side, block = tmp_path / "scene.tif", 40_000, 512
     across = -(-side // block)
     content = np.random.default_rng(0).integers(1, 4000, (block, block, 4), np.uint16)
-    import zlib
-
     blocks = [b""] * across**2
     blocks[across * 3 + 5] = zlib.compress(content.tobytes(), 1)
     with tifffile.TiffWriter(path, bigtiff=True) as writer:

@@ -103,6 +103,10 @@ class Bands:
         """Return the positions of the chosen bands in a file."""
         return [self.names.index(name) for name in self.chosen]
 
+    def is_missing(self, value: float) -> bool:
+        """Return whether a value that a file holds stands for a missing one."""
+        return value == self.nodata or not np.isfinite(value)
+
     def check(self, raster: Raster) -> None:
         """Compare an open file with these bands.
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,10 @@ from .rasters import open_raster
 
 LISTED = "bands.json"  # in a data set's folder
 KEYS = {"names", "nodata", "composite", "colour_map"}  # of it
+# Keys of a config's `bands` that states what would be measured, and those that it must have.
+STATED = KEYS | {"chosen", "dtype", "mean", "std"}
+NEEDED = {"names", "dtype", "mean", "std"}
+DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
 LOOKED_AT = 8  # images that say whether a data set is more than 8-bit colour
 # Those of the libraries take means of one or three bands.
 PREPROCESSORS = {
@@ -46,7 +51,8 @@ def use_bands(
     """Make a config read its images' bands, if they are more than 8-bit colour or it asks for them.
 
     The bands are the checkpoint's if it was trained on some; otherwise those of the config's key
-    `bands`, or all of the images'. Normalisation is measured on the training images.
+    `bands`, or all of the images'. Normalisation is measured on the training images, unless `bands`
+    is a dict, which states it with names and dtype.
 
     Args:
         config: changed in place; its splits are set already.
@@ -62,8 +68,11 @@ def use_bands(
         return
     if saved is None and root is None and loaded_bands(_data_parts(config)) is not None:
         return  # a resolved config
+    given = config.get("bands")
     if saved is not None:
         bands, normalisation = Bands.of(saved), Normalisation(*(saved[k] for k in ("mean", "std")))
+    elif isinstance(given, Mapping):
+        bands, normalisation = _stated(config, given)
     else:
         bands, normalisation = _measured(config, root, skip_bad_images)
     mean, std = map(list, normalisation)
@@ -153,7 +162,8 @@ def _measured(
     paths = training_images(config) or training_images(config, "test")
     if not paths:
         raise InputError(
-            "bands: no images on this disk to measure them on; give the folder as --data",
+            "bands: no images on this disk to measure them on; give the folder as --data, or state "
+            f"{', '.join(sorted(NEEDED))} in `bands`",
             code="no-data",
             where="bands",
         )
@@ -195,6 +205,58 @@ def _measured(
     return bands, _normalisation(config, bands, found)
 
 
+def _stated(config: Config, given: Mapping[str, Any]) -> tuple[Bands, Normalisation]:
+    """Return the bands and the normalisation that a config's `bands` states.
+
+    Raises:
+        InputError: a key is unknown or missing, or a value does not fit the others.
+    """
+    for keys, what in ((given.keys() - STATED, "unknown"), (NEEDED - given.keys(), "missing")):
+        if keys:
+            raise InputError(
+                f"bands: {', '.join(sorted(map(one_line, keys)))}: {what}; it states "
+                f"{', '.join(sorted(NEEDED))}, and may state {', '.join(sorted(STATED - NEEDED))}",
+                code="bad-config",
+                where="bands",
+            )
+    names = tuple(map(str, given["names"]))
+    chosen = tuple(map(str, given.get("chosen") or names))
+    statistics = {}
+    for key in ("mean", "std"):
+        values = given[key]
+        is_list = isinstance(values, list | tuple) and len(values) == len(chosen)
+        if not is_list or not all(_is_finite(v) and (key == "mean" or v > 0) for v in values):
+            raise InputError(
+                f"bands: {key} must be {len(chosen)} numbers"
+                f"{' above 0' if key == 'std' else ''}, one of each band",
+                code="bad-value",
+                where=key,
+            )
+        statistics[key] = tuple(map(float, values))
+    if given["dtype"] not in DTYPES:
+        raise InputError(
+            f"bands: dtype {one_line(given['dtype'])}: is none of {', '.join(DTYPES)}",
+            code="bad-value",
+            where="dtype",
+        )
+    shown = given.get("composite")
+    bands = Bands(
+        chosen, names, given["dtype"], given.get("nodata"), statistics["mean"],
+        tuple(map(str, shown)) if shown else None, given.get("colour_map"),
+    )  # fmt: skip
+    scale = _scale(config, bands)
+    return bands, Normalisation(*([v / scale for v in statistics[k]] for k in ("mean", "std")))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _scale(config: Config, bands: Bands) -> float:
+    """Return what values are divided by before they are normalised: 255 for 8-bit classifiers."""
+    return 255.0 if not config.model.get("data_preprocessor") and bands.dtype == "uint8" else 1.0
+
+
 def _typical(paths: Sequence[Path]) -> Path:
     """Return an image of the number of bands and the dtype that most of those looked at have.
 
@@ -231,7 +293,7 @@ def _normalisation(config: Config, bands: Bands, found: Sampled) -> Normalisatio
         if len(mean) == len(std) == 3 and (classifies or given.get("bgr_to_rgb")):
             order = [COLOURS.index(name) for name in lower]
             return Normalisation([mean[i] for i in order], [std[i] for i in order])
-    scale = 255.0 if classifies and bands.dtype == "uint8" else 1.0
+    scale = _scale(config, bands)
     mean, std = [b.mean / scale for b in found.bands], [(b.std or 1.0) / scale for b in found.bands]
     return Normalisation(mean, std)
 

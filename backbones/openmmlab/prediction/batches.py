@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from backbones.errors import InputError, UnreadableImage
-from backbones.openmmlab.data.bands import Bands
+from backbones.openmmlab.data.bands import Bands, nothing_there
 from backbones.openmmlab.data.rasters import open_raster
 from backbones.openmmlab.prediction.progress import FileProgress
 
@@ -133,10 +133,14 @@ class Batches:
                 labels = self.files.folder / "labels" / f"{name}.tif"
                 with label_file(labels, raster, len(self.predictor.classes)) as out:
                     tiled(image, report, out)
+                    if not image.has_data:
+                        raise nothing_there(path)
                 done = f"{raster.width} x {raster.height} labels"
             else:
                 found = tiled(image, report)
                 assert isinstance(found, Instances)
+                if not image.has_data:
+                    raise nothing_there(path)
                 self.files.add_instances(path, (raster.height, raster.width), found)
                 vectors = self.files.folder / "vectors" / f"{name}.geojson"
                 write_geojson(vectors, found, self.predictor.classes, raster)

@@ -34,23 +34,25 @@ def weights(spans: Sequence[tuple[int, int]], overlap: int) -> list[Tensor]:
 
 
 def blended(
-    logits: Iterator[Tensor],
+    logits: Iterator[Tensor | None],
     rows: Sequence[tuple[int, int]],
     columns: Sequence[tuple[int, int]],
     overlap: int,
-) -> Iterator[tuple[int, int, Tensor]]:
+) -> Iterator[tuple[slice, slice, Tensor | None]]:
     """Sum the weighted logits of overlapping tiles and yield each part as soon as it is complete.
 
     At any time only the sums of one tile and of the strip that a row of tiles shares with the next
     one exist; the strip is in the CPU's memory.
 
     Args:
-        logits: (classes, height, width) of each tile, row by row.
+        logits: (classes, height, width) of each tile, row by row; None for a tile whose pixels are
+            of no interest, though a neighbour may cover some of them.
         rows, columns: (start, stop) pixels of the tiles; see `spread`.
         overlap: number of pixels over which weights rise.
 
     Yields:
-        (top, left, sums (classes, h, w)); together they cover the image exactly once.
+        (rows, columns, sums (classes, h, w)); together they cover the image exactly once. The sums
+        are None where the tile is.
     """
     row_weights, column_weights = weights(rows, overlap), weights(columns, overlap)
     width = columns[-1][1]
@@ -63,6 +65,12 @@ def blended(
         sums, seen = None, columns[0][0]  # `seen`: first column not yet taken from `carried`
         for j, (left, right) in enumerate(columns):
             x = next(logits)
+            after = (columns[j + 1][0] if j + 1 < len(columns) else right) - left
+            part = slice(top, top + complete), slice(left, left + after)
+            if x is None:  # whatever is carried on of its pixels, nobody looks at them
+                sums, seen = None, right
+                yield *part, None
+                continue
             if carried is None:
                 carried = torch.zeros(len(x), deepest, width)
             weight = row_weights[i][:, None] * column_weights[j]
@@ -71,7 +79,6 @@ def blended(
             if sums is not None:
                 x[:, :, : sums.shape[2]] += sums
             seen = right
-            after = (columns[j + 1][0] if j + 1 < len(columns) else right) - left
-            yield top, left, x[:, :complete, :after]
+            yield *part, x[:, :complete, :after]
             carried[:, : bottom - top - complete, left : left + after] = x[:, complete:, :after]
             sums = x[:, :, after:]

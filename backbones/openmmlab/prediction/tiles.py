@@ -1,7 +1,7 @@
 """Predict large images in overlapping tiles, merged across their seams."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -104,8 +104,8 @@ class TiledPredictor:
             None if they went to `out`.
         """
         height, width = image.shape[:2]
-        if out is None and max(height, width) <= self.tile:
-            (sample,) = self.predictor.batch([image[0:height, 0:width]])
+        if out is None and isinstance(image, np.ndarray) and max(height, width) <= self.tile:
+            (sample,) = self.predictor.batch([image])
             return prediction(sample, len(self.predictor.classes))
         if self.predictor.task == "detection":
             grid = [
@@ -116,9 +116,8 @@ class TiledPredictor:
             samples = self._predicted(image, grid, on_tile)
             # Of each tile only the cropped masks are kept.
             return merge_instances(
-                (tile, Instances.of(sample.pred_instances).moved(*tile[:2]))
-                for tile, sample in samples
-                if sample is not None
+                (tile, None if x is None else Instances.of(x.pred_instances).moved(*tile[:2]))
+                for tile, x in samples
             )
         if out is not None:
             self._write_labels(image, on_tile, out)
@@ -133,17 +132,14 @@ class TiledPredictor:
         grid: Sequence[Tile],
         on_tile: Callable[[int, int], None] | None,
     ) -> Iterator[tuple[Tile, Sample | None]]:
-        """Yield each tile with its prediction, None where the file was never written."""
+        """Yield each tile with its prediction, None where the file holds no data."""
         for start in range(0, len(grid), self.batch_size):
             tiles = grid[start : start + self.batch_size]
-            parts = [(slice(t.top, t.bottom), slice(t.left, t.right)) for t in tiles]
-            empty = [isinstance(image, WindowedImage) and image.is_empty(part) for part in parts]
-            crops = [
-                np.asarray(image[part]) for part, no in zip(parts, empty, strict=True) if not no
-            ]
-            samples = iter(self.predictor.batch(cast(list[np.ndarray], crops)) if crops else ())
-            for tile, no in zip(tiles, empty, strict=True):
-                yield tile, None if no else next(samples)
+            crops = [image[t.top : t.bottom, t.left : t.right] for t in tiles]
+            with_data = [crop for crop in crops if crop is not None]
+            samples = iter(self.predictor.batch(with_data) if with_data else ())
+            for tile, crop in zip(tiles, crops, strict=True):
+                yield tile, None if crop is None else next(samples)
             if on_tile is not None:
                 on_tile(start + len(tiles), len(grid))
 
@@ -168,25 +164,19 @@ class TiledPredictor:
         model = self.predictor.model
         with self.predictor.keeping_logits():
             samples = self._predicted(image, grid, on_tile)
-            logits = (
-                model.decode_head.conv_seg.weight.new_zeros(1, 1, 1).expand(
-                    model.decode_head.out_channels, tile.bottom - tile.top, tile.right - tile.left
-                )
-                if sample is None
-                else sample.seg_logits.data
-                for tile, sample in samples
-            )
+            logits = (None if x is None else x.seg_logits.data for _, x in samples)
             if turned:
-                logits = (x.mT for x in logits)
-            for top, left, block in blended(logits, rows, columns, self.overlap):
+                logits = (None if x is None else x.mT for x in logits)
+            for down, across, block in blended(logits, rows, columns, self.overlap):
+                part = (across, down) if turned else (down, across)
+                if block is None:
+                    out[part] = np.iinfo(out.dtype).max
+                    continue
                 if len(block) == 1:
                     found = block[0].sigmoid() > model.decode_head.threshold
                 else:
                     found = block.argmax(0)
-                bottom, right = top + block.shape[1], left + block.shape[2]
-                part, labels = (slice(top, bottom), slice(left, right)), found.cpu().numpy()
-                if turned:
-                    part, labels = (slice(left, right), slice(top, bottom)), labels.T
+                labels = (found.mT if turned else found).cpu().numpy()
                 if isinstance(out, LabelFile):
                     labels = labels.astype(out.dtype)
                     if isinstance(image, WindowedImage):
@@ -213,7 +203,7 @@ def check_tiling(tile: int | None, overlap: int | None) -> None:
         raise InputError(f"--overlap {overlap}: requires --tile", where="--overlap")
 
 
-def merge_instances(found: Iterator[tuple[Tile, Instances]]) -> Instances:
+def merge_instances(found: Iterator[tuple[Tile, Instances | None]]) -> Instances:
     """Merge the detections of overlapping tiles: each object once, with one whole mask.
 
     Where two tiles overlap they see the same. Two detections of a class are views of one object if
@@ -224,16 +214,20 @@ def merge_instances(found: Iterator[tuple[Tile, Instances]]) -> Instances:
     of it and more has a view of its class that covers it: slivers of objects are not seen well.
 
     Args:
-        found: tiles and their instances, in pixels of the image.
+        found: tiles and their instances, in pixels of the image; None of tiles that hold no data.
 
     Returns:
         The instances, highest score first.
     """
-    tiles, parts = [], []
+    grid: list[Tile] = []
+    tiles: list[Tile] = []
+    parts: list[Instances] = []
     for tile, instances in found:
-        tiles.append(tile)
-        parts.append(instances)
-    extent = Tile(*np.min(tiles, 0)[:2], *np.max(tiles, 0)[2:])
+        grid.append(tile)
+        if instances is not None:
+            tiles.append(tile)
+            parts.append(instances)
+    extent = Tile(*np.min(grid, 0)[:2], *np.max(grid, 0)[2:])
     cut = [_cut(tile, extent, part) for tile, part in zip(tiles, parts, strict=True)]
 
     pairs, covered = [], set()  # (IoU, view, view), where a view is (tile, number)
@@ -267,7 +261,7 @@ def merge_instances(found: Iterator[tuple[Tile, Instances]]) -> Instances:
         if len(views) > 1 or covered.isdisjoint(views.items()):
             one_by_one = [parts[k][np.array([i])] for k, i in views.items()]
             merged.append(_joined(one_by_one, [cut[k][i] for k, i in views.items()]))
-    return _best_first(merged, with_masks=parts[0].masks is not None)
+    return _best_first(merged, with_masks=bool(parts) and parts[0].masks is not None)
 
 
 def _overlapping(tiles: list[Tile]) -> Iterator[tuple[int, int]]:

@@ -27,17 +27,28 @@ class WindowedImage:
         bands: bands to read.
         keep_missing: keep where the pixels of each part are missing, until `missing` is asked for
             a part behind it.
+
+    Attributes:
+        has_data: whether any part that was read holds a value that is not missing.
     """
 
     def __init__(self, raster: Raster, bands: Bands, keep_missing: bool = False):
         self.raster, self.bands, self.keep_missing = raster, bands, keep_missing
         self.shape = (raster.height, raster.width, len(bands.chosen))
+        self.has_data = False
         self._read: list[tuple[slice, slice, np.ndarray]] = []
 
-    def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
+    def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray | None:
+        """Return the pixels (h, w, bands) of a part; None if no band of it holds data."""
         rows, columns = part
         window = (columns.start, rows.start, columns.stop, rows.stop)
+        unwritten = self.raster.unwritten_value(window)
+        if unwritten is not None and self.bands.is_missing(unwritten):
+            return None
         pixels, lacking = self.bands.read(self.raster, window)
+        if lacking.all():
+            return None
+        self.has_data = True
         if self.keep_missing:
             self._read.append((rows, columns, np.asarray(lacking.any(-1))))
         return pixels
@@ -65,13 +76,6 @@ class WindowedImage:
                 ]
         return missing
 
-    def is_empty(self, part: tuple[slice, slice]) -> bool:
-        """Return whether nothing was ever written into a part of the file, all of it nodata."""
-        rows, columns = part
-        window = (columns.start, rows.start, columns.stop, rows.stop)
-        unwritten = getattr(self.raster, "is_unwritten", None)
-        return bool(unwritten and self.bands.nodata is not None and unwritten(window))
-
 
 class LabelFile:
     """Write the parts of a label map into an uncompressed TIFF; memory holds one part.
@@ -87,7 +91,7 @@ class LabelFile:
         self.path, self.shape, self.dtype, self.offset = path, shape, dtype, offset
         self.ignored = int(np.iinfo(dtype).max)
 
-    def __setitem__(self, part: tuple[slice, slice], labels: np.ndarray) -> None:
+    def __setitem__(self, part: tuple[slice, slice], labels: np.ndarray | int) -> None:
         # Mapped anew for each part: pages that are written do not stay in this process.
         mapped = np.memmap(self.path, self.dtype, "r+", self.offset, self.shape)
         mapped[part] = labels

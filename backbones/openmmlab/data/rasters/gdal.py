@@ -1,15 +1,19 @@
 """Read what GDAL reads by rasterio; imported only where it is installed."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import rasterio
+import tifffile
 from rasterio.errors import RasterioError
+from rasterio.io import MemoryFile
 from rasterio.windows import Window as GdalWindow
 
 from .raster import Window, unreadable
+from .tiff import georeference_of
 
 
 class GdalRaster:
@@ -27,7 +31,19 @@ class GdalRaster:
         given = self.file.descriptions
         self.names = tuple(map(str, given)) if all(given) and len(set(given)) == len(given) else ()
         self.nodata = self.file.nodata
-        self.georeference: list[tuple[int, Any, int, Any]] = []
+        self.georeference = self._georeference()
+
+    def _georeference(self) -> list[tuple[int, Any, int, Any]]:
+        """Return the TIFF tags that GDAL writes for this file's place."""
+        crs, transform = self.file.crs, self.file.transform
+        if crs is None and transform.is_identity:
+            return []
+        shape: dict[str, Any] = dict(driver="GTiff", height=1, width=1, count=1, dtype="uint8")
+        with MemoryFile() as memory:
+            with memory.open(**shape, crs=crs, transform=transform):
+                pass
+            with tifffile.TiffFile(BytesIO(memory.read())) as tiff:
+                return georeference_of(tiff.pages[0])
 
     def read(self, bands: Sequence[int], window: Window) -> np.ndarray:
         left, top, right, bottom = window
@@ -38,6 +54,9 @@ class GdalRaster:
             text = next(iter(str(error).splitlines()), "")
             raise unreadable(self.path, f"damaged ({text})") from None
         return np.ascontiguousarray(pixels.transpose(1, 2, 0))
+
+    def unwritten_value(self, window: Window) -> float | None:
+        return None
 
     def close(self) -> None:
         self.file.close()

@@ -96,7 +96,7 @@ def _opened(path: Path) -> Raster:
         return read_dicom(path)
     if start[:4] == PNG or path.suffix.lower() in ORDINARY:
         return _ordinary(path)
-    require(f"{path.name}: of a format that only GDAL may read", "rasterio")
+    require(f"{path.name}: of a format that only GDAL may read", "rasterio", "tifffile")
     from .gdal import GdalRaster  # an optional dependency
 
     return GdalRaster(path)

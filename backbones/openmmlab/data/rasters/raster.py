@@ -42,6 +42,10 @@ class Raster(Protocol):
         """
         ...
 
+    def unwritten_value(self, window: Window) -> float | None:
+        """Return the value of a window of which a sparse file stores nothing, None if it does."""
+        ...
+
     def close(self) -> None:
         """Close the file."""
         ...
@@ -65,6 +69,9 @@ class ArrayRaster:
     def read(self, bands: Sequence[int], window: Window) -> np.ndarray:
         left, top, right, bottom = window
         return np.ascontiguousarray(self.pixels[top:bottom, left:right][..., list(bands)])
+
+    def unwritten_value(self, window: Window) -> float | None:
+        return None
 
     def close(self) -> None:
         pass

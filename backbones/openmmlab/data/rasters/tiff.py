@@ -54,11 +54,8 @@ class TiffRaster:
         self.names = self._names(page)
         stated = page.tags.valueof(GDAL_NODATA)
         self.nodata = None if stated is None else _number(stated)
-        self.georeference = [
-            (tag.code, tag.dtype, tag.count, tag.value)
-            for code in GEOREFERENCE
-            if (tag := page.tags.get(code)) is not None
-        ]
+        self._fill = _fill(self.nodata, self.dtype)
+        self.georeference = georeference_of(page)
         length = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
         width = page.tilewidth if page.is_tiled else page.imagewidth
         self._block = (length, width)
@@ -118,8 +115,7 @@ class TiffRaster:
                         out[rows, columns, i] = part[..., sample]
         return out
 
-    def is_unwritten(self, window: Window) -> bool:
-        """Return whether the file holds nothing of a window, as sparse files do."""
+    def unwritten_value(self, window: Window) -> float | None:
         left, top, right, bottom = window
         length, width = self._block
         for page in self.pages:
@@ -128,8 +124,8 @@ class TiffRaster:
                 for row in range(top // length, -(-bottom // length)):
                     start = (plane * self._down + row) * self._across
                     if any(counts[start + left // width : start + -(-right // width)]):
-                        return False
-        return True
+                        return None
+        return self._fill
 
     def _blocks(
         self, page: Any, plane: int, window: Window
@@ -142,14 +138,14 @@ class TiffRaster:
                 index = (plane * self._down + row) * self._across + column
                 stored = page.databytecounts[index]
                 if not stored or not page.dataoffsets[index]:
-                    if self.nodata is not None and np.isfinite(self.nodata):
+                    if self._fill:
                         yield row * length, column * width, self._unwritten(page)
                     continue
                 yield row * length, column * width, self._decoded(page, index, stored)
 
     def _unwritten(self, page: Any) -> np.ndarray:
         samples = page.keyframe.samplesperpixel // self._planes
-        return np.full((*self._block, samples), self.nodata).astype(self.dtype)
+        return np.full((*self._block, samples), self._fill, self.dtype)
 
     def _decoded(self, page: Any, index: int, stored: int) -> np.ndarray:
         samples = page.keyframe.samplesperpixel // self._planes
@@ -177,6 +173,23 @@ class TiffRaster:
 
     def close(self) -> None:
         self.file.close()
+
+
+def georeference_of(page: Any) -> list[tuple[int, Any, int, Any]]:
+    """Return the tags of a TIFF's page that place it on the earth: (code, type, count, value)."""
+    return [
+        (tag.code, tag.dtype, tag.count, tag.value)
+        for code in GEOREFERENCE
+        if (tag := page.tags.get(code)) is not None
+    ]
+
+
+def _fill(nodata: float | None, dtype: np.dtype) -> float:
+    """Return the value of blocks that were never written: nodata if the dtype has it, or 0."""
+    if nodata is None or dtype.kind == "f":
+        return nodata or 0.0
+    limits = np.iinfo(dtype)
+    return nodata if nodata.is_integer() and limits.min <= nodata <= limits.max else 0.0
 
 
 def _number(text: object) -> float | None:
