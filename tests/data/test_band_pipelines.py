@@ -177,6 +177,8 @@ def test_three_bands_of_eight_bits_equal_the_rgb_model(scope, tmp_path):
     set_class_count(rgb.model, 2 if scope == "mmseg" else 1)
     if scope == "mmdet":
         rgb.model.roi_head.mask_head = rgb.model.roi_head.mask_roi_extractor = None
+        # Whatever the draw, some boxes are found.
+        own.model.test_cfg.rcnn.score_thr = rgb.model.test_cfg.rcnn.score_thr = -1.0
     rgb.test_dataloader.dataset.metainfo = own.test_dataloader.dataset.metainfo
     assert own.model.data_preprocessor.mean == list(rgb.model.data_preprocessor.mean)
 
