@@ -28,6 +28,8 @@ def missing() -> str | None:
         return "needs Linux on x86-64"
     if not (torch.version.cuda or "").startswith("13."):
         return "needs PyTorch built for CUDA 13"
+    if not torch.__version__.startswith("2.11."):
+        return "the no-op GPU answers the calls that PyTorch 2.11 makes"
     if not shutil.which("gcc"):
         return "needs gcc"
     if not any((folder / "cuda_runtime_api.h").is_file() for folder in _headers()):
