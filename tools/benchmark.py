@@ -8,21 +8,17 @@ pixels of the original one, after its outputs have been compared with the model'
 """
 
 import json
-import sys
 from pathlib import Path
-
-from rich.console import Console
 
 from backbones.atomic_write import write_atomically
 from backbones.errors import InputError, reported_in_one_line
-from backbones.openmmlab.config.command_line import add_checkpoint, run_parser
+from backbones.openmmlab.config.command_line import add_checkpoint, add_timing, run_parser
 from backbones.openmmlab.config.prepare import Options, prepare
 from backbones.openmmlab.deployment.comparing import compare_files, difference_lines, table
 from backbones.openmmlab.doctor.checks import check_data
 from backbones.openmmlab.prediction.exported import RUNTIMES, is_exported
 from backbones.openmmlab.tasks import task_of
-
-WIDE = 200  # characters
+from backbones.terminal import console
 
 
 def main() -> None:
@@ -36,8 +32,7 @@ def main() -> None:
         default=32,
         help="number of test images for outputs and scores; default: %(default)s",
     )
-    add("--rounds", type=int, default=10, help="number of timed rounds; default: %(default)s")
-    add("--threads", type=int, help="threads of each runtime (default: as many as PyTorch takes)")
+    add_timing(parser, rounds=10)
     add(
         "--tolerance",
         type=float,
@@ -71,8 +66,7 @@ def main() -> None:
         trust=args.trust_checkpoint,
     )
     print(*difference_lines(rows), sep="\n")
-    # In a pipe or a file nothing is cut off.
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table(rows, task_of(config)))
+    console(200).print(table(rows, task_of(config)))
     out = args.out or Path(config.work_dir) / "benchmark.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json.dumps(report, indent=2) + "\n")

@@ -10,7 +10,6 @@ The licence is that of the weights that the backbone starts from.
 import json
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -22,6 +21,7 @@ from backbones.openmmlab.config.names import INDEX, Listed, config_files, listed
 from backbones.openmmlab.doctor.complexity import build_on_meta
 from backbones.openmmlab.tasks import task_of
 from backbones.shipped import CONFIGS
+from backbones.terminal import console
 
 TASKS = ("detection", "segmentation", "classification")
 
@@ -75,10 +75,9 @@ def print_table(chosen: list[Listed]) -> None:
     for listed in chosen:
         licence = listed.licence or ("unknown" if listed.weights else "none: from scratch")
         table.add_row(listed.name, listed.score, f"{listed.parameters / 1e6:.1f} M", licence)
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=120)
-    console.print(table)
-    console.print(f"{len(chosen)} configs; convnext train NAME --data ROOT trains one")
+    output = console(120)
+    output.print(table)
+    output.print(f"{len(chosen)} configs; convnext train NAME --data ROOT trains one")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ Nothing is written where INT8 is not faster than float on this machine.
 from pathlib import Path
 
 from backbones.errors import InputError, reported_in_one_line
-from backbones.openmmlab.config.command_line import run_parser
+from backbones.openmmlab.config.command_line import add_timing, run_parser
 from backbones.openmmlab.config.prepare import Options, prepare
 from backbones.openmmlab.deployment.quantizing import quantize, report_lines
 from backbones.openmmlab.doctor.checks import check_data
@@ -39,8 +39,7 @@ def main() -> None:
         help="number of training images that ranges are measured on; default: %(default)s",
     )
     add("--images", type=int, metavar="N", help="number of test images (default: all)")
-    add("--rounds", type=int, default=10, help="number of timed rounds; default: %(default)s")
-    add("--threads", type=int, help="threads of the runtime (default: as many as PyTorch takes)")
+    add_timing(parser, rounds=10)
     add(
         "--keep-slower",
         action="store_true",

@@ -8,21 +8,17 @@ dtypes and runtimes. Points that nothing else beats in both score and time are m
 """
 
 import json
-import sys
 from pathlib import Path
-
-from rich.console import Console
 
 from backbones.atomic_write import write_atomically
 from backbones.errors import reported_in_one_line
-from backbones.openmmlab.config.command_line import add_checkpoint, run_parser
+from backbones.openmmlab.config.command_line import add_checkpoint, add_timing, run_parser
 from backbones.openmmlab.config.prepare import Options, prepare
 from backbones.openmmlab.deployment.comparing import machine
 from backbones.openmmlab.deployment.tuning import choose, plot, table, tune, write_config
 from backbones.openmmlab.doctor.checks import check_data
 from backbones.openmmlab.tasks import task_of
-
-WIDE = 200  # characters
+from backbones.terminal import console
 
 
 def main() -> None:
@@ -36,8 +32,7 @@ def main() -> None:
         default=100,
         help="number of test images for the scores; default: %(default)s",
     )
-    add("--rounds", type=int, default=6, help="number of timed rounds; default: %(default)s")
-    add("--threads", type=int, help="threads of each runtime (default: as many as PyTorch takes)")
+    add_timing(parser, rounds=6)
     add(
         "--max-drop",
         type=float,
@@ -60,8 +55,7 @@ def main() -> None:
         trust=args.trust_checkpoint,
     )
     task = task_of(config)
-    # In a pipe or a file nothing is cut off.
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table(points, task))
+    console(200).print(table(points, task))
     chosen = choose(points, task, args.max_drop)
     folder = Path(config.work_dir)
     folder.mkdir(parents=True, exist_ok=True)

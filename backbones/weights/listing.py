@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.table import Table
+
+from backbones.terminal import console
 
 from .trained import TrainedModel
 from .zoo import Score, Weights
 
+WIDTH = 200  # characters, in a pipe or a file
 # Field with the score of a task; weights without one are left out.
 TASKS = {"detection": "coco", "segmentation": "ade20k", "classification": "imagenet"}
 
@@ -57,7 +59,7 @@ def print_one(weights: Weights) -> None:
         if value not in (None, ""):
             text = _in_words(getattr(weights, name)) if name in TASKS.values() else str(value)
             table.add_row(name, text)
-    _console().print(table)
+    console(WIDTH).print(table)
 
 
 def print_table(chosen: Sequence[Weights], total: int) -> None:
@@ -79,8 +81,8 @@ def print_table(chosen: Sequence[Weights], total: int) -> None:
             *(_in_words(getattr(weights, name)) for name in ("imagenet", "coco", "ade20k")),
             weights.licence,
         )
-    _console().print(table)
-    _console().print(f"{len(chosen)} of {total}; convnext zoo NAME shows the details of one")
+    console(WIDTH).print(table)
+    console(WIDTH).print(f"{len(chosen)} of {total}; convnext zoo NAME shows the details of one")
 
 
 def described(model: TrainedModel) -> dict:
@@ -95,11 +97,5 @@ def print_trained(models: Sequence[TrainedModel]) -> None:
         table.add_column(column, no_wrap=column != "source", overflow="fold")
     for model in models:
         table.add_row(model.name, model.score_text, model.licence, model.source)
-    _console().print(table)
-    _console().print("A config's name alone stands for the first of its models.")
-
-
-def _console() -> Console:
-    """Return a console that is wide enough if the output is no terminal."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=200)
+    console(WIDTH).print(table)
+    console(WIDTH).print("A config's name alone stands for the first of its models.")

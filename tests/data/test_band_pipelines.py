@@ -71,7 +71,7 @@ class TestGeometry:
     )
     def test_each_band_moves_as_in_an_image_of_three(self, step, tmp_path):
         import backbones.openmmlab.detection
-        import backbones.openmmlab.segmentation  # noqa: F401
+        import backbones.openmmlab.segmentation  # noqa: F401  registers its data preprocessor and heads
 
         fill = tuple(range(1, 14))
         bands = Bands(NAMES[13], NAMES[13], "float32", fill=fill)
@@ -115,7 +115,7 @@ class TestGeometry:
 def photometric_transforms() -> list[str]:
     """Names of all transforms of mmdet, mmseg and mmcv that read or make colours."""
     import backbones.openmmlab.detection
-    import backbones.openmmlab.segmentation  # noqa: F401
+    import backbones.openmmlab.segmentation  # noqa: F401  registers its data preprocessor and heads
 
     words = re.compile(
         r"cvtColor|HSV|hsv|bgr|RGB2|np\.uint8\)|LUT|solarize|posterize|imequalize|iminvert|"

@@ -7,7 +7,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-import backbones.openmmlab.segmentation  # noqa: F401
+import backbones.openmmlab.segmentation  # noqa: F401  registers its data preprocessor and heads
 from backbones.openmmlab.mmengine_internals import copy_without_waiting
 from backbones.openmmlab.training.runner import Runner
 

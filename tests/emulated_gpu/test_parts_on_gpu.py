@@ -8,7 +8,7 @@ from support.running import SEGMENTATION
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import backbones.openmmlab.segmentation  # noqa: F401
+import backbones.openmmlab.segmentation  # noqa: F401  registers its data preprocessor and heads
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.config.machine import fit_to_machine
 

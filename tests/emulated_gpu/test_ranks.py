@@ -33,7 +33,7 @@ def one_of_two(monkeypatch, gpu):
 
 
 def segmentor() -> nn.Module:
-    import backbones.openmmlab.segmentation  # noqa: F401
+    import backbones.openmmlab.segmentation  # noqa: F401  registers its data preprocessor and heads
 
     norm = dict(type="SyncBN")
     maps = dict(in_channels=list(SMALL["dims"]), in_index=[0, 1, 2, 3])

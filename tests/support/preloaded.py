@@ -10,4 +10,4 @@ with patch("torch.cuda.is_available", lambda: False):
     import backbones.openmmlab.report
     import backbones.openmmlab.segmentation
     import backbones.openmmlab.training.progress
-    import backbones.openmmlab.training.runner  # noqa: F401
+    import backbones.openmmlab.training.runner  # noqa: F401  registers the runner

@@ -117,15 +117,20 @@ def write_pictures(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+def published_predictor(name: str, folder: Path) -> Predictor:
+    """Return the published model, whose file is written into a folder, as it is evaluated."""
+    path = folder / f"{name}.pth"
+    path.write_bytes(published(name, "official"))
+    return Predictor(load_config(name, EVALUATED[name]), str(path))
+
+
 def write_predicted(root: Path) -> Path:
     """Write images in ADE20K's layout whose labels the published segmentor predicts: mIoU is 100.
 
     Returns:
         The folder of the data.
     """
-    name = "upernet_convnext_t"
-    (root / f"{name}.pth").write_bytes(published(name, "official"))
-    predictor = Predictor(load_config(name, EVALUATED[name]), str(root / f"{name}.pth"))
+    predictor = published_predictor("upernet_convnext_t", root)
     labels = root / "ade" / "annotations" / "validation"
     labels.mkdir(parents=True)
     seen: set[int] = set()
@@ -143,9 +148,7 @@ def write_detected(root: Path) -> Path:
     Returns:
         The folder of the data.
     """
-    name = "mask_rcnn_convnext_t"
-    (root / f"{name}.pth").write_bytes(published(name, "official"))
-    predictor = Predictor(load_config(name, EVALUATED[name]), str(root / f"{name}.pth"))
+    predictor = published_predictor("mask_rcnn_convnext_t", root)
     images: list[dict] = []
     annotations: list[dict] = []
     for i, path in enumerate(write_pictures(root / "coco" / "val2017"), start=1):

@@ -12,6 +12,7 @@ __all__ = [
     "add_config",
     "add_data",
     "add_predictor",
+    "add_timing",
     "parser_for",
     "run_parser",
 ]
@@ -78,6 +79,16 @@ def add_predictor(parser: argparse.ArgumentParser) -> None:
         "--cfg-options", nargs="+", action=Overrides, metavar="KEY=VALUE", help="set config keys"
     )
     add_loading(parser)
+
+
+def add_timing(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """Add the arguments of a tool that times models, with its default number of rounds."""
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help="number of timed rounds; default: %(default)s"
+    )
+    parser.add_argument(
+        "--threads", type=int, help="threads of each runtime (default: as many as PyTorch takes)"
+    )
 
 
 def run_parser(documentation: str | None) -> argparse.ArgumentParser:

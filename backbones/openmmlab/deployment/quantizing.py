@@ -229,7 +229,7 @@ def training_images(config: Config, count: int) -> list[str]:
 
 
 def report_lines(report: Mapping, task: Task) -> Iterator[str]:
-    """Yield what a user is told: layers by sensitivity, scores, speed and size."""
+    """Yield a report's lines: sensitivity of each layer, scores, speed, memory and size."""
     yield "relative loss of each layer's output in INT8, by itself:"
     for layer in report["layers"]:
         yield f"  {layer['precision']}  {layer['sensitivity']:.4f}  {layer['name']}"

@@ -57,18 +57,11 @@ def capture(graph: Any) -> ExportedProgram:
     channels = graph.preprocessing.channels
     # One image would make the batch a constant.
     example = torch.rand(2 if 0 in axes else 1, channels, *EXAMPLE) * 255
-    try:
-        with torch.no_grad(), _quiet():
-            return torch.export.export(
-                graph, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.DYNAMIC),)
-            )
-    except Exception as error:  # whatever is in a model may fail anywhere in the tracer
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(
-            f"{type(graph).__name__}: torch.export cannot write it as one graph ({reason[0]})",
-            code="unsupported",
-            where=type(graph).__name__,
-        ) from error
+    name = type(graph).__name__
+    with torch.no_grad(), _converting(name, "torch.export cannot write it as one graph"):
+        return torch.export.export(
+            graph, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.DYNAMIC),)
+        )
 
 
 def write_onnx(
@@ -97,24 +90,16 @@ def write_onnx(
     import onnx
 
     weights = sum(t.numel() * t.element_size() for t in program.state_dict.values())
-    try:
-        with _quiet():
-            converted: Any = torch.onnx.export(
-                program,
-                dynamo=True,
-                input_names=list(graph.inputs),
-                output_names=list(graph.outputs),
-                opset_version=opset,
-                verbose=False,
-            )
-            converted.save(path, external_data=weights > ONE_FILE)
-    except Exception as error:  # onnxscript fails in its own ways for each operator
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(
-            f"{path.name}: the model has no ONNX form ({reason[0]})",
-            code="unsupported",
-            where=path.name,
-        ) from error
+    with _converting(path.name, "the model has no ONNX form"):
+        converted: Any = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            opset_version=opset,
+            verbose=False,
+        )
+        converted.save(path, external_data=weights > ONE_FILE)
     model = onnx.load(path, load_external_data=False)
     _name_axes(model.graph, graph.inputs)
     onnx.helper.set_model_props(model, as_texts(metadata))
@@ -159,20 +144,12 @@ def write_aoti(
     """
     from torch._inductor import aoti_compile_and_package
 
-    try:
-        with _quiet():
-            aoti_compile_and_package(
-                program,
-                package_path=str(path),
-                inductor_configs={"aot_inductor.metadata": as_texts(metadata)},
-            )
-    except Exception as error:  # whatever is in a model may fail anywhere in the compiler
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(
-            f"{path.name}: AOTInductor cannot compile the model ({reason[0][:200]})",
-            code="unsupported",
-            where=path.name,
-        ) from error
+    with _converting(path.name, "AOTInductor cannot compile the model", longest=200):
+        aoti_compile_and_package(
+            program,
+            package_path=str(path),
+            inductor_configs={"aot_inductor.metadata": as_texts(metadata)},
+        )
 
 
 def write_openvino(
@@ -247,6 +224,27 @@ def _name_axes(graph: Any, inputs: Mapping[str, Mapping[int, str]]) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
                 dim.dim_param = re.sub(r"\w+", lambda m: names.get(m[0], m[0]), dim.dim_param)
+
+
+@contextmanager
+def _converting(name: str, refusal: str, longest: int | None = None) -> Iterator[None]:
+    """Convert without warnings; name what cannot be, with the first line of the reason.
+
+    Tracers, exporters and compilers fail in their own ways for each operator of a model.
+
+    Args:
+        name: the graph or file.
+        refusal: what cannot be done.
+        longest: characters of the reason at most; None for all.
+    """
+    try:
+        with _quiet():
+            yield
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"{name}: {refusal} ({reason[0][:longest]})", code="unsupported", where=name
+        ) from error
 
 
 @contextmanager

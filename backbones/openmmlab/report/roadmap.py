@@ -4,12 +4,12 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from backbones.atomic_write import atomic_path
 from backbones.openmmlab.doctor.complexity import multiply_adds
 from backbones.roadmap import STEPS, SWIN, ModernizedResNetClassifier
+from backbones.terminal import console
 
 TITLES = {
     "resnet50": "ResNet-50 to ConvNeXt-T (Table 10)",
@@ -81,8 +81,7 @@ def print_table(rows: list[dict], regime: str) -> None:
             *measured,
             r["note"],
         )
-    terminal = Console()
-    (terminal if terminal.is_terminal else Console(width=160)).print(table)
+    console(160).print(table)
 
 
 def plot(path: Path) -> None:
