@@ -185,9 +185,14 @@ def test_classes_in_one_band_are_learnt(bands, dtype, tmp_path):
         "    dataset=dict(classes=classes))",
         "test_dataloader = val_dataloader",
         "val_evaluator = test_evaluator = dict(topk=(1,))",
-        "param_scheduler = [dict(_base_.param_scheduler[0], end=10), _base_.param_scheduler[1]]",
-        "default_hooks = dict(checkpoint=dict(interval=9), report=dict(type='ReportHook'))",
-        "del import_arch, classes",
+        # Until the loss is down at the smoothed labels': at 9 epochs of 3e-3 top-1 was 65 to 100.
+        "train_cfg = dict(max_epochs=16, val_interval=16)",
+        "optim_wrapper = dict(optimizer=dict(lr=6e-3))",
+        "warmup = dict(_base_.param_scheduler[0], end=10)",
+        "param_scheduler = [warmup, dict(_base_.param_scheduler[1], end=16, T_max=16)]",
+        "default_hooks = dict(checkpoint=dict(interval=16), report=dict(type='ReportHook'))",
+        "randomness = dict(seed=0)",
+        "del import_arch, classes, warmup",
     )
     config.write_text("\n".join(lines))
     run = tmp_path / "run"
