@@ -40,7 +40,7 @@ TASKS = {
         "convnext_t_in1k",
     ),
 }
-LOG_OFTEN = ("--cfg-options", "default_hooks.logger.interval=5")
+OPTIONS = ("--cfg-options", "default_hooks.logger.interval=5", "randomness.seed=0")
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     task = parser.parse_args().task
     config, scores, unit, images, recipe = TASKS[task]
     work_dir = Path("work_dirs") / config.stem
-    common = ("--work-dir", work_dir, *LOG_OFTEN)
+    common = ("--work-dir", work_dir, *OPTIONS)
     predictions = work_dir / "predictions"
 
     start = time.monotonic()

@@ -712,5 +712,5 @@ def test_demo_learns_the_shapes(tmp_path):
     outcome = run_tool("walkthrough.py", "classification", cwd=tmp_path)
     assert outcome.status == 0, outcome.err
     metrics = tmp_path / "work_dirs" / "convnext_atto_demo" / "metrics.json"
-    assert json.loads(metrics.read_text())["top1"] > 95
+    assert json.loads(metrics.read_text())["top1"] > 80  # of 4 classes; 96.9 was measured
     assert "model.backbone.init_cfg.type=Pretrained" in outcome.out
