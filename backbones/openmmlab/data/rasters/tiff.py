@@ -40,9 +40,10 @@ class TiffRaster:
 
     def _describe(self) -> None:
         series, *others = self.file.series
-        if alike := [one for one in others if one.shape == series.shape]:
-            number = len(alike) + 1
-            raise unreadable(self.path, f"TIFF of {number} images; write one file for each")
+        # Beside overviews and masks, which are of other sizes or of one bit.
+        kind = (series.shape, series.dtype)
+        if number := sum((one.shape, one.dtype) == kind for one in others):
+            raise unreadable(self.path, f"TIFF of {number + 1} images; write one file for each")
         kept = [i for i, size in enumerate(series.shape) if size != 1 or series.axes[i] in "YX"]
         axes = "".join(series.axes[i] for i in kept)
         if axes not in {"YX", "YXS", *BANDS_FIRST}:
