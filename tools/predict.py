@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     refused = predict_files(predictor, tiled, args.batch_size, files, paths)
     done = len(paths) - len(refused)
     if done:
-        where = [args.out / kind for kind in ("pictures", "videos") if (args.out / kind).is_dir()]
-        print(f"{done} of {len(paths)} files: {', '.join(map(str, where))}")
+        drawn = [args.out / kind for kind in ("pictures", "videos") if (args.out / kind).is_dir()]
+        print(f"{done} of {len(paths)} files: {', '.join(map(str, drawn or [args.out]))}")
     if len(refused) > 1:
         print(*refused, sep="\n", file=sys.stderr)
         raise InputError(

@@ -14,7 +14,7 @@ import tifffile
 import torch
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
-from support.drawn_bands import NAMES, draw_bands
+from support.drawn_bands import NAMES, draw_bands, write_tiff
 from support.file_server import serving
 from support.small_runs import write_config
 
@@ -224,6 +224,42 @@ def test_classifiers_resize_bands_as_rgb(tmp_path):
     expected = ResizeForTest(48).transform(results)["inputs"]
     bands = dict(img=np.ascontiguousarray(frame[..., ::-1]), img_path="a.tif")
     assert torch.equal(ResizeBandsForTest(48).transform(bands)["inputs"], expected)
+
+
+def test_a_set_without_bands_json_is_read_by_its_files_names(tmp_path):
+    """Names and nodata are GDAL's, and `bands` chooses and orders: all by the one flag."""
+    root = draw_bands(tmp_path / "set", 4, "uint16", 3, images=3, names=NAMES[4])
+    images = [tifffile.imread(root / "images" / "train" / f"{i}.tif") for i in range(3)]
+    path = write_config(tmp_path, "segmentation", 'bands = ("nir", "red")')
+    config = prepare(Options(path, data=root, work_dir=tmp_path / "run"), "inspect")
+    values = np.concatenate(images).reshape(-1, 4)[:, [3, 2]].astype(np.float64)
+    own = config.model.data_preprocessor
+    np.testing.assert_allclose(own.mean, values.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(own.std, values.std(0), rtol=1e-9)
+    assert config.model.backbone.in_channels == 2
+    enter_scope("mmseg")
+    config.test_dataloader.dataset.pipeline[1] = dict(type="Resize", scale_factor=1.0)
+    loaded = DATASETS.build(config.test_dataloader.dataset)[0]["inputs"]
+    stored = tifffile.imread(root / "images" / "val" / "0.tif")
+    np.testing.assert_array_equal(loaded, stored[..., [3, 2]].transpose(2, 0, 1))
+    # What is resolved needs neither the flag nor a measurement.
+    config.dump(tmp_path / "resolved.py")
+    again = prepare(Options(tmp_path / "resolved.py"), "inspect")
+    assert again.model.data_preprocessor == own
+    assert again.train_dataloader == config.train_dataloader
+
+
+@pytest.mark.parametrize("bands", [3, 5])
+def test_an_image_of_other_bands_than_most_is_named(bands, tmp_path):
+    root = draw_bands(tmp_path / "set", 4, "uint16", 3, images=3)
+    odd = root / "images" / "train" / "1.tif"
+    write_tiff(odd, np.ones((64, 64, bands), np.uint16))
+    path = write_config(tmp_path, "segmentation")
+    with pytest.raises(InputError) as error:
+        prepare(Options(path, data=root, work_dir=tmp_path / "run"), "inspect")
+    assert error.value.code == "bad-image" and error.value.where == str(odd)
+    for number in (str(bands), "4"):
+        assert number in str(error.value).removeprefix(str(odd))
 
 
 STATED = dict(names=NAMES[4], dtype="uint16", mean=[2000.0] * 3 + [2500.0], std=[500.0] * 4)

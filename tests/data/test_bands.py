@@ -164,6 +164,110 @@ HOSTILE = {
 }
 
 
+def write_pages(path: Path) -> None:
+    with tifffile.TiffWriter(path) as writer:
+        for _ in range(3):
+            writer.write(np.ones((8, 9), np.uint16), photometric="minisblack")
+
+
+def write_numpy(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)
+
+
+def write_archive(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, a=np.ones((8, 9)), b=np.ones((8, 9)))
+
+
+NO_IMAGES = {
+    "complex.tif": lambda p: tifffile.imwrite(p, np.ones((8, 9), np.complex64)),
+    "complex.npy": lambda p: write_numpy(p, np.ones((8, 9), np.complex64)),
+    "pickled.npy": lambda p: write_numpy(p, np.array([[{}, print]], object)),
+    "no bands.npy": lambda p: write_numpy(p, np.ones((8, 9, 0))),
+    "four axes.npy": lambda p: write_numpy(p, np.ones((2, 8, 9, 3))),
+    "cut off.npy": lambda p: (write_numpy(p, np.ones((8, 9))), cut_off(p)),
+    "archive.npz": write_archive,
+    "archive.npy": write_archive,
+    "pages.tif": write_pages,
+    "planes.tif": lambda p: tifffile.imwrite(
+        p, np.ones((3, 8, 9), np.uint16), imagej=True, metadata=dict(axes="ZYX")
+    ),
+    "turned.tif": lambda p: tifffile.imwrite(
+        p, np.ones((8, 9), np.uint16), extratags=[(274, "H", 1, 6, True)]
+    ),
+    "text.tif": lambda p: p.write_text("no image at all " * 20),
+}
+
+
+@pytest.mark.parametrize("name", NO_IMAGES)
+def test_what_is_no_image_ends_in_a_line(name, tmp_path):
+    path = tmp_path / name
+    NO_IMAGES[name](path)
+    with pytest.raises(InputError) as error, open_raster(path):
+        pass
+    assert error.value.code == "bad-image" and error.value.where == str(path)
+    assert "\n" not in str(error.value)
+
+
+def test_rarer_kinds_are_read_as_their_libraries_do(tmp_path):
+    pixels = RNG.integers(0, 60000, (20, 30, 3), np.uint16)
+    smooth = cv2.GaussianBlur(pixels, (0, 0), 3)
+    palette = RNG.integers(0, 60000, (3, 256), np.uint16)
+    kinds = {
+        "palette": (smooth[..., 0].astype(np.uint8), dict(photometric="palette", colormap=palette)),
+        "jpeg": ((smooth // 256).astype(np.uint8), dict(photometric="rgb", compression="jpeg")),
+        "jpeg2000": (pixels, dict(photometric="minisblack", compression="jpeg2000")),
+        "predictor": (pixels, dict(photometric="minisblack", compression="zstd", predictor=2)),
+        "half": (pixels[..., 0].astype(np.float16) / 7, {}),
+        "overviews": (pixels, dict(photometric="minisblack", subifds=1)),
+    }
+    for name, (stored, options) in kinds.items():
+        layout = dict(planarconfig="contig") if stored.ndim == 3 else {}
+        with tifffile.TiffWriter(tmp_path / f"{name}.tif", byteorder=">") as writer:
+            writer.write(stored, **layout, **options)
+            if "subifds" in options:
+                writer.write(stored[::2, ::2], photometric="minisblack", subfiletype=1, **layout)
+        expected = tifffile.imread(tmp_path / f"{name}.tif").reshape(20, 30, -1)
+        assert name.startswith("jpeg") or (expected == stored.reshape(20, 30, -1)).all()
+        with open_raster(tmp_path / f"{name}.tif") as raster:
+            found = raster.read(range(raster.count), (0, 0, 30, 20))
+        np.testing.assert_array_equal(found, expected, name)
+        assert found.std() > 0
+    np.save(tmp_path / "big.npy", pixels.astype(">u2"))
+    with open_raster(tmp_path / "big.npy") as raster:
+        assert str(raster.dtype) == "uint16"  # as other files of the set state it
+    found = read_bands(tmp_path / "big.npy", numbered(3, "uint16"))[0]
+    np.testing.assert_array_equal(found, pixels)
+
+
+@pytest.mark.parametrize(
+    ("stated", "dtype", "expected"),
+    [
+        ("nan", "uint16", None),
+        ("-9999", "uint16", None),
+        ("0.5", "int32", None),
+        ("none", "float32", None),
+        ("nan", "float32", np.nan),
+        ("-9999,5", "float32", -9999.5),
+        ("-3.4028234663852886e+38", "float32", float(np.finfo(np.float32).min)),
+        ("65535", "uint16", 65535),
+    ],
+)
+def test_a_nodata_value_that_the_dtype_lacks_is_none(stated, dtype, expected, tmp_path, caplog):
+    pixels = np.ones((8, 9, 2), dtype)
+    pixels[3] = np.finfo(dtype).min if dtype == "float32" else 65535
+    tags = [(42113, "s", 0, stated, True)]
+    path = write_tiff(tmp_path / "a.tif", pixels, extratags=tags)
+    with open_raster(path) as raster:
+        np.testing.assert_equal(raster.nodata, expected)
+        bands = numbered(2, dtype, nodata=raster.nodata)
+    missing = read_bands(path, bands)[1]
+    is_nodata = float(pixels[3, 0, 0]) == expected
+    np.testing.assert_array_equal(missing, [[row == 3 and is_nodata] * 9 for row in range(8)])
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_rasters_end_in_a_line(kind, tmp_path):
     path = tmp_path / "a.tif"
@@ -179,9 +283,10 @@ def test_nan_everywhere_and_impossible_nodata(tmp_path):
     with pytest.raises(InputError) as error:
         read_bands(path, numbered(2, "float32"))
     assert error.value.code == "bad-image"
-    with pytest.raises(InputError) as error:
-        numbered(2, "uint16", nodata=-9999)
-    assert error.value.code == "bad-value" and error.value.where == "nodata"
+    for impossible in (-9999, 0.5, np.nan):
+        with pytest.raises(InputError) as error:
+            numbered(2, "uint16", nodata=impossible)
+        assert error.value.code == "bad-value" and error.value.where == "nodata"
 
 
 def test_composites_are_stretched(tmp_path):
@@ -240,6 +345,11 @@ def test_dicom_is_rescaled_to_its_unit(tmp_path):
     with open_raster(tmp_path / "slice.dcm") as raster:
         found = raster.read([0], (1, 0, 4, 2))
     np.testing.assert_array_equal(found[..., 0], stored[:2, 1:].astype(np.float32) * 2 - 1000)
+    file.NumberOfFrames, file.PixelData = 2, 2 * stored.tobytes()
+    file.save_as(tmp_path / "frames.dcm", enforce_file_format=False)
+    with pytest.raises(InputError) as error, open_raster(tmp_path / "frames.dcm"):
+        pass
+    assert error.value.code == "bad-image" and "frames" in str(error.value)
 
 
 def test_deflated_dicom_is_refused(tmp_path):
@@ -267,6 +377,45 @@ def test_what_gdal_alone_reads(tmp_path):
         assert (raster.height, raster.width, raster.count) == (8, 9, 5)
         found = raster.read([4, 1], (2, 3, 9, 8))
     np.testing.assert_array_equal(found, stored[[4, 1], 3:, 2:].transpose(1, 2, 0))
+
+
+def test_gdals_masks_and_overviews_are_no_images(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = RNG.integers(1, 60000, (1, 40, 50), np.uint16)
+    shape = dict(height=40, width=50, count=1, dtype="uint16", crs="EPSG:32633")
+    path = tmp_path / "a.tif"
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        with rasterio.open(path, "w", driver="GTiff", **shape) as file:
+            file.write(pixels)
+            file.write_mask(pixels[0] > 1000)
+        with rasterio.open(path, "r+") as file:
+            file.build_overviews([2, 4])
+    assert not [*tmp_path.glob("*.msk")]
+    with open_raster(path) as raster:
+        np.testing.assert_array_equal(raster.read([0], (0, 0, 50, 40))[..., 0], pixels[0])
+
+
+STACKED = """<VRTDataset rasterXSize="9" rasterYSize="8">{}</VRTDataset>"""
+LAYER = """<VRTRasterBand dataType="{}" band="{}"><SimpleSource>
+<SourceFilename relativeToVRT="1">{}</SourceFilename><SourceBand>1</SourceBand>
+</SimpleSource></VRTRasterBand>"""
+
+
+def test_files_of_one_band_each_are_stacked_by_gdal(tmp_path):
+    pytest.importorskip("rasterio")
+    pixels = RNG.integers(0, 60000, (8, 9, 3), np.uint16)
+    for i in range(3):
+        write_tiff(tmp_path / f"B{i + 1}.tif", pixels[..., i : i + 1])
+    layers = "".join(LAYER.format("UInt16", i, f"B{i}.tif") for i in (1, 2, 3))
+    (tmp_path / "stack.vrt").write_text(STACKED.format(layers))
+    found = read_bands(tmp_path / "stack.vrt", numbered(3, "uint16"))[0]
+    np.testing.assert_array_equal(found, pixels)
+    for kinds in (("UInt16", "Float32"), ("CFloat32", "CFloat32")):
+        layers = "".join(LAYER.format(k, i, f"B{i}.tif") for i, k in enumerate(kinds, start=1))
+        (tmp_path / "mixed.vrt").write_text(STACKED.format(layers))
+        with pytest.raises(InputError) as error, open_raster(tmp_path / "mixed.vrt"):
+            pass
+        assert error.value.code == "bad-image" and "mixed.vrt" in error.value.where
 
 
 def test_lzw(tmp_path):

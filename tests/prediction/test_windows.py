@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
+from PIL import Image
 from support.drawn_bands import draw_bands
 from support.small_runs import write_config
 
@@ -24,7 +25,6 @@ from backbones.openmmlab.prediction.instances import Instances
 from backbones.openmmlab.prediction.predictions import PredictionFiles
 from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.openmmlab.prediction.tiles import TiledPredictor
-from backbones.openmmlab.prediction.windows import write_geojson
 from backbones.openmmlab.registration import enter_scope
 
 PLACE = [
@@ -34,28 +34,46 @@ PLACE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def predictor(tmp_path_factory) -> Predictor:
-    """A segmentor of four bands with random weights, as `--data` resolves its config."""
-    folder = tmp_path_factory.mktemp("bands")
-    root = draw_bands(folder / "set", 4, "uint16", 3, images=2)
+def random_model(folder: Path, task: str) -> Predictor:
+    """A model of four bands with random weights, as `--data` resolves its config."""
+    layout = dict(segmentation="labels", detection="coco")[task]
+    root = draw_bands(folder / "set", 4, "uint16", 3, images=2, layout=layout)
     (root / "bands.json").write_text(json.dumps(dict(nodata=0)))
-    path = write_config(folder, "segmentation")
+    path = write_config(folder, task)
     config: Config = prepare(Options(path, data=root, work_dir=folder / "run"), "inspect")
-    config.test_dataloader.dataset.pipeline[1] = dict(type="Resize", scale_factor=1.0)
+    config.test_dataloader.dataset.pipeline[1] = ConfigDict(type="Resize", scale_factor=1.0)
+    if task == "detection":  # whatever the draw, boxes are found
+        config.model.test_cfg.rcnn.update(score_thr=-1.0, max_per_img=10)
     torch.manual_seed(0)
     enter_scope(config.default_scope)
     model = MODELS.build(config.model)
-    for parameter in model.decode_head.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    for part in ("decode_head", "rpn_head", "roi_head"):
+        for parameter in getattr(model, part).parameters() if hasattr(model, part) else ():
+            torch.nn.init.normal_(parameter, std=0.3)
     torch.save(dict(state_dict=model.state_dict()), folder / "random.pth")
     return Predictor(config, folder / "random.pth", device="cpu")
 
 
-def predicted(predictor: Predictor, path: Path, tile: int, overlap: int) -> np.ndarray:
-    out = path.parent / "out"
-    tiled = TiledPredictor(predictor, tile, overlap)
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory) -> Predictor:
+    return random_model(tmp_path_factory.mktemp("segmentor"), "segmentation")
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory) -> Predictor:
+    return random_model(tmp_path_factory.mktemp("detector"), "detection")
+
+
+def written(predictor: Predictor, path: Path, tile: int | None, overlap: int = 16) -> Path:
+    """Predict a file; return the folder of what is written."""
+    out = path.parent / f"out{tile or ''}"
+    tiled = None if tile is None else TiledPredictor(predictor, tile, overlap)
     assert predict_files(predictor, tiled, 1, PredictionFiles(out, predictor, 0.5), [path]) == []
+    return out
+
+
+def predicted(predictor: Predictor, path: Path, tile: int, overlap: int) -> np.ndarray:
+    out = written(predictor, path, tile, overlap)
     return tifffile.memmap(out / "labels" / f"{path.stem}.tif", mode="r")
 
 
@@ -73,8 +91,8 @@ def test_labels_are_those_of_the_whole(shape, predictor, tmp_path):
     labels = predicted(predictor, path, 64, 16)
     lacking = (pixels == 0).any(-1)
     np.testing.assert_array_equal(labels, np.where(lacking, 255, whole))
-    with open_raster(path) as given, open_raster(tmp_path / "out/labels/scene.tif") as written:
-        assert written.georeference == given.georeference and written.nodata == 255
+    with open_raster(path) as given, open_raster(tmp_path / "out64/labels/scene.tif") as found:
+        assert found.georeference == given.georeference and found.nodata == 255
 
 
 @pytest.mark.parametrize("turned", [0, 30])
@@ -89,9 +107,9 @@ def test_what_gdal_alone_reads_keeps_its_place(turned, predictor, tmp_path):
     path = (tmp_path / "scene.img").rename(tmp_path / "scene.jp2")
     labels = predicted(predictor, path, 64, 16)
     assert len(np.unique(labels)) == 2
-    with rasterio.open(tmp_path / "out" / "labels" / "scene.tif") as written:
-        assert written.transform.almost_equals(place) and written.crs.to_epsg() == 32633
-        np.testing.assert_array_equal(written.read(1), labels)
+    with rasterio.open(tmp_path / "out64" / "labels" / "scene.tif") as found:
+        assert found.transform.almost_equals(place) and found.crs.to_epsg() == 32633
+        np.testing.assert_array_equal(found.read(1), labels)
 
 
 def write_sparse(path: Path, pixels: np.ndarray, nodata: str | None) -> None:
@@ -177,7 +195,8 @@ def test_the_demo_page_shows_the_composite(predictor, tmp_path):
 
 
 @pytest.mark.slow
-def test_memory_is_bounded_by_the_tile(predictor, tmp_path):
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_memory_is_bounded_by_the_tile(task, predictor, detector, tmp_path):
     """40,000 x 40,000 x 4 uint16, 12.8 GB as an array, of which one block is written."""
     path, side, block = tmp_path / "scene.tif", 40_000, 512
     across = -(-side // block)
@@ -187,28 +206,102 @@ def test_memory_is_bounded_by_the_tile(predictor, tmp_path):
     with tifffile.TiffWriter(path, bigtiff=True) as writer:
         writer.write(
             iter(blocks), shape=(side, side, 4), dtype=np.uint16, tile=(block, block),
-            photometric="minisblack", planarconfig="contig", compression="zlib",
+            photometric="minisblack", planarconfig="contig", compression="zlib", extratags=PLACE,
         )  # fmt: skip
+    model = dict(segmentation=predictor, detection=detector)[task]
     tracemalloc.start()
-    labels = predicted(predictor, path, 1024, 64)
+    out = written(model, path, 1024, 64)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 * 2**20
-    rows, columns = slice(3 * block, 4 * block), slice(5 * block, 6 * block)
-    assert (labels[rows, columns] < 2).all()
-    assert (labels[3 * block - 1] == 255).all() and (labels[:, 6 * block] == 255).all()
+    if task == "segmentation":
+        labels = tifffile.memmap(out / "labels" / "scene.tif", mode="r")
+        rows, columns = slice(3 * block, 4 * block), slice(5 * block, 6 * block)
+        assert (labels[rows, columns] < 2).all()
+        assert (labels[3 * block - 1] == 255).all() and (labels[:, 6 * block] == 255).all()
+    else:
+        found = json.loads((out / "predictions.json").read_text())
+        (image,) = found["images"]
+        assert (image["width"], image["height"], image["crs"]) == (side, side, "EPSG:32633")
+        boxes = np.array([row["bbox"] for row in found["annotations"]])
+        # Tiles are 1024 wide: those that meet the block lie within this of it.
+        assert len(boxes) and (np.abs(boxes[:, 0] - 5.5 * block) < 1024 + block).all()
+        assert (np.abs(boxes[:, 1] - 3.5 * block) < 1024 + block).all()
 
 
-def test_boxes_are_in_the_rasters_coordinates(tmp_path):
+def test_instances_are_those_of_the_whole(detector, tmp_path):
+    """Windows of a file and parts of an array give the same, across seams too."""
+    pixels = np.random.default_rng(0).integers(1, 4000, (96, 160, 4), np.uint16)
     path = tmp_path / "scene.tif"
-    tifffile.imwrite(path, np.ones((50, 60), np.uint16), extratags=PLACE)
-    box = np.array([[1, 2, 11, 22]], np.float32)
-    found = Instances(box, np.array([0.5], np.float32), np.array([1]), None)
-    with open_raster(path) as raster:
-        assert write_geojson(tmp_path / "boxes.geojson", found, ("house", "tree"), raster)
-    content = json.loads((tmp_path / "boxes.geojson").read_text())
-    assert content["crs"]["properties"]["name"].endswith("::32633")
-    (feature,) = content["features"]
-    assert feature["properties"] == {"class": "tree", "score": 0.5}
-    ring = feature["geometry"]["coordinates"][0]
-    assert ring[0] == [500010, 4599980] and ring[2] == [500110, 4599780] and ring[0] == ring[-1]
+    tifffile.imwrite(path, pixels, tile=(32, 32), photometric="minisblack", planarconfig="contig")
+    whole = TiledPredictor(detector, 64, 16)(detector.read(path))
+    assert isinstance(whole, Instances) and len(whole) > 10 and (whole.boxes[:, 2] > 70).any()
+    content = json.loads((written(detector, path, 64) / "predictions.json").read_text())
+    np.testing.assert_array_equal([row["score"] for row in content["annotations"]], whole.scores)
+    left, top, width, height = np.array([row["bbox"] for row in content["annotations"]]).T
+    np.testing.assert_allclose(np.stack([left, top, left + width, top + height], 1), whole.boxes)
+    assert content["images"][0].keys() == {"id", "file_name", "width", "height"}
+
+
+WARPED = "+proj=laea +lat_0=52 +lon_0=10 +x_0=4321000 +y_0=3210000 +datum=WGS84"
+
+
+@pytest.mark.parametrize(
+    ("crs", "turned", "kind"),
+    [
+        ("EPSG:32633", 0, "Area"),
+        ("EPSG:32633", 30, "Point"),
+        ("EPSG:4326", 0, "Point"),
+        (None, 0, "Area"),
+        (WARPED, 0, "Area"),
+    ],
+)
+def test_predictions_are_placed_as_gdal_places_their_raster(crs, turned, kind, detector, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.random.default_rng(0).integers(1, 4000, (4, 64, 96), np.uint16)
+    place = rasterio.Affine.translation(500000, 4600000) @ rasterio.Affine.scale(10, -20)
+    place = place @ rasterio.Affine.rotation(turned)
+    shape = dict(height=64, width=96, count=4, dtype="uint16", crs=crs, transform=place)
+    path = tmp_path / "scene.tif"
+    with rasterio.open(path, "w", driver="GTiff", **shape) as file:
+        file.update_tags(AREA_OR_POINT=kind)
+        file.write(pixels)
+    with rasterio.open(path) as file:
+        place, code = file.transform, file.crs and file.crs.to_epsg()
+        assert code == {"EPSG:32633": 32633, "EPSG:4326": 4326}.get(crs)
+    for tile in (None, 64):
+        out = written(detector, path, tile)
+        content = json.loads((out / "predictions.json").read_text())
+        (image,) = content["images"]
+        np.testing.assert_allclose(image["transform"], tuple(place)[:6], rtol=1e-12)
+        assert image.get("crs") == (code and f"EPSG:{code}")
+        shapes = json.loads((out / "vectors" / "scene.geojson").read_text())
+        name = shapes.get("crs", dict(properties=dict(name=None)))["properties"]["name"]
+        assert name == (code and f"urn:ogc:def:crs:EPSG::{code}")
+        assert len(shapes["features"]) == len(content["annotations"]) > 0
+        for row, feature in zip(content["annotations"], shapes["features"], strict=True):
+            x, y, width, height = row["bbox"]
+            ring = feature["geometry"]["coordinates"][0]
+            np.testing.assert_allclose(ring[0], place @ (x, y), rtol=1e-9)
+            np.testing.assert_allclose(ring[2], place @ (x + width, y + height), rtol=1e-9)
+            assert ring[0] == ring[-1] and len(ring) == 5
+            properties = feature["properties"]
+            assert properties == {"class": "square", "score": row["score"]}
+
+
+def test_label_maps_of_whole_rasters_have_their_place(predictor, tmp_path):
+    pixels = np.random.default_rng(0).integers(1, 4000, (64, 96, 4), np.uint16)
+    pixels[10:20, 30:50, 2] = 0  # nodata
+    path = tmp_path / "scene.tif"
+    options = dict(photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(path, pixels, **options, extratags=PLACE)
+    found = written(predictor, path, None) / "labels" / "scene.tif"
+    tifffile.imwrite(tmp_path / "other.tif", pixels, **options)
+    placeless = written(predictor, tmp_path / "other.tif", None) / "labels" / "other.png"
+    labels = predictor(path).found
+    expected = np.where((pixels == 0).any(-1), 255, labels)
+    assert len(np.unique(expected)) == 3
+    np.testing.assert_array_equal(tifffile.imread(found), expected)
+    np.testing.assert_array_equal(np.asarray(Image.open(placeless)), expected)
+    with open_raster(path) as given, open_raster(found) as raster:
+        assert raster.georeference == given.georeference and raster.nodata == 255

@@ -26,9 +26,9 @@ from backbones.openmmlab.evaluation.corruption import (
 
 LOAD = dict(type="LoadImage", bands=("1",), band_names=("1",), band_dtype="uint16")
 CLASSIFICATION = REPOSITORY / "configs" / "classification" / "convnext_atto_demo.py"
-METRIC = {"segmentation": "mIoU", "detection": "coco/bbox_mAP"}
+METRIC = {"segmentation": "mIoU", "detection": "coco/bbox_mAP_50"}
 # What the drawn sets are trained to, and what a run on the RGB bands stays below.
-REACHED = {"segmentation": (85.0, 60.0), "detection": (0.4, 0.1)}
+REACHED = {"segmentation": (80.0, 60.0), "detection": (0.6, 0.1)}
 LEARNING = {
     "segmentation": (
         "train_cfg = dict(max_iters=60, val_interval=60)",
@@ -81,10 +81,14 @@ def labels_of(folder: Path, name: str) -> np.ndarray:
 
 
 def detections(folder: Path) -> np.ndarray:
-    """Boxes and scores of what is found with some certainty, best first."""
-    rows = json.loads((folder / "predictions.json").read_text())["annotations"]
-    rows = sorted((row for row in rows if row["score"] > 0.3), key=lambda row: -row["score"])
-    return np.array([[*row["bbox"], 10 * row["score"]] for row in rows])
+    """Box and score of what is found best in each image."""
+    content = json.loads((folder / "predictions.json").read_text())
+    best: dict[int, dict] = {}
+    for row in content["annotations"]:
+        if row["score"] > best.get(row["image_id"], dict(score=0))["score"]:
+            best[row["image_id"]] = row
+    found = [best[image["id"]] for image in content["images"]]
+    return np.array([[*row["bbox"], 10 * row["score"]] for row in found])
 
 
 @pytest.mark.slow
@@ -107,8 +111,7 @@ def test_a_class_in_one_band_is_learnt(task, bands, dtype, tmp_path):
     assert score > reached
     pictures = report["evaluation"]["pictures"]
     assert len(pictures) == 24 and all(p["truth"] != p["prediction"] for p in pictures[:3])
-    # Thirteen bands hold the colours as four do: a detector of them alone is trained once.
-    if bands == 4 or (bands == 13 and task == "segmentation"):
+    if bands == 4:  # thirteen hold the colours as four do: a model of them alone is trained once
         colours = 'bands = ("red", "green", "blue")'
         scores = trained(tmp_path / "rgb", task, root, colours)[2]["evaluation"]["scores"]
         assert scores[METRIC[task]] < rgb_stays_below
@@ -126,18 +129,31 @@ def test_a_class_in_one_band_is_learnt(task, bands, dtype, tmp_path):
             truth = np.asarray(Image.open(root / "labels" / "val" / f"{name}.png"))
             assert (labels_of(tmp_path / "model", name) == truth).mean() > 0.9
     else:
-        assert len(detections(tmp_path / "model")) >= 2
+        assert detections(tmp_path / "model").shape == (2, 5)
+    exported_alike(task, bands, config, checkpoint, images, tmp_path)
     if bands == 4:  # what costs most is run once for each task
-        exported_alike(task, config, checkpoint, images, tmp_path)
-        augmented_and_tiled(task, config, checkpoint, images, score, tmp_path)
+        augmented_and_tiled(task, config, checkpoint, images[1], score, tmp_path)
+    if (task, bands) == ("segmentation", 4):
+        corrupted(config, checkpoint, tmp_path)
 
 
-def exported_alike(task, config, checkpoint, images, folder):
-    """Compare what an exported file and its model predict."""
+def exported_alike(task, bands, config, checkpoint, images, folder):
+    """Compare what an exported file and its model predict.
+
+    Of detectors the file of a whole one takes half a minute: those of one and thirteen bands are
+    compared by the AP with their file's backbone, which is what the bands reach.
+    """
+    kind = ("--part", "backbone") if task == "detection" and bands != 4 else ()
     done(
         "export.py", config, checkpoint, "--to", "onnx", "--out", "model.onnx", "--images", 2,
-        cwd=folder,
+        *kind, cwd=folder,
     )  # fmt: skip
+    report = json.loads((folder / "model.json").read_text())
+    assert f"(N, {bands}, H, W)" in report["input"]
+    if kind:
+        (score,) = report["scores"].values()
+        assert score["model"] > 0 and score["file"] == pytest.approx(score["model"], abs=1e-3)
+        return
     done("predict.py", "model.onnx", *images, "--out", "file", cwd=folder)
     if task == "segmentation":
         for name in ("0", "1"):
@@ -149,18 +165,24 @@ def exported_alike(task, config, checkpoint, images, folder):
         np.testing.assert_allclose(model, file, atol=0.1)
 
 
-def augmented_and_tiled(task, config, checkpoint, images, score, folder):
-    """Test-time augmentation, tiles and corruptions of a model of four bands."""
+def augmented_and_tiled(task, config, checkpoint, image, score, folder):
+    """Test-time augmentation and tiles of a model of four bands, and tiles of its file."""
     protocol = dict(segmentation="paper", detection="flip")[task]
     done("test.py", config, checkpoint, "--tta", protocol, "--out", "tta.json", cwd=folder)
     metrics = json.loads((folder / "tta.json").read_text())
     assert metrics[METRIC[task]] > 0.7 * score
-    done("predict.py", config, checkpoint, images[1], "--tile", 48, "--out", "tiles", cwd=folder)
+    done("predict.py", config, checkpoint, image, "--tile", 48, "--out", "tiles", cwd=folder)
     if task == "segmentation":
         tiled = tifffile.imread(folder / "tiles" / "labels" / "1.tif")
         assert (tiled == labels_of(folder / "model", "1")).mean() > 0.9
     else:
-        assert json.loads((folder / "tiles" / "predictions.json").read_text())["annotations"]
+        done("predict.py", "model.onnx", image, "--tile", 48, "--out", "parts", cwd=folder)
+        model, file = (detections(folder / each) for each in ("tiles", "parts"))
+        np.testing.assert_allclose(model, file, atol=0.1)
+
+
+def corrupted(config, checkpoint, folder):
+    """Scores of corrupted bands, and the refusal of what is defined for RGB alone."""
     kinds = ("--corruptions", "gaussian_noise", "--severities", 3, "--images", 6)
     done("robustness.py", config, checkpoint, *kinds, "--work-dir", "robust", cwd=folder)
     record = json.loads((folder / "robust" / "robustness.json").read_text())

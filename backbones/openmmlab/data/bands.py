@@ -12,7 +12,7 @@ from backbones.errors import InputError
 
 from .files import one_line
 from .rasters import LARGEST, Raster, open_raster
-from .rasters.raster import Window, unreadable
+from .rasters.raster import Window, holds, unreadable
 
 COLOURS = ("red", "green", "blue")
 COLOUR_MAPS = {
@@ -71,14 +71,12 @@ class Bands:
                 code="unknown-name",
                 where="colour_map",
             )
-        if self.nodata is not None and np.dtype(self.dtype).kind in "ui":
-            limits = np.iinfo(self.dtype)
-            if self.nodata != int(self.nodata) or not limits.min <= self.nodata <= limits.max:
-                raise InputError(
-                    f"nodata {self.nodata:g}: is no value of {self.dtype}",
-                    code="bad-value",
-                    where="nodata",
-                )
+        if self.nodata is not None and not holds(np.dtype(self.dtype), self.nodata):
+            raise InputError(
+                f"nodata {self.nodata:g}: is no value of {self.dtype}",
+                code="bad-value",
+                where="nodata",
+            )
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Bands":

@@ -11,7 +11,7 @@ from backbones.errors import InputError
 
 T = TypeVar("T")
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif")
-RASTERS = (".npy", ".dcm", ".jp2")  # images of other bands and depths
+RASTERS = (".npy", ".dcm", ".jp2", ".img", ".vrt")  # images of other bands and depths
 # What operating systems leave in folders and archives; names that begin with a dot are passed over
 # as well, such as macOS's ._x.jpg beside x.jpg.
 CLUTTER = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"}

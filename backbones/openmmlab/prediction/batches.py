@@ -3,16 +3,17 @@
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import cv2
 import numpy as np
 
 from backbones.errors import InputError, UnreadableImage
-from backbones.openmmlab.data.bands import Bands, nothing_there
+from backbones.openmmlab.data.bands import Bands, nothing_there, read_bands
 from backbones.openmmlab.data.rasters import open_raster
 from backbones.openmmlab.prediction.progress import FileProgress
 
+from .georeference import Georeference, georeference_of
 from .inputs import VIDEOS, output_names
 from .instances import Instances
 from .predictions import PredictionFiles, summary
@@ -20,7 +21,7 @@ from .predictor import Predictor
 from .result import Prediction, results
 from .tiles import TiledPredictor
 from .videos import Video
-from .windows import WindowedImage, label_file, write_geojson
+from .windows import WindowedImage, label_file
 
 MIN_FRAMES = 0.95  # share of the header's frame count below which a video counts as cut off
 
@@ -50,6 +51,15 @@ def predict_files(
     return batches.refused
 
 
+class Waiting(NamedTuple):
+    """Hold an image that waits for its batch: as decoded, and where it has no data (H, W)."""
+
+    path: Path
+    name: str
+    image: np.ndarray
+    missing: np.ndarray | None
+
+
 class Batches:
     """Predict images and videos in batches and write the results.
 
@@ -75,7 +85,7 @@ class Batches:
         self.predictor, self.tiled, self.batch_size = predictor, tiled, batch_size
         self.files, self.progress = files, progress
         self.refused: list[str] = []
-        self._waiting: list[tuple[Path, str, np.ndarray]] = []
+        self._waiting: list[Waiting] = []
 
     def add(self, path: Path, name: str) -> None:
         """Process a video, or queue an image until a batch is full."""
@@ -87,7 +97,7 @@ class Batches:
                 self.flush()
                 self._windows(self.tiled, self.predictor.bands, path, name)
             else:
-                self._waiting.append((path, name, self.predictor.read(path)))
+                self._waiting.append(self._read(path, name))
         except UnreadableImage as error:
             self._refuse(path, str(error))
         if len(self._waiting) >= (1 if self.tiled else self.batch_size):
@@ -99,10 +109,10 @@ class Batches:
         if not waiting:
             return
         try:
-            found = self._predicted([image for *_, image in waiting], waiting[0][0].name)
+            found = self._predicted([one.image for one in waiting], waiting[0].path.name)
         except (InputError, cv2.error) as error:  # one is too small or narrow for the network
             if len(waiting) == 1:
-                path, _, image = waiting[0]
+                path, _, image, _ = waiting[0]
                 reason = error if isinstance(error, InputError) else "cannot be resized"
                 self._refuse(path, f"{path}: {image.shape[1]}x{image.shape[0]} pixels: {reason}")
                 return
@@ -110,9 +120,15 @@ class Batches:
                 self._waiting = [one]
                 self.flush()
             return
-        for (path, name, image), one in zip(waiting, found, strict=True):
-            self.files.add_image(path, name, self.predictor.picture(image), one)
+        for (path, name, image, missing), one in zip(waiting, found, strict=True):
+            picture, place = self.predictor.picture(image), georeference_of(path)
+            self.files.add_image(path, name, picture, one, missing, place)
             self.progress.end(path.name, summary(one, self.files.score))
+
+    def _read(self, path: Path, name: str) -> Waiting:
+        if self.predictor.bands is None:
+            return Waiting(path, name, self.predictor.read(path), None)
+        return Waiting(path, name, *read_bands(path, self.predictor.bands))
 
     def _predicted(self, images: list[np.ndarray], name: str = "") -> list[Prediction]:
         """Predict each image; report the progress of its tiles if `name` is given."""
@@ -128,10 +144,11 @@ class Batches:
         with open_raster(path) as raster:
             bands.check(raster)
             has_labels = self.predictor.task == "segmentation"
+            shape, place = (raster.height, raster.width), Georeference(raster.georeference)
             image = WindowedImage(raster, bands, keep_missing=has_labels)
             if has_labels:
                 labels = self.files.folder / "labels" / f"{name}.tif"
-                with label_file(labels, raster, len(self.predictor.classes)) as out:
+                with label_file(labels, shape, len(self.predictor.classes), place) as out:
                     tiled(image, report, out)
                     if not image.has_data:
                         raise nothing_there(path)
@@ -141,9 +158,7 @@ class Batches:
                 assert isinstance(found, Instances)
                 if not image.has_data:
                     raise nothing_there(path)
-                self.files.add_instances(path, (raster.height, raster.width), found)
-                vectors = self.files.folder / "vectors" / f"{name}.geojson"
-                write_geojson(vectors, found, self.predictor.classes, raster)
+                self.files.add_instances(path, name, shape, found, place)
                 done = summary(found, self.files.score)
         self.progress.end(path.name, done)
 

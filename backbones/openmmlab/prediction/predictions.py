@@ -15,11 +15,15 @@ from PIL import Image
 from backbones.atomic_write import atomic_path, write_atomically
 
 from .drawing import column_width, drawn_size
+from .georeference import Georeference, write_geojson
 from .instances import Instances
 from .predictor import Predictor
 from .result import Drawing, Prediction
 from .segments import Segments
 from .videos import Video, written_video
+from .windows import ignoring_dtype, label_file
+
+NOWHERE = Georeference(())
 
 
 class PredictionFiles:
@@ -27,7 +31,9 @@ class PredictionFiles:
 
     Each image gives `pictures/NAME.png`; segmentors also write `labels/NAME.png`, whose pixels are
     classes, detectors `predictions.json` in COCO's format, classifiers `predictions.csv`; panoptic
-    models `panoptic/NAME.png` and `panoptic.json` in COCO's panoptic format. A video
+    models `panoptic/NAME.png` and `panoptic.json` in COCO's panoptic format. Of an image with a
+    georeference label maps are `labels/NAME.tif`, `predictions.json` states it, and detectors write
+    `vectors/NAME.geojson`. A video
     gives `videos/NAME.mp4`, `videos/NAME.jsonl` with one line a frame and, from segmentors,
     `labels/NAME/FRAME.png`, or `panoptic/NAME/FRAME.png` from panoptic models.
 
@@ -47,7 +53,15 @@ class PredictionFiles:
         self._ranked: list[tuple] = []  # (file, rank, label, class, score)
         folder.mkdir(parents=True, exist_ok=True)
 
-    def add_image(self, path: Path, name: str, image: np.ndarray, found: Prediction) -> None:
+    def add_image(
+        self,
+        path: Path,
+        name: str,
+        image: np.ndarray,
+        found: Prediction,
+        missing: np.ndarray | None = None,
+        place: Georeference = NOWHERE,
+    ) -> None:
         """Draw an image, write its label map, and keep its data for `finish`.
 
         Args:
@@ -55,25 +69,40 @@ class PredictionFiles:
             name: stem of the files to write.
             image: (H, W, 3) uint8 BGR.
             found: the prediction.
+            missing: (H, W) true where the image has no data: not labelled.
+            place: the image's, which its results get.
         """
         height, width = image.shape[:2]
         if isinstance(found, Instances):
-            self.add_instances(path, (height, width), found)
+            self.add_instances(path, name, (height, width), found, place)
         elif isinstance(found, Segments):
             number = _add_image(self._panoptic["images"], path, height, width)
             segments = dict(file_name=f"{name}.png", segments_info=found.coco())
             self._panoptic["annotations"].append(dict(image_id=number, **segments))
             _save(Image.fromarray(found.colours), self.folder / "panoptic" / f"{name}.png")
         elif isinstance(found, np.ndarray):
-            _save(Image.fromarray(found), self.folder / "labels" / f"{name}.png")
+            if missing is not None and missing.any():
+                dtype = ignoring_dtype(len(self.classes))
+                found = np.where(missing, np.iinfo(dtype).max, found).astype(dtype)
+            labels = self.folder / "labels"
+            if place:
+                shape = (height, width)
+                with label_file(labels / f"{name}.tif", shape, len(self.classes), place) as out:
+                    out[:, :] = found
+            else:
+                _save(Image.fromarray(found), labels / f"{name}.png")
         else:
             self._ranked += [(str(path), rank, *row) for rank, row in enumerate(found, start=1)]
         _save(self.drawing(image, found, self.score), self.folder / "pictures" / f"{name}.png")
 
-    def add_instances(self, path: Path, size: tuple[int, int], found: Instances) -> None:
+    def add_instances(
+        self, path: Path, name: str, size: tuple[int, int], found: Instances, place: Georeference
+    ) -> None:
         """Keep a detector's instances in an image of (height, width) for `finish`."""
         height, width = size
         number = _add_image(self._coco["images"], path, height, width)
+        self._coco["images"][-1].update(place.coco())
+        write_geojson(self.folder / "vectors" / f"{name}.geojson", found, self.classes, place)
         annotations = self._coco["annotations"]
         for row in found.coco(height, width):
             annotations.append(dict(id=len(annotations) + 1, image_id=number, **row))

@@ -1,22 +1,17 @@
 """Predict a raster in windows read from its file, and write a label map of any size."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from backbones.atomic_write import atomic_path, write_atomically
+from backbones.atomic_write import atomic_path
 from backbones.openmmlab.data.bands import Bands
 from backbones.openmmlab.data.rasters import Raster
 from backbones.packages import require
 
-from .instances import Instances
-
-GEO_KEYS, PIXEL_SCALE, TIEPOINT, MATRIX = 34735, 33550, 33922, 34264  # GeoTIFF tags
-PROJECTED, GEOGRAPHIC, USER_DEFINED = 3072, 2048, 32767  # GeoTIFF keys, and the value for no code
+from .georeference import Georeference
 
 
 class WindowedImage:
@@ -98,20 +93,26 @@ class LabelFile:
         del mapped
 
 
-@contextmanager
-def label_file(path: Path, raster: Raster, classes: int) -> Iterator[LabelFile]:
-    """Open a label map of a raster, with its georeference; it appears when all of it is written.
+def ignoring_dtype(classes: int) -> type:
+    """Return the dtype of label maps whose largest value marks missing pixels."""
+    return np.uint8 if classes <= 255 else np.uint16
 
-    Labels are uint8, or uint16 from 256 classes; the largest value of the dtype marks missing
-    pixels, and GDAL reads it as nodata.
+
+@contextmanager
+def label_file(
+    path: Path, shape: tuple[int, int], classes: int, place: Georeference
+) -> Iterator[LabelFile]:
+    """Open a label map (H, W) with a georeference; it appears when all of it is written.
+
+    Labels are of `ignoring_dtype`, whose largest value marks missing pixels; GDAL reads it as
+    nodata.
     """
     require("label maps as TIFF", "tifffile")
     import tifffile  # an optional dependency
 
-    dtype = np.uint8 if classes <= 255 else np.uint16
-    shape = (raster.height, raster.width)
+    dtype = ignoring_dtype(classes)
     nodata = str(np.iinfo(dtype).max)
-    tags = [(*tag, True) for tag in raster.georeference] + [(42113, "s", 0, nodata, True)]
+    tags = [(*tag, True) for tag in place.tags] + [(42113, "s", 0, nodata, True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as part:
         with tifffile.TiffWriter(part, bigtiff=shape[0] * shape[1] > 2**31) as writer:
@@ -120,53 +121,3 @@ def label_file(path: Path, raster: Raster, classes: int) -> Iterator[LabelFile]:
                 returnoffset=True, metadata=None, contiguous=True,
             )  # fmt: skip
         yield LabelFile(part, shape, dtype, offset)
-
-
-def write_geojson(path: Path, found: Instances, classes: tuple[str, ...], raster: Raster) -> bool:
-    """Write a detector's boxes as polygons in the raster's coordinates; False if it has none."""
-    tags = {code: value for code, _, _, value in raster.georeference}
-    matrix = affine(tags)
-    if matrix is None:
-        return False
-    features = []
-    for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True):
-        left, top, right, bottom = map(float, box)
-        corners = [(left, top), (left, bottom), (right, bottom), (right, top), (left, top)]
-        ring = [(matrix @ (x, y, 1.0)).tolist() for x, y in corners]
-        features.append(
-            dict(
-                type="Feature",
-                geometry=dict(type="Polygon", coordinates=[ring]),
-                properties={"class": classes[int(label)], "score": float(score)},
-            )
-        )
-    content: dict[str, Any] = dict(type="FeatureCollection", features=features)
-    if code := epsg(tags):
-        content["crs"] = dict(type="name", properties=dict(name=f"urn:ogc:def:crs:EPSG::{code}"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(content))
-    return True
-
-
-def affine(tags: dict[int, Any]) -> np.ndarray | None:
-    """Return the (2, 3) matrix from pixels (x, y, 1) to coordinates of a GeoTIFF's tags."""
-    if MATRIX in tags:
-        values = np.array(tags[MATRIX], float).reshape(4, 4)
-        return values[:2, [0, 1, 3]]
-    if PIXEL_SCALE not in tags or TIEPOINT not in tags:
-        return None
-    scale_x, scale_y = tags[PIXEL_SCALE][:2]
-    column, row, _, x, y, _ = tags[TIEPOINT][:6]
-    return np.array([[scale_x, 0, x - column * scale_x], [0, -scale_y, y + row * scale_y]])
-
-
-def epsg(tags: dict[int, Any]) -> int | None:
-    """Return the EPSG code of a GeoTIFF's coordinates, if its keys state one."""
-    keys = list(tags.get(GEO_KEYS) or ())
-    stated: dict[int, Any] = {
-        keys[i]: keys[i + 3] for i in range(4, len(keys) - 3, 4) if keys[i + 1] == 0
-    }
-    for key in (PROJECTED, GEOGRAPHIC):
-        if stated.get(key, USER_DEFINED) not in (0, USER_DEFINED):
-            return int(stated[key])
-    return None

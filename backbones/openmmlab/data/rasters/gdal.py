@@ -12,7 +12,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 from rasterio.windows import Window as GdalWindow
 
-from .raster import Window, unreadable
+from .raster import Window, holds, unreadable
 from .tiff import georeference_of
 
 
@@ -27,10 +27,22 @@ class GdalRaster:
             text = next(iter(str(error).splitlines()), "")
             raise unreadable(path, f"not an image ({text})") from None
         self.height, self.width, self.count = self.file.height, self.file.width, self.file.count
-        self.dtype = np.dtype(self.file.dtypes[0])
+        kinds = dict.fromkeys(self.file.dtypes)
+        values = dict.fromkeys(map(str, self.file.nodatavals))  # NaN is not equal to NaN
+        for what, found in (("types", kinds), ("nodata values", values)):
+            if len(found) > 1:
+                text = ", ".join(found)
+                self.close()
+                raise unreadable(path, f"bands of several {what} ({text}); write them alike")
+        (kind,) = kinds
+        if kind.startswith("complex"):
+            self.close()
+            raise unreadable(path, f"holds {kind}; images hold integers or floats")
+        self.dtype = np.dtype(kind)
         given = self.file.descriptions
         self.names = tuple(map(str, given)) if all(given) and len(set(given)) == len(given) else ()
-        self.nodata = self.file.nodata
+        stated = self.file.nodata
+        self.nodata = stated if stated is not None and holds(self.dtype, stated) else None
         self.georeference = self._georeference()
 
     def _georeference(self) -> list[tuple[int, Any, int, Any]]:

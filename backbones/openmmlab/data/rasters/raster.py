@@ -61,20 +61,29 @@ class ArrayRaster:
             raise unreadable(path, f"an array of shape {pixels.shape}, not (H, W) or (H, W, bands)")
         self.path, self.pixels = path, pixels
         self.height, self.width, self.count = pixels.shape
-        self.dtype = pixels.dtype
+        self.dtype = pixels.dtype.newbyteorder("=")
         self.names: tuple[str, ...] = ()
         self.nodata = nodata
         self.georeference: list[tuple[int, Any, int, Any]] = []
 
     def read(self, bands: Sequence[int], window: Window) -> np.ndarray:
         left, top, right, bottom = window
-        return np.ascontiguousarray(self.pixels[top:bottom, left:right][..., list(bands)])
+        part = self.pixels[top:bottom, left:right][..., list(bands)]
+        return np.ascontiguousarray(part, self.dtype)
 
     def unwritten_value(self, window: Window) -> float | None:
         return None
 
     def close(self) -> None:
         pass
+
+
+def holds(dtype: np.dtype, value: float) -> bool:
+    """Return whether a dtype has a value; floats have any, as nearly as they can."""
+    if dtype.kind == "f":
+        return True
+    limits = np.iinfo(dtype)
+    return float(value).is_integer() and limits.min <= value <= limits.max
 
 
 def unreadable(path: object, reason: str) -> UnreadableImage:

@@ -1,6 +1,8 @@
 """Read windows of TIFF, BigTIFF and GeoTIFF files through tifffile's decoders."""
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,7 +12,7 @@ import tifffile
 
 from backbones.openmmlab.data.files import one_line
 
-from .raster import LARGEST, Window, unreadable
+from .raster import LARGEST, Window, holds, unreadable
 
 ORIENTATION, GDAL_METADATA, GDAL_NODATA = 274, 42112, 42113
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory and its two value tags.
@@ -27,15 +29,21 @@ class TiffRaster:
 
     def __init__(self, path: Path):
         self.path = path
-        self.file = tifffile.TiffFile(path)
+        with _unlogged():
+            self.file = tifffile.TiffFile(path)
         try:
-            self._describe()
+            with _unlogged():
+                self._describe()
         except BaseException:
             self.close()
             raise
 
     def _describe(self) -> None:
-        series = self.file.series[0]
+        series, *others = self.file.series
+        # Beside overviews and masks, which are of other sizes or of one bit.
+        kind = (series.shape, series.dtype)
+        if number := sum((one.shape, one.dtype) == kind for one in others):
+            raise unreadable(self.path, f"TIFF of {number + 1} images; write one file for each")
         kept = [i for i, size in enumerate(series.shape) if size != 1 or series.axes[i] in "YX"]
         axes = "".join(series.axes[i] for i in kept)
         if axes not in {"YX", "YXS", *BANDS_FIRST}:
@@ -52,9 +60,8 @@ class TiffRaster:
         if page.tags.valueof(ORIENTATION, 1) != 1:
             raise unreadable(self.path, "TIFF with an orientation; store its rows from the top")
         self.names = self._names(page)
-        stated = page.tags.valueof(GDAL_NODATA)
-        self.nodata = None if stated is None else _number(stated)
-        self._fill = _fill(self.nodata, self.dtype)
+        self.nodata = _nodata(page.tags.valueof(GDAL_NODATA), self.dtype)
+        self._fill = self.nodata or 0.0  # of blocks that were never written
         self.georeference = georeference_of(page)
         length = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
         width = page.tilewidth if page.is_tiled else page.imagewidth
@@ -184,16 +191,21 @@ def georeference_of(page: Any) -> list[tuple[int, Any, int, Any]]:
     ]
 
 
-def _fill(nodata: float | None, dtype: np.dtype) -> float:
-    """Return the value of blocks that were never written: nodata if the dtype has it, or 0."""
-    if nodata is None or dtype.kind == "f":
-        return nodata or 0.0
-    limits = np.iinfo(dtype)
-    return nodata if nodata.is_integer() and limits.min <= nodata <= limits.max else 0.0
-
-
-def _number(text: object) -> float | None:
+def _nodata(text: object, dtype: np.dtype) -> float | None:
+    """Return the stated nodata value; None if there is none, or none that the dtype has."""
     try:
-        return float(str(text).strip().strip("\0"))
+        value = float(str(text).strip().strip("\0").replace(",", "."))
     except ValueError:
         return None
+    return value if holds(dtype, value) else None
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep tifffile from logging what this reader passes over or reports by itself."""
+    logger = logging.getLogger("tifffile")
+    former, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = former
