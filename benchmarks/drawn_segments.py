@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -39,7 +40,7 @@ def draw_segments(source: Path, folder: Path, images: int) -> None:
         (folder / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(content))
 
 
-def segments_of(coco: COCO, image: dict) -> tuple[np.ndarray, list[dict]]:
+def segments_of(coco: COCO, image: Any) -> tuple[np.ndarray, list[dict]]:
     """Return the number of each pixel's segment, (H, W) int64 from 1, and the segments' rows."""
     bands = np.arange(image["width"]) * GROUNDS // image["width"]
     numbers = np.tile(bands + 1, (image["height"], 1))

@@ -159,8 +159,10 @@ def tile(c: int) -> dict[str, int]:
     unaligned = c % 16 > 0  # rows of channels begin anywhere: each element needs its own address
     if block >= 2048:
         columns, warps = 1, 16 if block == 4096 and unaligned else 8
-    elif block == 128 and unaligned:
-        rows, warps = 4, 8
+    elif block >= 128 and unaligned:
+        rows, warps = 1024 // block, 16
+    elif block in (256, 512):
+        rows, warps = 1, block // 128
     return dict(ROWS=rows, COLUMNS=columns, BLOCK=block, num_warps=warps)
 
 
