@@ -84,6 +84,9 @@ def backbones(case: Case, peers: list[str], ways: list[str], device: str) -> Ite
                 if library != "ours" or case.task == "train":
                     continue
                 model = fuse(ours.eval(), torch.bfloat16 if case.dtype == "bf16" else torch.float32)
+            # A minute of compiling each, on a GPU's short time: timm's is the one to compare with.
+            if way == "max-autotune" and library not in ("ours", "timm"):
+                continue
             if way == "triton":
                 if library != "ours":
                     continue

@@ -3,14 +3,18 @@
 
 python -m benchmarks.data_path --quick
 python -m benchmarks.data_path --data ../shared/data --out docs/data-path
+python -m benchmarks.data_path --data ../shared/data --out docs/data-path --only panoptic
 
 DATA holds `coco_mini` and `ade_mini`, photographs in COCO's and ADE20K's layout; without it, images
-of COCO's size are drawn, which are decoded faster than photographs. Seconds are the worker's CPU
-seconds, which other processes on the machine disturb little. Writes OUT.json and OUT.md.
+of COCO's size are drawn, which are decoded faster than photographs. Panoptic annotations are drawn
+in any case. Seconds are the worker's CPU seconds, which other processes on the machine disturb
+little. Writes OUT.json and OUT.md; recipes measured before on the same machine, versions and images
+stay in them until they are measured again.
 """
 
 import argparse
 import json
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -29,10 +33,12 @@ from backbones.atomic_write import write_atomically
 from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config import load_config
 from backbones.openmmlab.data.own_data import use_data
+from backbones.openmmlab.data.own_panoptic import is_panoptic
 from backbones.openmmlab.data.shapes import prepare_demo
 
 from .data_parts import Timed, decoders, encoders, label_check, per_image, timed_pipeline
 from .data_tables import KINDS, markdown
+from .drawn_segments import draw_segments
 from .results import machine
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -46,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="measure three recipes on few images")
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="measure the recipes whose name matches"
+    )
     parser.add_argument("--data", type=Path, metavar="DATA", help="folder of photographs")
     parser.add_argument("--images", type=int, help="images of a recipe (default: 80, quick: 8)")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md (default: print only)")
@@ -57,24 +66,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     cv2.setNumThreads(0)  # as in a worker
     torch.set_num_threads(1)
     console = Console()
+    groups = distinct_recipes(args.quick)
+    chosen = [names for names in groups if any(re.search(args.only, name) for name in names)]
+    if not chosen:
+        raise InputError(f"--only {args.only!r}: matches no recipe", where="--only")
+    head = dict(machine=machine("cpu"), photographs=args.data is not None, images=images)
+    measured = earlier(args.out.with_suffix(".json"), head) if args.out else {}
     with tempfile.TemporaryDirectory() as folder:
-        roots = data_roots(args.data, Path(folder))
-        recipes, left_out = [], []
-        for names in distinct_recipes(args.quick):
-            try:
-                with console.status(names[0]):
-                    recipes.append(measure(names, roots, images))
-            except InputError as error:  # these photographs have no panoptic annotations
-                if error.code != "no-data":
-                    raise
-                left_out += names
+        roots = data_roots(args.data, Path(folder), images)
+        for names in chosen:
+            with console.status(names[0]):
+                measured[names[0]] = measure(names, roots, images, Path(folder) / "work_dir")
         photos = sorted((roots["detection"] / "train2017").glob("*.jpg"))[:images]
         report = dict(
-            machine=machine("cpu"),
-            photographs=args.data is not None,
-            images=images,
-            recipes=recipes,
-            left_out=left_out,
+            **head,
+            recipes=[measured[names[0]] for names in groups if names[0] in measured],
             decoders=decoders(photos),
             encoders=encoders(),
             label_check=label_check(),
@@ -86,20 +92,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_atomically(args.out.with_suffix(".md"), markdown(report))
 
 
-def data_roots(data: Path | None, folder: Path) -> dict[str, Path]:
-    """Return a folder of data for each task.
+def earlier(path: Path, head: dict) -> dict[str, dict]:
+    """Return the recipes of an earlier report of the same machine, versions and images."""
+    if not path.exists():
+        return {}
+    report = json.loads(path.read_text())
+    if any(report[key] != value for key, value in head.items()):
+        return {}
+    return {row["recipe"]: row for row in report["recipes"]}
+
+
+def data_roots(data: Path | None, folder: Path, images: int) -> dict[str, Path]:
+    """Return a folder of data for each task, and of photographs with things and stuff.
 
     Raises:
         InputError: a given folder lacks one.
     """
     if data is None:
         prepare_demo(folder, 640, DRAWN, 1, seed=0)
-        roots: dict[str, Path] = dict.fromkeys(("detection", "segmentation"), folder / "demo")
+        roots: dict[str, Path] = dict.fromkeys(
+            ("detection", "segmentation", "panoptic"), folder / "demo"
+        )
     else:
         roots = {"detection": data / "coco_mini", "segmentation": data / "ade_mini"}
         for root in roots.values():
             if not root.is_dir():
                 raise InputError(f"{root}: no such folder", code="not-found", where=root)
+        roots["panoptic"] = folder / "panoptic"
+        draw_segments(roots["detection"], roots["panoptic"], images)
     classes = folder / "classes" / "train" / "photographs"
     classes.mkdir(parents=True)
     for path in (roots["detection"] / "train2017").glob("*.jpg"):
@@ -126,7 +146,9 @@ def distinct_recipes(quick: bool) -> list[list[str]]:
     return [sorted(names, key=order) for names in groups.values()]
 
 
-def measure(names: list[str], roots: dict[str, Path], images: int) -> dict[str, Any]:
+def measure(
+    names: list[str], roots: dict[str, Path], images: int, work_dir: Path
+) -> dict[str, Any]:
     """Return the CPU milliseconds of an image: all of a worker's work, and each transform's."""
     (path,) = CONFIGS.glob(f"*/{names[0]}.py")
     task = path.parent.name
@@ -135,7 +157,8 @@ def measure(names: list[str], roots: dict[str, Path], images: int) -> dict[str, 
         dataset = config.train_dataloader.dataset
         dataset.update(data_root=str(roots[task]), split="train", classes=None)
     else:
-        use_data(config, roots[task])
+        kind = "panoptic" if is_panoptic(config, ("train",)) else task
+        use_data(config, roots[kind], work_dir)
     loader = config.train_dataloader
     with DefaultScope.overwrite_default_scope(config.default_scope):
         data = DATASETS.build(loader.dataset)

@@ -5,7 +5,7 @@ from math import ceil
 # Images a second that a GPU may train on; what one takes is known only where it was measured.
 RATES = {"detection": (5, 10, 20), "segmentation": (10, 20, 40), "classification": (400, 800, 1600)}
 KINDS: dict[str, str] = dict.fromkeys(("LoadImage", "LoadRGB", "LoadImageFromFile"), "decoding")
-KINDS["LoadAnnotations"] = "annotations"
+KINDS |= dict.fromkeys(("LoadAnnotations", "LoadPanopticAnnotations"), "annotations")
 
 
 def markdown(report: dict) -> str:
@@ -46,12 +46,8 @@ def markdown(report: dict) -> str:
         )
     lines += [
         "",
-        "A row stands for all recipes that read and augment their training images alike."
-        + (
-            f" Left out, for want of data: {', '.join(report['left_out'])}."
-            if report["left_out"]
-            else ""
-        ),
+        "A row stands for all recipes that read and augment their training images alike. Panoptic",
+        "annotations are drawn: the instances of the photographs, and four bands of stuff.",
         "",
         "## Workers that a GPU needs",
         "",

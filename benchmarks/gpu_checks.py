@@ -1,9 +1,15 @@
-"""Check a GPU's values against float64 on a CPU, and time its depthwise convolutions."""
+"""Check a GPU's values against float64 on a CPU, and time its depthwise convolutions.
 
+`benchmarks/gpu.py` runs each as a process, which writes a JSON line for each result.
+"""
+
+import argparse
+import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,7 +18,6 @@ from torch import Tensor
 
 from backbones import ConvNeXt
 
-from .measure import seconds
 from .peers import randomise
 
 NARROW = dict(depths=(1, 1, 1, 1), dims=(16, 24, 32, 48))
@@ -27,6 +32,22 @@ SHAPES = (
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REPEATS = 20
+FILLED = 2**30  # bytes that the GPU fills before each call that is timed
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=["values", "depthwise"])
+    parser.add_argument("out", type=Path, help="file of JSON lines to write")
+    parser.add_argument("--quick", action="store_true", help="check a narrow network alone")
+    args = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    rows = value_checks(args.quick) if args.part == "values" else depthwise_times()
+    with args.out.open("w") as file:
+        for row in rows:
+            print(json.dumps(row), file=file, flush=True)
+            if "passed" in row:
+                print(f"{'passed' if row['passed'] else 'FAILED'}  {row['name']}", flush=True)
 
 
 def value_checks(quick: bool) -> Iterator[dict[str, Any]]:
@@ -98,16 +119,31 @@ def errors(found: tuple[list[Tensor], ...], wanted: tuple[list[Tensor], ...]) ->
 
 def bandwidth() -> float:
     """Return the bytes a second that this GPU copies, read and written."""
-    source = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    source = torch.empty(FILLED, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * source.numel() / time_of(lambda: target.copy_(source))
+    return 2 * source.numel() / seconds_of_kernels(lambda: target.copy_(source))
 
 
-def time_of(run: Callable[[], object]) -> float:
-    """Return the median seconds of a call."""
+def seconds_of_kernels(run: Callable[[], object]) -> float:
+    """Return the median seconds that the kernels of a call take, without the time to launch them.
+
+    Meanwhile the GPU fills memory, so that they wait for it, not it for them, and find nothing in
+    its caches.
+    """
+    memory = torch.empty(FILLED, dtype=torch.uint8, device="cuda")
     for _ in range(3):
         run()
-    return sorted(seconds(run, True) for _ in range(REPEATS))[REPEATS // 2]
+    events = []
+    for _ in range(REPEATS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        memory.zero_()
+        start.record()
+        run()
+        end.record()
+        events.append((start, end))
+    torch.cuda.synchronize()
+    times = sorted(start.elapsed_time(end) for start, end in events)
+    return times[REPEATS // 2] / 1e3
 
 
 def depthwise_times() -> Iterator[dict[str, Any]]:
@@ -130,13 +166,13 @@ def depthwise_times() -> Iterator[dict[str, Any]]:
             for way, call in ways_of(dtype).items():
                 leaves = [x, weight, *vectors]
                 with torch.no_grad():
-                    forward = time_of(lambda call=call, leaves=leaves: call(*leaves))
+                    forward = seconds_of_kernels(lambda call=call, leaves=leaves: call(*leaves))
                 y = call(*leaves)
 
                 def backward(y=y, leaves=leaves, grad=grad) -> None:
                     torch.autograd.grad(y, leaves, grad, retain_graph=True)
 
-                times = dict(forward=forward, backward=time_of(backward))
+                times = dict(forward=forward, backward=seconds_of_kernels(backward))
                 least = dict(forward=2 * x.nbytes / rate, backward=3 * x.nbytes / rate)
                 yield dict(
                     shape=list(shape),
@@ -167,3 +203,7 @@ def ways_of(dtype: torch.dtype) -> dict[str, Callable[..., Tensor]]:
             x, weight, bias, norm_weight, norm_bias, 1e-6, dtype
         )
     return ways
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,7 @@ def page(report: dict) -> str:
         "| network | maps | allowed | gradients | allowed | |",
         "|---|---|---|---|---|---|",
     ]
-    for row in report["checks"]:
+    for row in report.get("values", ()):
         (maps, gradients), (maps_bound, gradients_bound) = row["error"], row["allowed"]
         lines.append(
             f"| {row['name']} | {maps:.1e} | {maps_bound:.1e} | {gradients:.1e} | "
@@ -50,7 +50,8 @@ def page(report: dict) -> str:
         for task, scores in report["overfits"].items():
             lines += [f"| {task} | {name} | {value:.3f} |" for name, value in scores.items()]
     if report["notes"]:
-        lines += ["", "## What did not finish", "", *(f"- {note}" for note in report["notes"])]
+        lines += ["", "## What did not finish", ""]
+        lines += [f"- `--parts {part}`: {note}" for part, note in report["notes"].items()]
     if report.get("speed"):
         lines += ["", markdown(report["speed"], Path("precision.json")).replace("# ", "## ", 1)]
     return "\n".join(lines).rstrip("\n") + "\n"

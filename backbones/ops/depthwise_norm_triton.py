@@ -159,8 +159,10 @@ def tile(c: int) -> dict[str, int]:
     unaligned = c % 16 > 0  # rows of channels begin anywhere: each element needs its own address
     if block >= 2048:
         columns, warps = 1, 16 if block == 4096 and unaligned else 8
-    elif block == 128 and unaligned:
-        rows, warps = 4, 8
+    elif block >= 128 and unaligned:
+        rows, warps = 1024 // block, 16
+    elif block in (256, 512):
+        rows, warps = 1, block // 128
     return dict(ROWS=rows, COLUMNS=columns, BLOCK=block, num_warps=warps)
 
 
@@ -344,8 +346,11 @@ def weight_gradient_kernel(
     per_row = tl.cdiv(width, COLUMNS)
     groups = tl.minimum(each, rows - first) * per_row
     sums = ()
-    for _ in tl.static_range(49):
-        sums = sums + (tl.zeros((ROWS, BLOCK), tl.float32),)
+    for _ in tl.static_range(7):
+        of_row = ()
+        for _ in tl.static_range(7):
+            of_row = of_row + (tl.zeros((ROWS, BLOCK), tl.float32),)
+        sums = sums + (of_row,)
     for start in range(0, groups, ROWS):
         group = start + tl.arange(0, ROWS)
         row = first + group // per_row
@@ -353,33 +358,28 @@ def weight_gradient_kernel(
         height_of = row % height
         exists = (group < groups)[:, None] & in_c[None, :]
         at = (row.to(tl.int64) * width + column)[:, None] * channels + c[None, :]
-        grads = ()
+        grads, in_row = (), ()
         for k in tl.static_range(COLUMNS):
             mask = exists & (column + k < width)[:, None]
             grads = grads + (tl.load(grad + at + k * channels, mask, 0).to(tl.float32),)
+        for t in tl.static_range(COLUMNS + 6):
+            inside = (column + t >= 3) & (column + t < width + 3)
+            in_row = in_row + (exists & inside[:, None],)
+        before, sums = sums, ()
         for i in tl.static_range(7):
-            in_map = (height_of + i >= 3) & (height_of + i < height + 3)
-            updated = ()
-            for j in tl.static_range(7):
-                updated = updated + (sums[i * 7 + j],)
+            in_map = ((height_of + i >= 3) & (height_of + i < height + 3))[:, None]
+            of_row = before[i]
             for t in tl.static_range(COLUMNS + 6):
-                loaded = in_map & (column + t >= 3) & (column + t < width + 3)
                 away = ((i - 3) * width + t - 3) * channels
-                value = tl.load(x + at + away, exists & loaded[:, None], 0).to(tl.float32)
-                so_far = updated
+                value = tl.load(x + at + away, in_row[t] & in_map, 0).to(tl.float32)
                 updated = ()
                 for j in tl.static_range(7):
                     if t - j >= 0 and t - j < COLUMNS:
-                        updated = updated + (so_far[j] + value * grads[t - j],)
+                        updated = updated + (tl.fma(value, grads[t - j], of_row[j]),)
                     else:
-                        updated = updated + (so_far[j],)
-            before = sums
-            sums = ()
-            for tap in tl.static_range(49):
-                if tap // 7 == i:
-                    sums = sums + (updated[tap % 7],)
-                else:
-                    sums = sums + (before[tap],)
+                        updated = updated + (of_row[j],)
+                of_row = updated
+            sums = sums + (of_row,)
     out = partial + tl.program_id(1).to(tl.int64) * 49 * channels + c
     for tap in tl.static_range(49):
-        tl.store(out + tap * channels, tl.sum(sums[tap], 0), in_c)
+        tl.store(out + tap * channels, tl.sum(sums[tap // 7][tap % 7], 0), in_c)

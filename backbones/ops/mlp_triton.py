@@ -122,8 +122,9 @@ def product_tile(
     # element's address: these products have fewer elements to a thread.
     whole = c % 16 == 0
     if dtype == torch.float32:
-        warps = 4 if whole or not backward else 8
-        return dict(BM=64 if pixels > 32 else 32, BN=64, BK=16, num_warps=warps, num_stages=2)
+        depth, warps = (16, 4) if whole or not backward else (32, 8)
+        rows = 64 if pixels > 32 else 32
+        return dict(BM=rows, BN=64, BK=depth, num_warps=warps, num_stages=2)
     # A program of the backward pass goes through the GELU with all sums of its tile in registers.
     rows = 128 if whole and not backward and pixels > 64 else 64
     columns = 128 if whole or not backward else 64

@@ -14,7 +14,7 @@ import torch
 from support.emulated_gpu.preloading import INSIDE, build, environment, missing
 from support.running import REPOSITORY
 
-LIMIT = 900  # seconds for a file
+LIMIT = 1800  # seconds for a file
 
 
 @pytest.fixture(scope="session")

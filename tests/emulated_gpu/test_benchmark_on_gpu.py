@@ -1,7 +1,5 @@
 """Run what `make gpu` can do on a GPU that has no speed."""
 
-import json
-
 import pytest
 import torch
 
@@ -9,17 +7,29 @@ pytestmark = pytest.mark.slow  # the process with the GPU takes 10 seconds to st
 
 
 def test_checks_of_make_gpu(gpu, tmp_path):
-    from benchmarks import gpu as program
+    from benchmarks import gpu_checks
+    from benchmarks.gpu import json_lines, wrong_values
+    from benchmarks.gpu_page import page
+    from benchmarks.results import machine
 
-    program.main(["--quick", "--out", str(tmp_path / "page")])
-    report = json.loads((tmp_path / "page.json").read_text())
-    assert [row["passed"] for row in report["checks"]] == [True] * 4
-    assert all(
-        0 < e <= b for r in report["checks"] for e, b in zip(r["error"], r["allowed"], strict=True)
-    )
-    assert not {"depthwise", "speed", "overfits"} & set(report)
-    page = (tmp_path / "page.md").read_text()
-    assert "no-op GPU" in page and " ms" not in page and "images/s" not in page
+    gpu_checks.main(["values", str(tmp_path / "rows.jsonl"), "--quick"])
+    rows = json_lines(tmp_path / "rows.jsonl")
+    assert [row["passed"] for row in rows] == [True] * 4
+    assert all(0 < e <= b for r in rows for e, b in zip(r["error"], r["allowed"], strict=True))
+    report = dict(machine=machine("cuda"), notes={}, values=rows)
+    assert wrong_values(report) is None
+    text = page(report)
+    assert "no-op GPU" in text and " ms" not in text and "images/s" not in text
+
+
+def test_kernels_are_timed_behind_others(gpu, monkeypatch):
+    """Check what is called how often; a time on this GPU is always a millisecond."""
+    from benchmarks import gpu_checks
+
+    monkeypatch.setattr(gpu_checks, "FILLED", 64)
+    calls = []
+    assert gpu_checks.seconds_of_kernels(lambda: calls.append(gpu.ops["aten.zero_"])) == 1e-3
+    assert calls == [0] * 3 + list(range(1, gpu_checks.REPEATS + 1))
 
 
 def test_a_wrong_value_fails(gpu):

@@ -92,29 +92,36 @@ def cases(c: int, dtype: torch.dtype):
         yield mlp.response_gradient_kernel, types, {}, {**back, **mlp.ELEMENTWISE, "BK": None}
 
 
+# A width for each size of the tiles, multiples of 16 first: those of ConvNeXt's stages.
+WIDTHS = [(96, "bfloat16"), (192, "bfloat16"), (384, "float16"), (768, "float32")]
+WIDTHS += [(2048, "float32"), (2816, "bfloat16"), (40, "bfloat16"), (100, "float32")]
+WIDTHS += [(200, "float16"), (500, "bfloat16"), (1000, "float32"), (2001, "bfloat16")]
+WIDTHS += [(3001, "float32")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("c", "dtype"), WIDTHS)
+def test_convolutions_fit_a_gpu(c, dtype, tmp_path, monkeypatch, capsys):
+    """Compile without spilled registers and within a block's shared memory; so the next ones."""
+    some = list(cases(c, getattr(torch, dtype)))[:3]
+    compile_all(some, c, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("c", "dtype"), [(96, "bfloat16"), (99, "float32")])
+def test_gradients_of_weights_fit_a_gpu(c, dtype, tmp_path, monkeypatch, capsys):
+    """Compile with tiles that are the same for all widths."""
+    some = list(cases(c, getattr(torch, dtype)))[3:4]
+    compile_all(some, c, tmp_path, monkeypatch, capsys)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("c", "dtype"), [(96, torch.bfloat16), (768, torch.float32), (100, torch.float16)], ids=str
+    ("c", "dtype"), [(96, "bfloat16"), (768, "float32"), (100, "float32"), (99, "float16")]
 )
-def test_kernels_fit_a_gpu(c, dtype, tmp_path, monkeypatch, capsys):
-    """Compile every kernel without spilled registers and within a block's shared memory."""
-    compile_all(cases(c, dtype), c, tmp_path, monkeypatch, capsys)
-
-
-@pytest.mark.slow
-def test_products_with_odd_channels_fit(tmp_path, monkeypatch, capsys):
-    """Compile those of float32, too, where neither C nor 4C is a multiple of 16."""
-    compile_all(list(cases(99, torch.float32))[4:], 99, tmp_path, monkeypatch, capsys)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("c", "dtypes"),
-    [(40, "bfloat16"), (1000, "float32")]
-    + [(c, "bfloat16 float32") for c in (2001, 2048, 2816, 3001)],
-)
-def test_convolutions_of_other_widths_fit(c, dtypes, tmp_path, monkeypatch, capsys):
-    some = [case for name in dtypes.split() for case in list(cases(c, getattr(torch, name)))[:3]]
+def test_products_fit_a_gpu(c, dtype, tmp_path, monkeypatch, capsys):
+    """Compile where C, or 4C too, is and is no multiple of 16."""
+    some = list(cases(c, getattr(torch, dtype)))[4:]
     compile_all(some, c, tmp_path, monkeypatch, capsys)
 
 
