@@ -217,7 +217,7 @@ def training_images(config: Config, count: int) -> list[str]:
         dataset = dataset.dataset
     built = None
     if dataset is not None:
-        built = DATASETS.build(dict(dataset, pipeline=[], _scope_=config.default_scope))
+        built = DATASETS.build(dict(dataset, _scope_=config.default_scope))
     if built is None or not len(built):
         raise InputError(
             f"{config.filename}: train_dataloader.dataset has no images to calibrate INT8 on",

@@ -116,15 +116,16 @@ class ExportedModel:
         self.precision = stored["precision"]
         self._settings = metadata["postprocessing"]
         assert task.export is not None  # or the file could not have been written
-        self._sample = task.export.sample
+        self._export = task.export
 
     def test_step(self, batch: dict) -> list[Sample]:
         """Predict a batch that the test pipeline made, in pixels of the original images."""
         found = []
-        for inputs, sample in zip(batch["inputs"], batch["data_samples"], strict=True):
+        samples = self._export.samples(batch)
+        for inputs, sample in zip(batch["inputs"], samples, strict=True):
             outputs = self.run(inputs[None].float().contiguous().numpy())
             tensors = [torch.from_numpy(np.array(x)) for x in outputs]
-            found.append(self._sample(tensors, sample.clone(), self._settings))
+            found.append(self._export.sample(tensors, sample.clone(), self._settings))
         return found
 
 
