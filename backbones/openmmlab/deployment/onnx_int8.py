@@ -1,42 +1,23 @@
 """Quantise the layers of an ONNX file to INT8, and measure what each of them loses by it.
 
 onnxruntime's static quantiser writes QuantizeLinear and DequantizeLinear around the chosen layers.
-Weights have a scale for each output channel, activations one for the tensor. Everything else keeps
-float32: depthwise convolutions, the stem and the downsampling layers, norms, GRN, layer scale and
-the residual stream.
+Weights have a scale for each output channel, activations one for the tensor.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from backbones.openmmlab.export.files import module_of
 from backbones.openmmlab.prediction.exported import as_texts
-from backbones.openmmlab.processor import processor_flags
+
+from .layers import Layer, has_narrow_weights, quantisable
 
 KINDS = {"MatMul": "linear", "Gemm": "linear", "Conv": "convolution"}
-# 8-bit products of other x86 processors are added in 16 bits, which saturate.
-EXACT = ("avx512_vnni", "avx_vnni", "asimd")
-NAMES = "pkg.torch.onnx.name_scopes"  # the modules that PyTorch's exporter found a node in
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Name a layer that can be quantised.
-
-    Attributes:
-        node: the name of its node in the graph.
-        name: the path of its module in the model.
-        kind: "linear" or "convolution".
-    """
-
-    node: str
-    name: str
-    kind: str
 
 
 class OnnxQuantizer:
@@ -44,11 +25,11 @@ class OnnxQuantizer:
 
     Args:
         path: the file, in float32.
-        kept: pattern of the names of layers that stay float in any case: those of the classes.
-        backbone: the attribute of the model that holds the backbone, whose convolutions stay float.
+        kept, backbone: as of `quantisable`.
 
     Attributes:
         layers: the layers that can be quantised, in the order of the graph.
+        narrow: whether weights have 7 bits.
     """
 
     def __init__(self, path: Path, kept: re.Pattern[str], backbone: str):
@@ -56,13 +37,8 @@ class OnnxQuantizer:
 
         self.path = path
         self.model: Any = onnx.shape_inference.infer_shapes(onnx.load(path))
-        self.layers = [
-            layer
-            for layer in _weighted(self.model.graph)
-            if not kept.search(layer.name)
-            and (layer.kind == "linear" or not f".{layer.name}".startswith(f".{backbone}."))
-        ]
-        self.narrow = not processor_flags(EXACT)
+        self.layers = quantisable(_weighted(self.model.graph), kept, backbone)
+        self.narrow = has_narrow_weights()
         self._ranges: Any = None
 
     def calibrate(self, inputs: Iterable[np.ndarray], folder: Path) -> None:
@@ -191,15 +167,5 @@ def _weighted(graph: Any) -> list[Layer]:
             continue
         groups = [helper.get_attribute_value(a) for a in node.attribute if a.name == "group"]
         if not groups or groups == [1]:
-            found.append(Layer(node.name, _module_of(node), KINDS[node.op_type]))
+            found.append(Layer(node.name, module_of(node), KINDS[node.op_type]))
     return found
-
-
-def _module_of(node: Any) -> str:
-    """Return the path of the module that a node was exported from; the node's name if unknown."""
-    for entry in node.metadata_props:
-        if entry.key == NAMES:
-            scopes = re.findall(r"'([^']*)'", entry.value)
-            if len(scopes) > 1:
-                return scopes[-2].removeprefix("model.")
-    return node.name

@@ -20,8 +20,10 @@ from backbones.openmmlab.tasks import Task
 
 from .comparing import largest_drop, machine, scores_of, size_of, timed_images
 from .onnx_int8 import OnnxQuantizer
+from .openvino_int8 import OpenvinoQuantizer
 from .timing import TimedModel, Timing, time_in_turns
 
+QUANTIZERS = {".onnx": OnnxQuantizer, ".xml": OpenvinoQuantizer}
 PROBED = 4  # calibration images that the layers' sensitivity is measured on
 
 
@@ -59,7 +61,7 @@ def quantize(
 
     Args:
         config: prepared config whose data sets the images are from.
-        path: ONNX file of a whole model in float32.
+        path: ONNX or OpenVINO's file of a whole model in float32.
         out: the INT8 file.
         max_drop: largest loss of a main metric, on a scale of 1.
         calibration: number of training images.
@@ -98,7 +100,14 @@ def quantize(
         )
     with folder_beside(out) as folder:
         assert task.export is not None  # or there were no file
-        quantizer = OnnxQuantizer(path, task.export.float_layers, task.backbone)
+        quantizer = QUANTIZERS[path.suffix](path, task.export.float_layers, task.backbone)
+        if not quantizer.layers:
+            raise InputError(
+                f"{path}: has no layer that can become INT8: no linear, and no dense convolution "
+                "outside the backbone",
+                code="unsupported",
+                where=path,
+            )
         quantizer.calibrate(inputs, folder)
         sensitivity = quantizer.sensitivities(inputs[:PROBED])
         order = sorted(quantizer.layers, key=lambda layer: -sensitivity[layer])
