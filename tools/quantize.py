@@ -3,6 +3,7 @@
 
 convnext quantize CONFIG model.onnx
 convnext quantize CONFIG model.xml
+convnext quantize CONFIG model.onnx --for tensorrt
 convnext quantize CONFIG model.onnx --data ROOT --max-drop 0.002 --out model-int8.onnx
 Linears and the convolutions of necks and heads become INT8, calibrated on training images. The
 most sensitive ones return to float until no score on the test images has lost more than --max-drop.
@@ -48,6 +49,12 @@ def main() -> None:
         action="store_true",
         help="write the file for another machine if it is not faster on this one",
     )
+    add(
+        "--for",
+        choices=("tensorrt",),
+        dest="purpose",
+        help="follow TensorRT's rules for INT8 in ONNX; nothing is timed then",
+    )
     add("--force", action="store_true", help="overwrite OUT if it exists")
     args = parser.parse_args()
     suffix = args.file.suffix
@@ -57,6 +64,8 @@ def main() -> None:
             "`convnext export` writes",
             where=args.file,
         )
+    if args.purpose == "tensorrt" and suffix != ".onnx":
+        raise InputError(f"{args.file}: --for tensorrt takes an .onnx file", where=args.file)
     require(f"INT8 of {suffix}", *PACKAGES[suffix])
     out = args.out or args.file.with_name(f"{args.file.stem}-int8{suffix}")
     check_output(out, "onnx" if suffix == ".onnx" else "openvino", args.force)
@@ -72,6 +81,7 @@ def main() -> None:
         rounds=args.rounds,
         threads=args.threads,
         keep_slower=args.keep_slower,
+        tensorrt=args.purpose == "tensorrt",
     )
     print(*report_lines(report, task_of(config)), sep="\n")
     print(f"{out}\n{out.with_suffix('.json')}")

@@ -29,7 +29,9 @@ def narrow_config(base: Path, folder: Path) -> Path:
     if base.parent.name == "classification":
         network = f"arch=dict({NARROW!r}, _delete_=True), layer_scale_init_value=None"
         path = folder / f"narrow_{base.stem}.py"
-        path.write_text(f"_base_ = {str(base)!r}\nmodel = dict(network=dict(use_grn=True, {network}))\n")
+        path.write_text(
+            f"_base_ = {str(base)!r}\nmodel = dict(network=dict(use_grn=True, {network}))\n"
+        )
         return path
     backbone = f"backbone=dict(use_grn=True, arch=dict({NARROW!r}, _delete_=True))"
     path = folder / f"narrow_{base.stem}.py"

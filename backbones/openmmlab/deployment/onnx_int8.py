@@ -26,19 +26,22 @@ class OnnxQuantizer:
     Args:
         path: the file, in float32.
         kept, backbone: as of `quantisable`.
+        tensorrt: follow TensorRT's rules: activations and weights symmetric, in pairs of
+            QuantizeLinear and DequantizeLinear of their own, biases in float.
 
     Attributes:
         layers: the layers that can be quantised, in the order of the graph.
         narrow: whether weights have 7 bits.
     """
 
-    def __init__(self, path: Path, kept: re.Pattern[str], backbone: str):
+    def __init__(self, path: Path, kept: re.Pattern[str], backbone: str, *, tensorrt: bool = False):
         import onnx
 
         self.path = path
         self.model: Any = onnx.shape_inference.infer_shapes(onnx.load(path))
         self.layers = quantisable(_weighted(self.model.graph), kept, backbone)
-        self.narrow = has_narrow_weights()
+        self.tensorrt = tensorrt
+        self.narrow = has_narrow_weights() and not tensorrt
         self._ranges: Any = None
 
     def calibrate(self, inputs: Iterable[np.ndarray], folder: Path) -> None:
@@ -104,18 +107,27 @@ class OnnxQuantizer:
     def _quantized(self, layers: Sequence[Layer]) -> Any:
         from onnxruntime.quantization import QDQQuantizer, QuantType
 
+        # A convolution without an INT8 output is computed in float on a CPU.
+        options: dict[str, Any] = {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}
+        if self.tensorrt:
+            options = {
+                "OpTypesToExcludeOutputQuantization": list(KINDS),
+                "ActivationSymmetric": True,
+                "AddQDQPairToWeight": True,
+                "DedicatedQDQPair": True,
+                "QuantizeBias": False,
+            }
         quantizer = QDQQuantizer(
             deepcopy(self.model),
             per_channel=True,
             reduce_range=self.narrow,
             weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QUInt8,
+            activation_qType=QuantType.QInt8 if self.tensorrt else QuantType.QUInt8,
             tensors_range=self._ranges,
             nodes_to_quantize=[layer.node for layer in layers],
             nodes_to_exclude=[],
             op_types_to_quantize=list(KINDS),
-            # A convolution without an INT8 output is computed in float.
-            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+            extra_options=options,
         )
         quantizer.quantize_model()
         return quantizer.model.model

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,8 @@ class OpenvinoQuantizer:
         return dict(zip(self.layers, errors.tolist(), strict=True))
 
     def _quantized(self, layers: Sequence[Layer]) -> Any:
-        import nncf
-        from nncf.quantization.advanced_parameters import OverflowFix
-
+        nncf: Any = import_module("nncf")
+        fix: Any = import_module("nncf.quantization.advanced_parameters").OverflowFix
         chosen = {layer.node for layer in layers}
         names = [op.get_friendly_name() for op in self.model.get_ops()]
         nncf.set_log_level("ERROR")
@@ -116,7 +116,7 @@ class OpenvinoQuantizer:
                     names=[name for name in names if name not in chosen], validate=False
                 ),
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
-                    overflow_fix=OverflowFix.ENABLE if self.narrow else OverflowFix.DISABLE
+                    overflow_fix=fix.ENABLE if self.narrow else fix.DISABLE
                 ),
             )
 
@@ -124,7 +124,6 @@ class OpenvinoQuantizer:
         """Return the float graph with an INT8 twin beside every layer: its results are both sums
         of squares of each layer.
         """
-        import openvino
         from openvino import opset13 as ops
         from openvino.utils.node_factory import NodeFactory
 
@@ -145,7 +144,7 @@ class OpenvinoQuantizer:
                 squares = ops.multiply(outputs, outputs)
                 axes = list(range(squares.get_output_partial_shape(0).rank.get_length()))
                 results.append(ops.result(ops.reduce_sum(squares, axes, keep_dims=False)))
-        return openvino.Model(results, exact.get_parameters(), "twins")
+        return _model(results, exact.get_parameters())
 
 
 def _weighted(model: Any) -> list[Layer]:
@@ -174,6 +173,14 @@ def _values(outputs: Sequence[Any]) -> list[np.ndarray]:
     import openvino
     from openvino import opset13 as ops
 
-    model = openvino.Model([ops.result(output) for output in outputs], [], "values")
+    model = _model([ops.result(output) for output in outputs], [])
     found = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([])
     return [np.array(found[i]) for i in range(len(outputs))]
+
+
+def _model(results: Sequence[Any], parameters: Sequence[Any]) -> Any:
+    """Return a model of these results and parameters."""
+    import openvino
+
+    model: Any = openvino.Model  # its type does not name the constructor
+    return model(results, parameters, "model")

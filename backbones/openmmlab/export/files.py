@@ -23,6 +23,8 @@ from backbones.openmmlab.prediction.exported import (
     open_torch,
 )
 
+from .tensorrt import check_for_tensorrt
+
 OPSET = 18  # what the exporter writes of its own accord; runtimes of the last years know it
 ONE_FILE = 1_900_000_000  # bytes of weights; a protobuf ends at 2 GiB
 SCOPES = "pkg.torch.onnx.name_scopes"  # the modules that PyTorch's exporter found a node in
@@ -106,6 +108,25 @@ def write_onnx(
     _name_axes(model.graph, graph.inputs)
     onnx.helper.set_model_props(model, as_texts(metadata))
     onnx.save(model, path)
+
+
+def write_tensorrt(
+    program: ExportedProgram,
+    graph: Any,
+    path: Path,
+    metadata: Mapping[str, object],
+    opset: int = OPSET,
+) -> None:
+    """Write a captured graph as ONNX of which TensorRT's parser takes every operator.
+
+    Args:
+        program, graph, path, metadata, opset: as of `write_onnx`.
+
+    Raises:
+        InputError: an operator has no counterpart in ONNX or in TensorRT.
+    """
+    write_onnx(program, graph, path, metadata, opset)
+    check_for_tensorrt(path)
 
 
 def write_torch(
@@ -219,6 +240,13 @@ TARGETS = {
         write_openvino,
         open_openvino,
         open_openvino,
+    ),
+    "tensorrt": Target(
+        ".onnx",
+        ("onnx", "onnxscript", "onnxruntime"),
+        write_tensorrt,
+        open_onnx,
+        partial(open_onnx, optimised=False),
     ),
     "torch": Target(".pt2", (), write_torch, open_torch, open_torch),
     "aoti": Target(".pt2", (), write_aoti, open_torch, open_torch),

@@ -22,6 +22,7 @@ Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 Opened = tuple[Run, Mapping[str, str]]  # a function of images, and the file's metadata by key
 RT_INFO = "convnext"  # section of an IR's runtime information
 PLAIN = ("scope", "part", "precision")  # texts as they stand; the others are JSON
+UNOPENED = "cannot be opened; it is damaged, or needs another version of its runtime"
 NEEDED = (*PLAIN, "pipeline", "classes", "palette", "outputs", "postprocessing")
 
 
@@ -93,12 +94,12 @@ class ExportedModel:
         try:
             run, stored = runtime.open(path)
         except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
-            raise _refused(path, "cannot be opened; it is damaged or incomplete", error) from error
+            raise _refused(path, UNOPENED, error) from error
         except Exception as error:
             # onnxruntime's own exceptions derive from nothing narrower.
             if type(error).__module__.partition(".")[0] not in {"onnxruntime", "openvino"}:
                 raise
-            raise _refused(path, "cannot be opened; it is damaged or incomplete", error) from error
+            raise _refused(path, UNOPENED, error) from error
         if any(key not in stored for key in NEEDED):
             raise _refused(path, "was not written by this version of `convnext export`; export it")
         if stored["part"] != "model":
@@ -158,7 +159,9 @@ def _reporting(run: Run, path: Path) -> Run:
 
 
 def _refused(path: Path, what: str, error: Exception | None = None) -> InputError:
-    reason = f" ({str(error).strip().splitlines()[0][:200]})" if error and str(error) else ""
+    """Refuse a file; what is wrong stands at the end of what its runtime raised."""
+    lines = str(error or "").strip().splitlines()
+    reason = f" ({lines[-1].strip()[-200:]})" if lines else ""
     return InputError(f"{path}: {what}{reason}", code="broken-file", where=path)
 
 
