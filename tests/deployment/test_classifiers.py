@@ -10,6 +10,7 @@ from support.exported_models import exported, narrow_config, overfitted
 from support.forked import run_forked
 from support.running import CLASSIFICATION, assert_error, run_here
 
+from backbones.openmmlab.export.tensorrt import check_for_tensorrt
 from backbones.openmmlab.prediction.predictor import Predictor
 
 
@@ -59,21 +60,23 @@ def test_files_score_and_predict_as_the_classifier(classifier, files, shapes, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "target",
+    ("target", "rules"),
     [
-        "onnx",
+        ("onnx", ()),
+        ("onnx", ("--for", "tensorrt")),
         pytest.param(
             "openvino",
+            (),
             marks=pytest.mark.skipif(find_spec("nncf") is None, reason="NNCF is not installed"),
         ),
     ],
 )
-def test_classifier_in_int8_keeps_its_top1(target, classifier, files, shapes, tmp_path):
+def test_classifier_in_int8_keeps_its_top1(target, rules, classifier, files, shapes, tmp_path):
     out = (tmp_path / "int8").with_suffix(files[target].suffix)
     done = run_forked(
         "quantize.py", classifier[0], files[target], "--data", shapes, "--work-dir", tmp_path,
         "--out", out, "--rounds", 1, "--calibration", 4, "--keep-slower", "--max-drop", 0.04,
-        cwd=tmp_path,
+        *rules, cwd=tmp_path,
     )  # fmt: skip
     assert done.status == 0, done.err
     report = json.loads(out.with_suffix(".json").read_text())
@@ -83,6 +86,9 @@ def test_classifier_in_int8_keeps_its_top1(target, classifier, files, shapes, tm
     assert sorted(names) == [f"network.stages.{i}.0.pwconv{j}" for i in range(4) for j in (1, 2)]
     assert sum(layer["precision"] == "int8" for layer in report["layers"]) >= 4
     assert Predictor(out).model.precision == "int8"
+    assert (report["median_ms"] is None) == bool(rules)
+    if rules:
+        check_for_tensorrt(out)
 
 
 def test_a_classifier_has_no_backbone_of_its_own(classifier, shapes, tmp_path, monkeypatch):
