@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -165,6 +166,7 @@ def quantize(
             scores={name: dict(float=exact[name], int8=attempt.scores[name]) for name in exact},
             drop=attempt.drop,
             median_ms=_by_file([timing.quartiles()[1] * 1e3 for timing in timings]),
+            seconds=_by_file([timing.seconds for timing in timings]),
             peak_memory_mib=_by_file([timing.memory_mib for timing in timings]),
             size_mib=_by_file([size_of(path), size_of(folder / out.name)]),
             weights_bits=7 if quantizer.narrow else 8,
@@ -277,7 +279,7 @@ def _check_file(predictor: Predictor, config: Config, path: Path) -> None:
     check_classes(predictor, config, path)
 
 
-def _by_file(values: Sequence[float]) -> dict[str, float | None] | None:
+def _by_file(values: Sequence[Any]) -> dict[str, Any] | None:
     """Return figures of the float and the INT8 file; None where there are none."""
     if not values:
         return None
