@@ -120,6 +120,6 @@ def samples_of(labels: Tensor | Sequence[int] | None, count: int) -> list[LabelD
 
 def classified(sample: LabelData, logits: Tensor) -> LabelData:
     """Set the scores and the predicted label of an image from its logits (num_classes,)."""
-    sample.scores = logits.float().softmax(dim=0)
-    sample.label = sample.scores.argmax(0, keepdim=True)
+    scores = logits.float().softmax(dim=0)
+    sample.set_data(dict(scores=scores, label=scores.argmax(0, keepdim=True)))
     return sample

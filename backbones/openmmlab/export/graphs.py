@@ -99,7 +99,7 @@ def build_graph(
         )
     if part == "backbone" and not hasattr(model, "backbone"):
         raise InputError(
-            f"--part backbone: a {name} has none beside its head; export the model",
+            f"--part backbone: the head of {name} belongs to its network; export the model",
             code="bad-argument",
             where="--part",
         )
