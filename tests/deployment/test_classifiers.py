@@ -91,6 +91,7 @@ def test_classifier_in_int8_keeps_its_top1(target, rules, classifier, files, sha
         check_for_tensorrt(out)
 
 
+@pytest.mark.slow
 def test_a_classifier_has_no_backbone_of_its_own(classifier, shapes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run_here(
