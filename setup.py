@@ -16,6 +16,7 @@ DEMO = "gradio>=6.31,<7"
 CORRUPTIONS = "imagecorruptions-imaug>=1.1.5,<1.2"
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 OPENVINO = "openvino>=2025.1"
+NNCF = "nncf>=3.4,<4"
 BANDS = ["tifffile>=2025.5", "imagecodecs>=2025.3", "rasterio>=1.4", "pydicom>=3"]
 CONVERTER = "supervision>=0.31,<0.32"  # reads YOLO and Pascal VOC
 SITE = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"]
@@ -73,6 +74,7 @@ setup(
         "demo": [DEMO],
         "export": EXPORT,
         "openvino": [*EXPORT, OPENVINO],
+        "int8": [*EXPORT, OPENVINO, NNCF],  # of OpenVINO's files; ONNX needs `export` alone
         "notebooks": NOTEBOOKS,
         "robustness": [CORRUPTIONS],
         "site": SITE,

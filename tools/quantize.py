@@ -1,7 +1,9 @@
 #!/usr/bin/env python
-"""Quantise an exported ONNX file to INT8 as far as its scores allow.
+"""Quantise an exported file to INT8 as far as its scores allow: ONNX, or OpenVINO's by NNCF.
 
 convnext quantize CONFIG model.onnx
+convnext quantize CONFIG model.xml
+convnext quantize CONFIG model.onnx --for tensorrt
 convnext quantize CONFIG model.onnx --data ROOT --max-drop 0.002 --out model-int8.onnx
 Linears and the convolutions of necks and heads become INT8, calibrated on training images. The
 most sensitive ones return to float until no score on the test images has lost more than --max-drop.
@@ -19,11 +21,13 @@ from backbones.openmmlab.export.files import check_output
 from backbones.openmmlab.tasks import task_of
 from backbones.packages import require
 
+PACKAGES = {".onnx": ("onnx", "onnxruntime"), ".xml": ("openvino", "nncf")}
+
 
 def main() -> None:
     parser = run_parser(__doc__)
     add = parser.add_argument
-    add("file", type=Path, metavar="FILE", help="ONNX file of a whole model, in float32")
+    add("file", type=Path, metavar="FILE", help=".onnx or .xml of a whole model, in float32")
     add("--out", type=Path, help="file to write (default: FILE with -int8 before the suffix)")
     add(
         "--max-drop",
@@ -45,17 +49,26 @@ def main() -> None:
         action="store_true",
         help="write the file for another machine if it is not faster on this one",
     )
+    add(
+        "--for",
+        choices=("tensorrt",),
+        dest="purpose",
+        help="follow TensorRT's rules for INT8 in ONNX; nothing is timed then",
+    )
     add("--force", action="store_true", help="overwrite OUT if it exists")
     args = parser.parse_args()
-    if args.file.suffix != ".onnx":
+    suffix = args.file.suffix
+    if suffix not in PACKAGES:
         raise InputError(
-            f"{args.file}: INT8 files are made from ONNX (convnext export --to onnx); OpenVINO "
-            "reads them too",
+            f"{args.file}: INT8 files are made from {' and '.join(PACKAGES)}, which "
+            "`convnext export` writes",
             where=args.file,
         )
-    require("INT8", "onnx", "onnxruntime")
-    out = args.out or args.file.with_name(f"{args.file.stem}-int8.onnx")
-    check_output(out, "onnx", args.force)
+    if args.purpose == "tensorrt" and suffix != ".onnx":
+        raise InputError(f"{args.file}: --for tensorrt takes an .onnx file", where=args.file)
+    require(f"INT8 of {suffix}", *PACKAGES[suffix])
+    out = args.out or args.file.with_name(f"{args.file.stem}-int8{suffix}")
+    check_output(out, "onnx" if suffix == ".onnx" else "openvino", args.force)
     config = prepare(Options.of(args), "inspect")
     check_data(config, ("train", "test"))
     report = quantize(
@@ -68,6 +81,7 @@ def main() -> None:
         rounds=args.rounds,
         threads=args.threads,
         keep_slower=args.keep_slower,
+        tensorrt=args.purpose == "tensorrt",
     )
     print(*report_lines(report, task_of(config)), sep="\n")
     print(f"{out}\n{out.with_suffix('.json')}")

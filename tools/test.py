@@ -5,6 +5,7 @@ convnext test cascade_convnext_t --data data/coco         the published model of
 convnext test cascade_convnext_t CHECKPOINT
 convnext test cascade_convnext_t CHECKPOINT --tta flip
 convnext test upernet_convnext_t CHECKPOINT --tta paper
+convnext test upernet_convnext_t model.onnx               a file that `convnext export` wrote
 """
 
 import json
@@ -12,10 +13,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from backbones.atomic_write import write_atomically
-from backbones.errors import reported_in_one_line
+from backbones.errors import InputError, reported_in_one_line
 from backbones.openmmlab.config.command_line import add_checkpoint, run_parser
 from backbones.openmmlab.config.prepare import Options, prepare
+from backbones.openmmlab.deployment.comparing import figures_of_file
 from backbones.openmmlab.doctor.checks import check_data
+from backbones.openmmlab.prediction.exported import is_exported
 from backbones.openmmlab.segmentation.boundary import measure_boundaries
 from backbones.openmmlab.training.ranks import process_group_cleanup
 from backbones.openmmlab.training.runner import Runner
@@ -40,13 +43,22 @@ def main() -> None:
         "--out", type=Path, help="JSON file for the metrics (default: metrics.json in the work dir)"
     )
     args = parser.parse_args()
-    config = prepare(Options.of(args), "evaluate")
+    file = Path(args.checkpoint) if is_exported(args.checkpoint) else None
+    if file is not None:
+        if args.tta:
+            raise InputError(f"--tta {args.tta}: an exported file predicts once", where="--tta")
+        args.checkpoint = ""
+    config = prepare(Options.of(args), "evaluate" if file is None else "inspect")
     check_data(config, ("test",))
     if args.boundary:
         measure_boundaries(config)
-    with trusted() if args.trust_checkpoint else nullcontext():
-        metrics = Runner.from_cfg(config).test()
+    if file is not None:
+        metrics = figures_of_file(config, file, args.trust_checkpoint)
+    else:
+        with trusted() if args.trust_checkpoint else nullcontext():
+            metrics = Runner.from_cfg(config).test()
     out = args.out or Path(config.work_dir) / "metrics.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(
         out, json.dumps({key: float(value) for key, value in metrics.items()}, indent=2)
     )

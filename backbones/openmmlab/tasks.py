@@ -178,6 +178,7 @@ class Export:
         sample: turns a file's outputs for one image, the image's data sample and the settings into
             the prediction, in pixels of the original image.
         float_layers: pattern of the names of layers that stay float in an INT8 file: the last ones.
+        samples: returns the data samples that a batch of the test pipeline holds or is given.
         has_logits: whether a graph can return logits instead of labels.
     """
 
@@ -186,6 +187,7 @@ class Export:
     settings: "Callable[[Any], dict]"
     sample: "Callable[[Sequence[Tensor], Sample, Mapping], Sample]"
     float_layers: re.Pattern[str]
+    samples: "Callable[[dict], Sequence[Sample]]" = lambda batch: batch["data_samples"]
     has_logits: bool = False
 
 

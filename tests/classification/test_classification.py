@@ -222,13 +222,14 @@ def test_top_accuracy_equals_timms():
     metric = METRICS.build(dict(type="TopAccuracy", topk=(1, 5)))
     scores, labels = torch.randn(64, 9), torch.randint(9, (64,))
     for part in (slice(0, 40), slice(40, 64)):
-        samples = [dict(scores=row) for row in scores[part]]
-        metric.process(dict(labels=labels[part]), samples)
+        pairs = zip(scores[part], labels[part, None], strict=True)
+        metric.process({}, [dict(scores=row, gt_label=label) for row, label in pairs])
     expected = timm.utils.accuracy(scores, labels, topk=(1, 5))
     found = metric.evaluate(64)
     assert found == pytest.approx({"top1": float(expected[0]), "top5": float(expected[1])})
     assert 2 < found["top1"] < found["top5"] < 98
-    metric.process(dict(labels=labels), [dict(scores=row[:5]) for row in scores])
+    pairs = zip(scores, labels[:, None], strict=True)
+    metric.process({}, [dict(scores=row[:5], gt_label=label) for row, label in pairs])
     assert set(metric.evaluate(64)) == {"top1"}  # of five classes the best five say nothing
 
 

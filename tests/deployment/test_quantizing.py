@@ -23,6 +23,7 @@ from backbones.openmmlab.deployment.quantizing import check_faster, fewest_float
 from backbones.openmmlab.deployment.timing import Timing
 from backbones.openmmlab.export.files import capture, write_onnx
 from backbones.openmmlab.export.graphs import BackboneGraph, Preprocessing
+from backbones.openmmlab.export.tensorrt import check_for_tensorrt
 from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.openmmlab.tasks import task_of_scope
 
@@ -79,9 +80,67 @@ def test_linears_alone_become_int8(quantizer, tmp_path):
             assert 1e-4 < error < 0.1
 
 
-def run(path, image: np.ndarray) -> list[np.ndarray]:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+def run(path, image: np.ndarray, optimised: bool = True) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return session.run(None, {"input": image})
+
+
+def test_tensorrts_rules(quantizer, tmp_path):
+    """Every pair is symmetric INT8, around the linears alone; weights have a scale per column."""
+    kept = task_of_scope("mmseg").export.float_layers
+    made = OnnxQuantizer(quantizer.path, kept, "backbone", tensorrt=True)
+    made.calibrate(images(3), tmp_path)
+    path = tmp_path / "tensorrt.onnx"
+    made.write(made.layers, path, dict(precision="int8"))
+    check_for_tensorrt(path)
+    graph = onnx.load(path).graph
+    tensors = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    made_by = {node.output[0]: node for node in graph.node}
+    pairs = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(pairs) == 4 * len(made.layers)
+    for node in pairs:
+        zero = tensors[node.input[2]]
+        assert zero.dtype == np.int8 and not zero.any()
+    for node in graph.node:
+        around = [made_by[name] for name in node.input if name in made_by]
+        if node.op_type == "MatMul":
+            for dequantised in around:
+                assert dequantised.op_type == "DequantizeLinear"
+                assert made_by[dequantised.input[0]].op_type == "QuantizeLinear"
+            given, weight = around
+            assert tensors[given.input[1]].size == 1
+            axis = {a.name: a.i for a in weight.attribute}["axis"]
+            columns = tensors[made_by[weight.input[0]].input[0]].shape[1]
+            assert axis == 1 and tensors[weight.input[1]].shape == (columns,)
+        elif node.op_type != "DequantizeLinear":
+            assert not any(other.op_type == "DequantizeLinear" for other in around), node.op_type
+    (image,) = images(1)
+    maps = (run(quantizer.path, image), run(path, image, optimised=False))
+    for one, other in zip(*maps, strict=True):
+        assert 1e-4 < np.linalg.norm(other - one) / np.linalg.norm(one) < 0.1
+
+
+def test_what_tensorrt_refuses_is_named(quantizer, tmp_path):
+    path = tmp_path / "x.onnx"
+    quantizer.write(quantizer.layers, path, {})
+    refusals = [("QuantizeLinear", lambda model: None)]
+    graph = onnx.load(quantizer.path).graph
+    name = next(node.name for node in graph.node if node.op_type == "LayerNormalization")
+    refusals.append((name, lambda node: setattr(node, "op_type", "Bernoulli")))
+    refusals.append((name, lambda node: setattr(node, "domain", "com.microsoft")))
+    for named, change in refusals:
+        model = onnx.load(path if named == "QuantizeLinear" else quantizer.path)
+        for node in model.graph.node:
+            if node.name == named:
+                change(node)
+        changed = tmp_path / "changed.onnx"
+        onnx.save(model, changed)
+        with pytest.raises(InputError) as caught:
+            check_for_tensorrt(changed)
+        assert caught.value.code == "unsupported" and named in str(caught.value)
 
 
 def test_sensitivity_is_the_loss_of_the_layer_alone(quantizer):
@@ -192,7 +251,8 @@ def test_segmentor_in_int8_keeps_its_miou(trained_segmentor, segmentor_files, sh
 @pytest.mark.parametrize(
     ("arguments", "code", "names"),
     [
-        (("model.xml",), "bad-argument", ("model.xml",)),
+        (("model.pt2",), "bad-argument", ("model.pt2",)),
+        (("model.xml", "--for", "tensorrt"), "bad-argument", ("model.xml", "tensorrt")),
         (("missing.onnx",), "not-found", ("missing.onnx",)),
         (("missing.onnx", "--out", "x.xml"), "bad-argument", ("--out", "x.xml")),
     ],

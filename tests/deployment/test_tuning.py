@@ -12,6 +12,8 @@ from backbones.openmmlab.deployment.timing import Timing
 from backbones.openmmlab.deployment.tuning import Point, choose, knobs_of, mark_front, points_of
 from backbones.openmmlab.tasks import task_of_scope
 
+WINDOWS = ("128, stride 85", "128, stride 128", "256, stride 170", "whole")
+
 
 def test_knobs_begin_with_the_configs_own_settings():
     config = load_config("cascade_convnext_t")
@@ -23,7 +25,8 @@ def test_knobs_begin_with_the_configs_own_settings():
     assert len(points) == 12 and points[0].settings == {"proposals": "1000", "size": "1333x800"}
     assert points[-1].overrides["model.test_cfg.rpn.max_per_img"] == 100
     knobs = knobs_of(load_config(SEGMENTATION))
-    assert list(knobs["window"]) == ["128, stride 85", "128, stride 128", "whole"]
+    assert list(knobs["window"]) == list(WINDOWS)
+    assert knobs["window"]["256, stride 170"]["model.test_cfg.crop_size"] == (256, 256)
     assert knobs["window"]["whole"] == {"model.test_cfg.mode": "whole"}
     assert "proposals" not in knobs
 
@@ -54,11 +57,10 @@ def test_segmentors_points_are_measured_and_written(trained_segmentor, shapes, t
     assert done.status == 0, done.err
     points = json.loads((tmp_path / "latency.json").read_text())["points"]
     named = [(point["settings"]["window"], point["settings"]["runtime"]) for point in points]
-    windows = ("128, stride 85", "128, stride 128", "whole")
-    assert named[:3] == [(window, "PyTorch") for window in windows[:2]] + [("whole", "PyTorch")]
-    assert named[3:] == [("whole", "onnxruntime"), ("whole", "OpenVINO")]
+    assert named[:4] == [(window, "PyTorch") for window in WINDOWS]
+    assert named[4:] == [("whole", "onnxruntime"), ("whole", "OpenVINO")]
     scores = [point["scores"]["mIoU"] for point in points]
-    assert min(scores) > 20 and max(scores[2:]) - min(scores[2:]) < 0.2
+    assert min(scores) > 20 and max(scores[3:]) - min(scores[3:]) < 0.2
     assert all(point["median_ms"] > 0 for point in points) and any(p["front"] for p in points)
     assert Image.open(tmp_path / "latency.png").size[0] > 400
     fastest = min(points, key=lambda point: point["median_ms"])["settings"]["window"]

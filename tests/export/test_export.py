@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import onnx
+import openvino
 import pytest
 import torch
 import torch.nn.functional as F
@@ -399,6 +401,16 @@ def test_photographs(real_data, tmp_path):
     assert 0 < report["largest_differences"]["scores"] < 1e-3
 
 
+def one_operator(op: str = "Relu", domain: str = "", opset: int = 18, ir: int = 10):
+    """An ONNX model of one operator, of some version."""
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    node = helper.make_node(op, ["input"], ["y"], domain=domain)
+    ends = (helper.make_tensor_value_info(name, floats, [1, 3, 4, 4]) for name in ("input", "y"))
+    graph = helper.make_graph([node], "graph", *([end] for end in ends))
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid(domain or "ai.onnx.ml", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=ir)
+
+
 class TestExportedFilesAlone:
     """What `Predictor` refuses, in one line, when it is given an exported file."""
 
@@ -411,6 +423,34 @@ class TestExportedFilesAlone:
             with pytest.raises(InputError) as caught:
                 Predictor(path)
             assert (caught.value.code, caught.value.where) == (code, str(path))
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            (dict(op="Foo", domain="nowhere"), "nowhere:Foo"),
+            (dict(opset=99), "opset"),
+            (dict(ir=99), "IR version: 99"),
+            (dict(), "this version"),
+        ],
+    )
+    def test_of_other_versions_and_operators(self, changes, reason, tmp_path):
+        path = tmp_path / "model.onnx"
+        onnx.save(one_operator(**changes), path)
+        with pytest.raises(InputError) as caught:
+            Predictor(path)
+        assert (caught.value.code, caught.value.where) == ("broken-file", str(path))
+        assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("change", [('type="ReLU"', 'type="Foo"'), ("opset1", "opset99")])
+    def test_of_other_opsets_of_openvino(self, change, tmp_path):
+        path = tmp_path / "model.xml"
+        onnx.save(one_operator(), tmp_path / "model.onnx")
+        openvino.save_model(openvino.Core().read_model(tmp_path / "model.onnx"), path)
+        path.write_text(path.read_text().replace(*change))
+        with pytest.raises(InputError) as caught:
+            Predictor(path)
+        assert (caught.value.code, caught.value.where) == ("broken-file", str(path))
+        assert change[1].strip('"').rpartition('"')[2] in str(caught.value)
 
     def test_of_others_and_of_backbones(self, tmp_path):
         backbone = ConvNeXt(arch=dict(depths=(1, 1, 1, 1), dims=(4, 4, 4, 4))).eval()

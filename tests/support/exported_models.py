@@ -1,4 +1,4 @@
-"""Build narrow detectors and segmentors that are exported, trained or not."""
+"""Build narrow detectors, segmentors and classifiers that are exported, trained or not."""
 
 import time
 from pathlib import Path
@@ -26,6 +26,13 @@ def narrow_config(base: Path, folder: Path) -> Path:
             "decode_head=dict(in_channels=[8, 16, 24, 32], channels=16),"
             "auxiliary_head=dict(in_channels=24, channels=8)"
         )
+    if base.parent.name == "classification":
+        network = f"arch=dict({NARROW!r}, _delete_=True), layer_scale_init_value=None"
+        path = folder / f"narrow_{base.stem}.py"
+        path.write_text(
+            f"_base_ = {str(base)!r}\nmodel = dict(network=dict(use_grn=True, {network}))\n"
+        )
+        return path
     backbone = f"backbone=dict(use_grn=True, arch=dict({NARROW!r}, _delete_=True))"
     path = folder / f"narrow_{base.stem}.py"
     path.write_text(f"_base_ = {str(base)!r}\nmodel = dict({backbone}, {heads})\n")
@@ -81,7 +88,8 @@ def overfitted(config_path: Path, data: Path, steps: int) -> tuple[Path, Path]:
     scope = config.default_scope
     DefaultScope.get_instance(f"export-{time.time_ns()}", scope_name=scope)
     dataset = DATASETS.build(config.test_dataloader.dataset)
-    batch = FUNCTIONS.get("pseudo_collate")([dataset[i] for i in range(len(dataset))])
+    collate = config.test_dataloader.get("collate_fn", dict(type="pseudo_collate"))
+    batch = FUNCTIONS.get(collate["type"])([dataset[i] for i in range(len(dataset))])
     torch.manual_seed(0)
     model = MODELS.build(config.model)
     model.init_weights()

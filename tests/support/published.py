@@ -148,19 +148,24 @@ def write_detected(root: Path) -> Path:
     Returns:
         The folder of the data.
     """
-    predictor = published_predictor("mask_rcnn_convnext_t", root)
+    made = write_found(published_predictor("mask_rcnn_convnext_t", root), root / "coco")
+    found = json.loads((made / "annotations" / "instances_val2017.json").read_text())
+    assert len({row["category_id"] for row in found["annotations"]}) > 1
+    assert min(row["area"] for row in found["annotations"]) > 64
+    return made
+
+
+def write_found(predictor: Predictor, root: Path) -> Path:
+    """Write images in COCO's layout with a detector's instances; return the folder."""
     images: list[dict] = []
     annotations: list[dict] = []
-    for i, path in enumerate(write_pictures(root / "coco" / "val2017"), start=1):
+    for i, path in enumerate(write_pictures(root / "val2017"), start=1):
         images.append(dict(id=i, file_name=path.name, width=96, height=80))
         for row in predictor(path).to_coco(image_id=i):
             area = row["bbox"][2] * row["bbox"][3]
             annotations.append({**row, "id": len(annotations) + 1, "area": area, "iscrowd": 0})
-    assert len({row["category_id"] for row in annotations}) > 1
-    assert min(row["area"] for row in annotations) > 64
-    classes = CocoDataset.METAINFO["classes"]
-    categories = [dict(id=i, name=name) for i, name in enumerate(classes, start=1)]
-    path = root / "coco" / "annotations" / "instances_val2017.json"
+    categories = [dict(id=i, name=name) for i, name in enumerate(predictor.classes, start=1)]
+    path = root / "annotations" / "instances_val2017.json"
     path.parent.mkdir()
     path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
-    return root / "coco"
+    return root

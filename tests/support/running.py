@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 REPOSITORY = Path(__file__).parents[2]
 DETECTION = REPOSITORY / "configs" / "detection" / "cascade_convnext_atto_demo.py"
+CLASSIFICATION = REPOSITORY / "configs" / "classification" / "convnext_atto_demo.py"
 SEGMENTATION = REPOSITORY / "configs" / "segmentation" / "upernet_convnext_atto_demo.py"
 
 

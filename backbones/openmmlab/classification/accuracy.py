@@ -26,7 +26,7 @@ class TopAccuracy(BaseMetric):
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Record whether each image's label is among its k best classes."""
         scores = torch.stack([sample["scores"] for sample in data_samples])
-        labels = data_batch["labels"].to(scores.device)
+        labels = torch.cat([sample["gt_label"] for sample in data_samples]).to(scores.device)
         kept = [k for k in self.topk if k < scores.shape[1]]
         best = scores.topk(max(kept, default=1)).indices == labels[:, None]  # (N, k)
         hits = {k: best[:, :k].any(dim=1).tolist() for k in kept}

@@ -68,9 +68,13 @@ class ClassFolders(ImageFolder):
             for path in files_below(Path(directory) / name, *self.suffixes)
         ]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        """Return the path and the label of an image, as the data sets of other tasks do."""
         path, label = self.samples[index]
-        return self.pipeline(dict(img_path=path, label=label))
+        return dict(img_path=path, label=label)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.pipeline(self.get_data_info(index))
 
     @staticmethod
     def folders_and_names(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.structures import LabelData
@@ -75,15 +76,16 @@ class ImageClassifier(BaseModel):
             labels: (N,) int64, for `loss`.
             img_path: where the images come from, unused.
             mode: `tensor` for logits (N, num_classes), `loss` for dict(loss=...), `predict` for a
-                sample with `scores` (num_classes,) and `label` (1,) of each image.
+                sample of each image with `scores` (num_classes,), `label` (1,) and, where labels
+                are given, `gt_label` (1,).
         """
         if mode == "loss":
             return self.loss(inputs, labels)
         logits = self.network(inputs)
         if mode == "tensor":
             return logits
-        scores = logits.float().softmax(dim=1)
-        return [LabelData(scores=row, label=row.argmax(0, keepdim=True)) for row in scores]
+        samples = samples_of(labels, len(logits))
+        return [classified(sample, row) for sample, row in zip(samples, logits, strict=True)]
 
     def loss(self, inputs: Tensor, labels: Any) -> dict[str, Tensor]:
         """Return the loss of a batch, mixed first if the config asks for it.
@@ -102,3 +104,22 @@ class ImageClassifier(BaseModel):
             )
         inputs, targets = self.mixup(inputs, labels)
         return dict(loss=self.criterion(self.network(inputs), targets))
+
+
+def samples_of(labels: Tensor | Sequence[int] | None, count: int) -> list[LabelData]:
+    """Return a sample for each image of a batch, with its true class in `gt_label` if there is one.
+
+    Args:
+        labels: a label for each image, or None.
+        count: number of images.
+    """
+    if labels is None:
+        return [LabelData() for _ in range(count)]
+    return [LabelData(gt_label=torch.as_tensor(label).reshape(1)) for label in labels]
+
+
+def classified(sample: LabelData, logits: Tensor) -> LabelData:
+    """Set the scores and the predicted label of an image from its logits (num_classes,)."""
+    scores = logits.float().softmax(dim=0)
+    sample.set_data(dict(scores=scores, label=scores.argmax(0, keepdim=True)))
+    return sample

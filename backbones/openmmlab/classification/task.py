@@ -2,9 +2,15 @@
 
 import re
 
-from backbones.openmmlab.tasks import Metric, Task, register_task
+from backbones.openmmlab.tasks import Export, Metric, Task, register_task
 
 from .complexity import default_size, run_parts, step_loss
+from .export import (
+    ClassifierComparison,
+    ClassifierGraph,
+    blank_samples,
+    exported_sample,
+)
 from .model import ImageClassifier
 
 CLASSIFICATION = register_task(
@@ -25,5 +31,13 @@ CLASSIFICATION = register_task(
         step_loss=step_loss,
         heap_overhead=0.5,  # between those of the other tasks: not measured
         backbone="network",
+        export=Export(
+            graph=lambda preprocessing, model, logits: ClassifierGraph(preprocessing, model),
+            comparison=lambda model, logits: ClassifierComparison(model),
+            settings=lambda model: {},
+            sample=exported_sample,
+            samples=blank_samples,
+            float_layers=re.compile(r"(?:^|\.)(?:head|fc)$"),  # of ConvNeXts and of ResNets
+        ),
     )
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import DATASETS
 from rich.table import Table
 
 from backbones.errors import InputError
@@ -176,6 +177,40 @@ def size_of(path: Path) -> float:
 def scores_of(predictor: Predictor, images: Images) -> dict[str, float]:
     """Return the task's main metrics of a model or a file on these images."""
     return images.evaluate([predictor.test_step(batch)[0] for batch in images])
+
+
+def figures_of_file(config: Config, path: Path, trust: bool = False) -> dict[str, float]:
+    """Return all figures of an exported file on the config's test set.
+
+    Args:
+        config: prepared config whose data the file is tested on.
+        path: what `convnext export` or `convnext quantize` wrote.
+        trust: whether the file may hold machine code.
+
+    Raises:
+        InputError: the file is broken, or of other classes than the data set.
+    """
+    with trusted() if trust else nullcontext():
+        predictor = Predictor(path, device="cpu")
+    check_classes(predictor, config, path)
+    images = Images(config, len(DATASETS.build(config.test_dataloader.dataset)))
+    return images.figures([predictor.test_step(batch)[0] for batch in images])
+
+
+def check_classes(predictor: Predictor, config: Config, path: Path) -> None:
+    """Check that an exported file has the classes of the config's test set.
+
+    Raises:
+        InputError: it has others.
+    """
+    classes = tuple(DATASETS.build(config.test_dataloader.dataset).metainfo["classes"])
+    if predictor.classes != classes:
+        raise InputError(
+            f"{path}: has {len(predictor.classes)} classes ({', '.join(predictor.classes[:3])}), "
+            f"the data set {len(classes)} ({', '.join(classes[:3])})",
+            code="class-mismatch",
+            where=path,
+        )
 
 
 def largest_drop(task: Task, exact: Mapping[str, float], scores: Mapping[str, float]) -> float:

@@ -1,42 +1,23 @@
 """Quantise the layers of an ONNX file to INT8, and measure what each of them loses by it.
 
 onnxruntime's static quantiser writes QuantizeLinear and DequantizeLinear around the chosen layers.
-Weights have a scale for each output channel, activations one for the tensor. Everything else keeps
-float32: depthwise convolutions, the stem and the downsampling layers, norms, GRN, layer scale and
-the residual stream.
+Weights have a scale for each output channel, activations one for the tensor.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from backbones.openmmlab.export.files import module_of
 from backbones.openmmlab.prediction.exported import as_texts
-from backbones.openmmlab.processor import processor_flags
+
+from .layers import Layer, has_narrow_weights, quantisable
 
 KINDS = {"MatMul": "linear", "Gemm": "linear", "Conv": "convolution"}
-# 8-bit products of other x86 processors are added in 16 bits, which saturate.
-EXACT = ("avx512_vnni", "avx_vnni", "asimd")
-NAMES = "pkg.torch.onnx.name_scopes"  # the modules that PyTorch's exporter found a node in
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Name a layer that can be quantised.
-
-    Attributes:
-        node: the name of its node in the graph.
-        name: the path of its module in the model.
-        kind: "linear" or "convolution".
-    """
-
-    node: str
-    name: str
-    kind: str
 
 
 class OnnxQuantizer:
@@ -44,25 +25,23 @@ class OnnxQuantizer:
 
     Args:
         path: the file, in float32.
-        kept: pattern of the names of layers that stay float in any case: those of the classes.
-        backbone: the attribute of the model that holds the backbone, whose convolutions stay float.
+        kept, backbone: as of `quantisable`.
+        tensorrt: follow TensorRT's rules: activations and weights symmetric, in pairs of
+            QuantizeLinear and DequantizeLinear of their own, biases in float.
 
     Attributes:
         layers: the layers that can be quantised, in the order of the graph.
+        narrow: whether weights have 7 bits.
     """
 
-    def __init__(self, path: Path, kept: re.Pattern[str], backbone: str):
+    def __init__(self, path: Path, kept: re.Pattern[str], backbone: str, *, tensorrt: bool = False):
         import onnx
 
         self.path = path
         self.model: Any = onnx.shape_inference.infer_shapes(onnx.load(path))
-        self.layers = [
-            layer
-            for layer in _weighted(self.model.graph)
-            if not kept.search(layer.name)
-            and (layer.kind == "linear" or not f".{layer.name}".startswith(f".{backbone}."))
-        ]
-        self.narrow = not processor_flags(EXACT)
+        self.layers = quantisable(_weighted(self.model.graph), kept, backbone)
+        self.tensorrt = tensorrt
+        self.narrow = has_narrow_weights() and not tensorrt
         self._ranges: Any = None
 
     def calibrate(self, inputs: Iterable[np.ndarray], folder: Path) -> None:
@@ -128,18 +107,27 @@ class OnnxQuantizer:
     def _quantized(self, layers: Sequence[Layer]) -> Any:
         from onnxruntime.quantization import QDQQuantizer, QuantType
 
+        # A convolution without an INT8 output is computed in float on a CPU.
+        options: dict[str, Any] = {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}
+        if self.tensorrt:
+            options = {
+                "OpTypesToExcludeOutputQuantization": list(KINDS),
+                "ActivationSymmetric": True,
+                "AddQDQPairToWeight": True,
+                "DedicatedQDQPair": True,
+                "QuantizeBias": False,
+            }
         quantizer = QDQQuantizer(
             deepcopy(self.model),
             per_channel=True,
             reduce_range=self.narrow,
             weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QUInt8,
+            activation_qType=QuantType.QInt8 if self.tensorrt else QuantType.QUInt8,
             tensors_range=self._ranges,
             nodes_to_quantize=[layer.node for layer in layers],
             nodes_to_exclude=[],
             op_types_to_quantize=list(KINDS),
-            # A convolution without an INT8 output is computed in float.
-            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+            extra_options=options,
         )
         quantizer.quantize_model()
         return quantizer.model.model
@@ -191,15 +179,5 @@ def _weighted(graph: Any) -> list[Layer]:
             continue
         groups = [helper.get_attribute_value(a) for a in node.attribute if a.name == "group"]
         if not groups or groups == [1]:
-            found.append(Layer(node.name, _module_of(node), KINDS[node.op_type]))
+            found.append(Layer(node.name, module_of(node), KINDS[node.op_type]))
     return found
-
-
-def _module_of(node: Any) -> str:
-    """Return the path of the module that a node was exported from; the node's name if unknown."""
-    for entry in node.metadata_props:
-        if entry.key == NAMES:
-            scopes = re.findall(r"'([^']*)'", entry.value)
-            if len(scopes) > 1:
-                return scopes[-2].removeprefix("model.")
-    return node.name

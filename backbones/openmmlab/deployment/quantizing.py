@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,16 @@ from backbones.atomic_write import write_atomically
 from backbones.errors import InputError
 from backbones.openmmlab.export.agreement import Images
 from backbones.openmmlab.export.exporting import folder_beside, take_names
+from backbones.openmmlab.export.tensorrt import check_for_tensorrt
 from backbones.openmmlab.prediction.predictor import Predictor
 from backbones.openmmlab.tasks import Task
 
-from .comparing import largest_drop, machine, scores_of, size_of, timed_images
+from .comparing import check_classes, largest_drop, machine, scores_of, size_of, timed_images
 from .onnx_int8 import OnnxQuantizer
+from .openvino_int8 import OpenvinoQuantizer
 from .timing import TimedModel, Timing, time_in_turns
 
+QUANTIZERS = {".onnx": OnnxQuantizer, ".xml": OpenvinoQuantizer}
 PROBED = 4  # calibration images that the layers' sensitivity is measured on
 
 
@@ -51,6 +55,7 @@ def quantize(
     rounds: int = 10,
     threads: int | None = None,
     keep_slower: bool = False,
+    tensorrt: bool = False,
 ) -> dict:
     """Write an INT8 file beside a report, `out` with the suffix `.json`.
 
@@ -59,7 +64,7 @@ def quantize(
 
     Args:
         config: prepared config whose data sets the images are from.
-        path: ONNX file of a whole model in float32.
+        path: ONNX or OpenVINO's file of a whole model in float32.
         out: the INT8 file.
         max_drop: largest loss of a main metric, on a scale of 1.
         calibration: number of training images.
@@ -67,13 +72,15 @@ def quantize(
         rounds: timed rounds of each file.
         threads: threads of the runtime; None takes PyTorch's number.
         keep_slower: write the file for another machine where it is not faster on this one.
+        tensorrt: write an ONNX file by TensorRT's rules, which is not timed here.
 
     Returns:
         The report as written.
 
     Raises:
         InputError: there are no training images, the float file finds nothing that could be lost,
-            no INT8 file is exact enough, or it is not faster; nothing is left under either name.
+            no INT8 file is exact enough, it is not faster, or TensorRT would refuse it; nothing is
+            left under either name.
     """
     for name, number in (("--calibration", calibration), ("--images", images or 1)):
         if number < 1:
@@ -98,7 +105,15 @@ def quantize(
         )
     with folder_beside(out) as folder:
         assert task.export is not None  # or there were no file
-        quantizer = OnnxQuantizer(path, task.export.float_layers, task.backbone)
+        rules = dict(tensorrt=True) if tensorrt else {}
+        quantizer = QUANTIZERS[path.suffix](path, task.export.float_layers, task.backbone, **rules)
+        if not quantizer.layers:
+            raise InputError(
+                f"{path}: has no layer that can become INT8: no linear, and no dense convolution "
+                "outside the backbone",
+                code="unsupported",
+                where=path,
+            )
         quantizer.calibrate(inputs, folder)
         sensitivity = quantizer.sensitivities(inputs[:PROBED])
         order = sorted(quantizer.layers, key=lambda layer: -sensitivity[layer])
@@ -128,14 +143,18 @@ def quantize(
                 where=out,
             )
         quantizer.write(order[floats:], folder / out.name, dict(precision="int8"))
-        timings = time_in_turns(
-            [TimedModel(str(path), path), TimedModel(str(out), folder / out.name)],
-            timed_images(chosen),
-            rounds,
-            threads,
-        )
-        if not keep_slower:
-            check_faster(out, *timings)
+        timings = []
+        if tensorrt:
+            check_for_tensorrt(folder / out.name)
+        else:
+            timings = time_in_turns(
+                [TimedModel(str(path), path), TimedModel(str(out), folder / out.name)],
+                timed_images(chosen),
+                rounds,
+                threads,
+            )
+            if not keep_slower:
+                check_faster(out, *timings)
         (attempt,) = (attempt for attempt in attempts if attempt.floats == floats)
         report = dict(
             file=out.name,
@@ -147,6 +166,7 @@ def quantize(
             scores={name: dict(float=exact[name], int8=attempt.scores[name]) for name in exact},
             drop=attempt.drop,
             median_ms=_by_file([timing.quartiles()[1] * 1e3 for timing in timings]),
+            seconds=_by_file([timing.seconds for timing in timings]),
             peak_memory_mib=_by_file([timing.memory_mib for timing in timings]),
             size_mib=_by_file([size_of(path), size_of(folder / out.name)]),
             weights_bits=7 if quantizer.narrow else 8,
@@ -217,7 +237,7 @@ def training_images(config: Config, count: int) -> list[str]:
         dataset = dataset.dataset
     built = None
     if dataset is not None:
-        built = DATASETS.build(dict(dataset, pipeline=[], _scope_=config.default_scope))
+        built = DATASETS.build(dict(dataset, _scope_=config.default_scope))
     if built is None or not len(built):
         raise InputError(
             f"{config.filename}: train_dataloader.dataset has no images to calibrate INT8 on",
@@ -245,7 +265,8 @@ def report_lines(report: Mapping, task: Task) -> Iterator[str]:
         ("memory", "peak_memory_mib", "MiB"),
         ("size", "size_mib", "MiB"),
     ):
-        yield f"{title}: float {report[key]['float']:.4g} {unit}, INT8 {report[key]['int8']:.4g}"
+        if (values := report[key]) is not None:
+            yield f"{title}: float {values['float']:.4g} {unit}, INT8 {values['int8']:.4g}"
 
 
 def _check_file(predictor: Predictor, config: Config, path: Path) -> None:
@@ -255,17 +276,13 @@ def _check_file(predictor: Predictor, config: Config, path: Path) -> None:
             code="unsupported",
             where=path,
         )
-    classes = tuple(DATASETS.build(config.test_dataloader.dataset).metainfo["classes"])
-    if predictor.classes != classes:
-        raise InputError(
-            f"{path}: has {len(predictor.classes)} classes ({', '.join(predictor.classes[:3])}), "
-            f"the data set {len(classes)} ({', '.join(classes[:3])})",
-            code="class-mismatch",
-            where=path,
-        )
+    check_classes(predictor, config, path)
 
 
-def _by_file(values: Sequence[float]) -> dict[str, float | None]:
+def _by_file(values: Sequence[Any]) -> dict[str, Any] | None:
+    """Return figures of the float and the INT8 file; None where there are none."""
+    if not values:
+        return None
     exact, quantized = (value if value == value else None for value in values)
     return dict(float=exact, int8=quantized)
 

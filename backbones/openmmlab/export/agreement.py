@@ -123,6 +123,15 @@ class Images:
 
     def evaluate(self, samples: Sequence[Any]) -> dict[str, float]:
         """Return the task's main metrics of predictions on these images alone."""
+        found = self.figures(samples)
+        return {
+            metric.key: found[metric.key]
+            for metric in self.task.main_metrics
+            if metric.key in found
+        }
+
+    def figures(self, samples: Sequence[Any]) -> dict[str, float]:
+        """Return all figures of the evaluator for predictions on these images alone."""
         evaluator = Evaluator(self._config.test_evaluator)
         evaluator.dataset_meta = self.dataset.metainfo
         metrics: Any = evaluator.metrics
@@ -139,11 +148,7 @@ class Images:
                 found = evaluator.evaluate(len(samples))
         finally:
             logger.setLevel(level)
-        return {
-            metric.key: float(found[metric.key])
-            for metric in self.task.main_metrics
-            if metric.key in found
-        }
+        return {key: float(value) for key, value in found.items()}
 
 
 class BackboneComparison:

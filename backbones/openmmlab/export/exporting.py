@@ -19,7 +19,7 @@ from backbones.errors import InputError
 from backbones.openmmlab.data.band_pipelines import loaded_bands
 from backbones.openmmlab.data.bands import Bands
 from backbones.openmmlab.prediction.predictor import Predictor
-from backbones.openmmlab.tasks import task_of
+from backbones.openmmlab.tasks import module_at, task_of
 
 from .agreement import (
     Agreement,
@@ -107,7 +107,7 @@ def export(
             tolerance=tolerance,
             **agreement.as_json(),
         )
-        if fp16 and not problem and isinstance(model.backbone, ConvNeXt):
+        if fp16 and not problem and isinstance(module_at(model, chosen.task.backbone), ConvNeXt):
             factor, problem = _try_enlarged(graph, chosen, folder, kind, opset)
             report["activations_enlarged"] = factor
         if problem:
@@ -147,13 +147,15 @@ def describe(predictor: Predictor, graph: Any, part: str, precision: str) -> dic
         outputs=list(graph.outputs),
         classes=list(predictor.classes),
         palette=None if palette is None else palette.tolist(),
-        scope=config.get("default_scope"),
+        scope=task_of(config).scope,
         pipeline=predictor.steps,
         postprocessing={} if part == "backbone" else exported.settings(predictor.model),
     )
 
 
 def _input(preprocessing: Preprocessing, bands: Bands | None) -> str:
+    if not (preprocessing.normalises or preprocessing.swaps):  # a classifier's
+        return f"float32 (N, {preprocessing.channels}, H, W) as the test pipeline makes it"
     if bands is not None:
         return f"float32 (N, {len(bands.chosen)}, H, W), bands {', '.join(bands.chosen)} as stored"
     order = "(BGR)" if preprocessing.swaps else "or as the network was trained"
@@ -169,7 +171,8 @@ def _try_enlarged(
         The factor, `ENLARGED` or what still lets the activations themselves fit fp16; and what is
         wrong, empty if nothing is.
     """
-    backbone = graph.backbone if isinstance(graph, BackboneGraph) else graph.model.backbone
+    whole = not isinstance(graph, BackboneGraph)
+    backbone: Any = module_at(graph.model, images.task.backbone) if whole else graph.backbone
     image = next(iter(images))["inputs"][0][None].float()
     factor = min(ENLARGED, LARGEST / _largest_activation(backbone, graph.preprocessing(image)))
     enlarged = BackboneGraph(graph.preprocessing, enlarge_activations(backbone, factor)).eval()

@@ -23,8 +23,12 @@ from backbones.openmmlab.prediction.exported import (
     open_torch,
 )
 
+from .tensorrt import check_for_tensorrt
+
 OPSET = 18  # what the exporter writes of its own accord; runtimes of the last years know it
 ONE_FILE = 1_900_000_000  # bytes of weights; a protobuf ends at 2 GiB
+SCOPES = "pkg.torch.onnx.name_scopes"  # the modules that PyTorch's exporter found a node in
+LAYERS = "layers"  # where an IR's metadata hold the modules of its nodes
 EXAMPLE = (160, 224)  # height and width: no size that a graph might take for another
 
 
@@ -106,6 +110,25 @@ def write_onnx(
     onnx.save(model, path)
 
 
+def write_tensorrt(
+    program: ExportedProgram,
+    graph: Any,
+    path: Path,
+    metadata: Mapping[str, object],
+    opset: int = OPSET,
+) -> None:
+    """Write a captured graph as ONNX of which TensorRT's parser takes every operator.
+
+    Args:
+        program, graph, path, metadata, opset: as of `write_onnx`.
+
+    Raises:
+        InputError: an operator has no counterpart in ONNX or in TensorRT.
+    """
+    write_onnx(program, graph, path, metadata, opset)
+    check_for_tensorrt(path)
+
+
 def write_torch(
     program: ExportedProgram,
     graph: Any,
@@ -170,10 +193,13 @@ def write_openvino(
     Raises:
         InputError: an operator has no counterpart in ONNX or in OpenVINO.
     """
+    import onnx
     import openvino
 
     onnx_path = path.with_suffix(".onnx")
     write_onnx(program, graph, onnx_path, {}, opset)
+    nodes = onnx.load(onnx_path, load_external_data=False).graph.node
+    metadata = {**metadata, LAYERS: {node.name: module_of(node) for node in nodes if node.name}}
     try:
         model = openvino.Core().read_model(onnx_path)  # convert_model would report its use
     except RuntimeError as error:
@@ -190,6 +216,16 @@ def write_openvino(
     onnx_path.with_name(f"{onnx_path.name}.data").unlink(missing_ok=True)
 
 
+def module_of(node: Any) -> str:
+    """Return the path of the module that an ONNX node was exported from; its name if unknown."""
+    for entry in node.metadata_props:
+        if entry.key == SCOPES:
+            scopes = re.findall(r"'([^']*)'", entry.value)
+            if len(scopes) > 1:
+                return scopes[-2].removeprefix("model.")
+    return node.name
+
+
 TARGETS = {
     "onnx": Target(
         ".onnx",
@@ -204,6 +240,13 @@ TARGETS = {
         write_openvino,
         open_openvino,
         open_openvino,
+    ),
+    "tensorrt": Target(
+        ".onnx",
+        ("onnx", "onnxscript", "onnxruntime"),
+        write_tensorrt,
+        open_onnx,
+        partial(open_onnx, optimised=False),
     ),
     "torch": Target(".pt2", (), write_torch, open_torch, open_torch),
     "aoti": Target(".pt2", (), write_aoti, open_torch, open_torch),

@@ -24,24 +24,27 @@ class Preprocessing(nn.Module):
     are 8-bit colour) become normalised ones, padded right and below to a multiple of `divisor`.
     """
 
-    def __init__(self, preprocessor: Any, dtype: torch.dtype):
+    def __init__(self, preprocessor: Any, dtype: torch.dtype, channels: int = 3):
         super().__init__()
-        self.swaps: bool = preprocessor._channel_conversion
-        mean = getattr(preprocessor, "mean", torch.zeros(3, 1, 1))
-        std = getattr(preprocessor, "std", torch.ones(3, 1, 1))
+        # A classifier's batches are only moved: its pipeline has normalised them.
+        self.swaps: bool = getattr(preprocessor, "_channel_conversion", False)
+        self.normalises = hasattr(preprocessor, "mean")
+        mean = getattr(preprocessor, "mean", torch.zeros(channels, 1, 1))
+        std = getattr(preprocessor, "std", torch.ones(channels, 1, 1))
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", mean.detach().clone().float())
         self.register_buffer("std", std.detach().clone().float())
         self.channels = mean.numel()
-        self.divisor: int = preprocessor.pad_size_divisor
-        self.value = float(preprocessor.pad_value)
+        self.divisor: int = getattr(preprocessor, "pad_size_divisor", 1)
+        self.value = float(getattr(preprocessor, "pad_value", 0))
         self.dtype = dtype
 
     def forward(self, images: Tensor) -> Tensor:
         if self.swaps:
             images = images.flip(1)
-        images = (images - self.mean) / self.std
+        if self.normalises:
+            images = (images - self.mean) / self.std
         if self.divisor > 1:
             height, width = images.shape[2:]
             below, right = -height % self.divisor, -width % self.divisor
@@ -61,7 +64,10 @@ class BackboneGraph(nn.Module):
         self.outputs = tuple(f"map{i}" for i in backbone.out_indices)
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x.float() for x in self.backbone(self.preprocessing(input)))
+        maps = self.backbone(self.preprocessing(input))
+        if isinstance(maps, Tensor):  # a classifier's logits
+            maps = (maps,)
+        return tuple(x.float() for x in maps)
 
 
 def build_graph(
@@ -85,13 +91,21 @@ def build_graph(
     export, name = task_of_model(model).export, type(model).__name__
     if export is None:
         raise InputError(
-            f"{name}: only detectors and segmentors can be exported", code="unsupported", where=name
+            f"{name}: models of this task cannot be exported", code="unsupported", where=name
         )
     if logits and (part == "backbone" or not export.has_logits):
         raise InputError(
             "--logits: only a whole segmentor has logits", code="bad-argument", where="--logits"
         )
-    preprocessing = Preprocessing(model.data_preprocessor, torch.float16 if fp16 else torch.float32)
+    if part == "backbone" and not hasattr(model, "backbone"):
+        raise InputError(
+            f"--part backbone: the head of {name} belongs to its network; export the model",
+            code="bad-argument",
+            where="--part",
+        )
+    dtype = torch.float16 if fp16 else torch.float32
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    preprocessing = Preprocessing(model.data_preprocessor, dtype, first.in_channels)
     model = deepcopy(model).cpu().float().eval().requires_grad_(False)
     for module in list(model.modules()):
         if isinstance(module, ConvModule):

@@ -22,6 +22,7 @@ Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 Opened = tuple[Run, Mapping[str, str]]  # a function of images, and the file's metadata by key
 RT_INFO = "convnext"  # section of an IR's runtime information
 PLAIN = ("scope", "part", "precision")  # texts as they stand; the others are JSON
+UNOPENED = "cannot be opened; it is damaged, or needs another version of its runtime"
 NEEDED = (*PLAIN, "pipeline", "classes", "palette", "outputs", "postprocessing")
 
 
@@ -93,12 +94,12 @@ class ExportedModel:
         try:
             run, stored = runtime.open(path)
         except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
-            raise _refused(path, "cannot be opened; it is damaged or incomplete", error) from error
+            raise _refused(path, UNOPENED, error) from error
         except Exception as error:
             # onnxruntime's own exceptions derive from nothing narrower.
             if type(error).__module__.partition(".")[0] not in {"onnxruntime", "openvino"}:
                 raise
-            raise _refused(path, "cannot be opened; it is damaged or incomplete", error) from error
+            raise _refused(path, UNOPENED, error) from error
         if any(key not in stored for key in NEEDED):
             raise _refused(path, "was not written by this version of `convnext export`; export it")
         if stored["part"] != "model":
@@ -116,15 +117,16 @@ class ExportedModel:
         self.precision = stored["precision"]
         self._settings = metadata["postprocessing"]
         assert task.export is not None  # or the file could not have been written
-        self._sample = task.export.sample
+        self._export = task.export
 
     def test_step(self, batch: dict) -> list[Sample]:
         """Predict a batch that the test pipeline made, in pixels of the original images."""
         found = []
-        for inputs, sample in zip(batch["inputs"], batch["data_samples"], strict=True):
+        samples = self._export.samples(batch)
+        for inputs, sample in zip(batch["inputs"], samples, strict=True):
             outputs = self.run(inputs[None].float().contiguous().numpy())
             tensors = [torch.from_numpy(np.array(x)) for x in outputs]
-            found.append(self._sample(tensors, sample.clone(), self._settings))
+            found.append(self._export.sample(tensors, sample.clone(), self._settings))
         return found
 
 
@@ -157,7 +159,9 @@ def _reporting(run: Run, path: Path) -> Run:
 
 
 def _refused(path: Path, what: str, error: Exception | None = None) -> InputError:
-    reason = f" ({str(error).strip().splitlines()[0][:200]})" if error and str(error) else ""
+    """Refuse a file; what is wrong stands at the end of what its runtime raised."""
+    lines = str(error or "").strip().splitlines()
+    reason = f" ({lines[-1].strip()[-200:]})" if lines else ""
     return InputError(f"{path}: {what}{reason}", code="broken-file", where=path)
 
 
