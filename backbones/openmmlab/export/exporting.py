@@ -77,7 +77,9 @@ def export(
             where="--images",
         )
     precision = "fp16" if fp16 else "fp32"
-    tolerance = TOLERANCES[precision] if tolerance is None else tolerance
+    kind = TARGETS[target]
+    half = fp16 or kind.half_weights
+    tolerance = TOLERANCES["fp16" if half else "fp32"] if tolerance is None else tolerance
     config.pop("inference_dtype", None)  # the model that the file is compared with is exact
     predictor = Predictor(config, checkpoint, device="cpu")
     model = predictor.model
@@ -87,7 +89,8 @@ def export(
     chosen = Images(config, images)
     with folder_beside(out) as folder:
         path = folder / out.name
-        kind = TARGETS[target]
+        if kind.prepare and not fp16:
+            kind.prepare(graph)
         kind.write(capture(graph), graph, path, metadata, opset)
         run = kind.open(path)
         if part == "backbone":
