@@ -75,7 +75,7 @@ class ExportedModel:
         palette: (classes, 3) uint8 RGB, or None.
         pipeline: the steps of the test pipeline, without annotations.
         outputs: the names of the file's outputs.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "int8", or "fp16 weights" of a file that computes in float32.
 
     Raises:
         InputError: the file is missing, damaged, of a backbone alone or not of this suite, or its
