@@ -82,6 +82,7 @@ setup(
             *ORACLES,
             *EXPORT,
             OPENVINO,
+            NNCF,
             *BANDS,
             CONVERTER,
             CORRUPTIONS,

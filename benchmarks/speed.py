@@ -5,10 +5,10 @@ python -m benchmarks.speed --quick
 python -m benchmarks.speed --out docs/performance
 python -m benchmarks.speed --only "UperNet.*inference" --rounds 9
 
-Candidates take turns, each round in another order; a ratio is the median over the rounds of a
-candidate's time to the first one's in the same round. Before anything is timed every candidate has
-to return the first one's output. Writes OUT.json, OUT.md and OUT.png; cases measured before on the
-same machine and versions stay in them until they are measured again.
+Each candidate runs in a process of its own, in turns with ours; a ratio is the median over the
+rounds of its time to ours. Before it is timed it has to return our output. onnxruntime and OpenVINO
+run files that are exported from ours. Writes OUT.json, OUT.md and OUT.png after every case; cases
+measured before stay in them, by machine and versions, until they are measured again.
 """
 
 import argparse
@@ -24,10 +24,11 @@ from rich.console import Console
 from backbones.atomic_write import write_atomically
 from backbones.errors import InputError, reported_in_one_line
 
-from .candidates import LIBRARIES, backbones, check, whole_models
+from .candidates import LIBRARIES, candidates_of
 from .cases import CASES, GPU_CASES
-from .measure import others, processor_seconds, time_in_turns
-from .results import earlier, machine, markdown, plot, results_of, show
+from .processes import time_in_turns
+from .results import add, machine, markdown, plot, read_report, results_of, show
+from .runtimes import RUNTIMES
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -45,7 +46,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, help="timing rounds of each case (default: 7, fewer for slow cases)"
     )
-    parser.add_argument("--peers", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
+    peers = (*LIBRARIES, *RUNTIMES)
+    parser.add_argument("--peers", nargs="+", choices=peers, default=list(peers))
     parser.add_argument(
         "--ways",
         nargs="+",
@@ -82,39 +84,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     console = Console()
     head = machine(device)
-    measured = {}
-    if args.out:
-        measured = {case["case"]: case for case in earlier(args.out.with_suffix(".json"), head)}
     for case in cases:
-        torch.compiler.reset()
-        ways = ["eager", "fused"] if args.quick else ["eager", "channels-last", "fused"]
-        if case.compiled and not args.quick:
-            ways += ["compiled"] if device == "cpu" else ["max-autotune", "triton"]
-        ways = args.ways or ways
-        if case.is_backbone:  # T with every peer, the others with the first
-            peers = args.peers[:1] if args.quick or case.network != "tiny" else args.peers
-            candidates = list(backbones(case, peers, ways, device))
-        else:
-            candidates = list(whole_models(case, device))
+        candidates = candidates_of(case, args.peers, args.ways, args.quick, device)
         with console.status(case.name) as status:
-            check(case, candidates)
-            before = processor_seconds()
-            time_in_turns(
+            disturbed = time_in_turns(
+                case,
                 candidates,
                 rounds,
+                torch.get_num_threads(),
                 device == "cuda",
-                lambda i, case=case: status.update(f"{case.name}: round {i}"),
+                lambda name, case=case: status.update(f"{case.name}: {name}"),
             )
-        measured[case.name] = results_of(case, candidates, others(before))
-        show(measured[case.name], console)
+        result = results_of(case, candidates, disturbed)
+        show(result, console)
         if args.out:
-            names = [w.name for w in known if w.name in measured]
-            report = dict(machine=head, cases=[measured[name] for name in names])
+            report = read_report(args.out.with_suffix(".json"))
+            add(report, head, result, [each.name for each in known])
             args.out.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.out.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
             losses = args.out.with_name("precision.json")  # by benchmarks/precision.py
             write_atomically(args.out.with_suffix(".md"), markdown(report, losses))
-            plot(report, args.out.with_suffix(".png"))
+            plot(report["machines"][0], args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main() -> None:
         "--tolerance",
         type=float,
         help="maximum relative difference, and maximum change of AP or mIoU on a scale of 1; "
-        "default: 0.001, with --fp16 0.02",
+        "default: 0.001; 0.02 with --fp16 and for OpenVINO, whose weights are in half precision",
     )
     add("--opset", type=int, default=OPSET, help="ONNX opset version; default: %(default)s")
     add("--force", action="store_true", help="overwrite OUT if it exists")

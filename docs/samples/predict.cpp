@@ -1,13 +1,16 @@
-// Predict an image with a file of a whole model that `convnext export` wrote, in C++ with OpenVINO.
+// Predict an image with an ONNX file of a whole model that `convnext export` wrote, in C++ with
+// onnxruntime.
 //
-//   predict model.onnx image.ppm      or model.xml; `convert photo.jpg image.ppm` makes such images
+//   predict model.onnx image.ppm      `convert photo.jpg image.ppm` makes such images
 //
 // A detector prints one line for each box: label, score, x1, y1, x2, y2 in pixels of the image.
 // A segmentor prints the labels of the pixels, one line for each row of the image.
 // The image has the size that the network is to see: resizing is the caller's.
-#include <openvino/openvino.hpp>
+//
+//   g++ -std=c++17 -O2 -I/usr/include/onnxruntime predict.cpp -o predict -lonnxruntime
+#include <onnxruntime_cxx_api.h>
 
-#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <exception>
 #include <fstream>
@@ -36,56 +39,67 @@ Image read_ppm(const std::string& path) {
 }
 
 // Blue, green and red planes from 0 to 255: mean, std and padding are in the file.
-ov::Tensor to_input(const Image& image) {
+std::vector<float> to_input(const Image& image) {
     const std::size_t pixels = image.width * image.height;
-    ov::Tensor input(ov::element::f32, {1, 3, image.height, image.width});
-    float* values = input.data<float>();
+    std::vector<float> values(3 * pixels);
     for (std::size_t i = 0; i < pixels; ++i)
-        for (std::size_t c = 0; c < 3; ++c)
-            values[c * pixels + i] = image.rgb[3 * i + 2 - c];
-    return input;
+        for (std::size_t c = 0; c < 3; ++c) values[c * pixels + i] = image.rgb[3 * i + 2 - c];
+    return values;
 }
 
-void print_boxes(ov::InferRequest& request) {
-    const ov::Tensor dets = request.get_tensor("dets"), labels = request.get_tensor("labels");
-    const float* box = dets.data<float>();
-    const std::int64_t* label = labels.data<std::int64_t>();
+void print_boxes(const Ort::Value& dets, const Ort::Value& labels) {
+    const float* box = dets.GetTensorData<float>();
+    const std::int64_t* label = labels.GetTensorData<std::int64_t>();
+    const auto shape = dets.GetTensorTypeAndShapeInfo().GetShape();  // 1, number, 5
     std::cout.precision(9);
-    for (std::size_t i = 0; i < dets.get_shape()[1]; ++i, box += 5)
+    for (std::int64_t i = 0; i < shape[1]; ++i, box += 5)
         std::cout << label[i] << ' ' << box[4] << ' ' << box[0] << ' ' << box[1] << ' ' << box[2]
                   << ' ' << box[3] << '\n';
 }
 
 // The file returns labels, or with `--logits` the logits of every class.
-void print_labels(const ov::Tensor& output) {
-    const ov::Shape shape = output.get_shape();  // 1, classes or 1, height, width
-    const std::size_t classes = shape[1], height = shape[2], width = shape[3];
-    const bool logits = output.get_element_type() == ov::element::f32;
-    for (std::size_t i = 0; i < height * width; ++i) {
+void print_labels(const Ort::Value& output) {
+    const auto info = output.GetTensorTypeAndShapeInfo();
+    const auto shape = info.GetShape();  // 1, classes or 1, height, width
+    const std::int64_t classes = shape[1], pixels = shape[2] * shape[3];
+    const bool logits = info.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    for (std::int64_t i = 0; i < pixels; ++i) {
         std::int64_t label = 0;
         if (logits) {
-            const float* value = output.data<float>() + i;
-            for (std::size_t c = 1; c < classes; ++c)
-                if (value[c * height * width] > value[label * height * width]) label = c;
+            const float* value = output.GetTensorData<float>() + i;
+            for (std::int64_t c = 1; c < classes; ++c)
+                if (value[c * pixels] > value[label * pixels]) label = c;
         } else {
-            label = output.data<std::int64_t>()[i];
+            label = output.GetTensorData<std::int64_t>()[i];
         }
-        std::cout << label << ((i + 1) % width ? ' ' : '\n');
+        std::cout << label << ((i + 1) % shape[3] ? ' ' : '\n');
     }
 }
 
 int main(int argc, char** argv) try {
-    if (argc != 3) throw std::runtime_error("usage: predict MODEL IMAGE.ppm");
-    ov::Core core;
-    const ov::AnyMap precise{ov::hint::inference_precision(ov::element::f32)};
-    ov::CompiledModel model = core.compile_model(argv[1], "CPU", precise);
-    ov::InferRequest request = model.create_infer_request();
-    request.set_input_tensor(to_input(read_ppm(argv[2])));
-    request.infer();
-    if (model.outputs().size() > 1)
-        print_boxes(request);
+    if (argc != 3) throw std::runtime_error("usage: predict MODEL.onnx IMAGE.ppm");
+    const Image image = read_ppm(argv[2]);
+    std::vector<float> pixels = to_input(image);
+    const std::array<std::int64_t, 4> shape{1, 3, std::int64_t(image.height),
+                                            std::int64_t(image.width)};
+    Ort::Env env(ORT_LOGGING_LEVEL_ERROR);
+    Ort::Session session(env, argv[1], Ort::SessionOptions());
+    const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    const Ort::Value input = Ort::Value::CreateTensor<float>(
+        memory, pixels.data(), pixels.size(), shape.data(), shape.size());
+    std::vector<std::string> names;
+    std::vector<const char*> wanted;
+    Ort::AllocatorWithDefaultOptions allocator;
+    for (std::size_t i = 0; i < session.GetOutputCount(); ++i)
+        names.push_back(session.GetOutputNameAllocated(i, allocator).get());
+    for (const std::string& name : names) wanted.push_back(name.c_str());
+    const char* given = "input";
+    const auto outputs = session.Run(Ort::RunOptions(), &given, &input, 1, wanted.data(),
+                                     wanted.size());
+    if (outputs.size() > 1)
+        print_boxes(outputs[0], outputs[1]);  // dets, labels and perhaps masks
     else
-        print_labels(request.get_output_tensor());
+        print_labels(outputs[0]);
 } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;

@@ -32,13 +32,14 @@ def test_files_are_compared_and_timed(trained_segmentor, segmentor_files, shapes
         low, high = row["quartiles_ms"]
         assert 0 < low <= row["median_ms"] <= high
         assert 1 < row["peak_memory_mib"] < 4000
-        assert abs(row["scores"]["mIoU"] - model["scores"]["mIoU"]) < 0.1
+        half = row["precision"] == "fp16 weights"
+        assert abs(row["scores"]["mIoU"] - model["scores"]["mIoU"]) < (2 if half else 0.1)
         assert row["name"] in done.out and f"{row['median_ms']:.1f}" in done.out
     assert model["scores"]["mIoU"] > 20
     assert [row["runtime"].split()[0] for row in files] == ["onnxruntime", "openvino", "torch"]
     differences = [row["agreement"]["largest_differences"] for row in files]
     assert [set(found) for found in differences] == [{"logits"}, {"logits"}, {"labels"}]
-    assert 0 < differences[0]["logits"] < 1e-3 and 0 < differences[1]["logits"] < 1e-3
+    assert 0 < differences[0]["logits"] < 1e-3 and 0 < differences[1]["logits"] < 2e-2
     # Nothing is timed where the outputs differ, and a file of other classes is of another model.
     again = run_here(
         "benchmark.py", *trained_segmentor, segmentor_files["onnx"], "--data", shapes,

@@ -1,8 +1,9 @@
 """The benchmark: what it writes, and that it times nothing which computes another function."""
 
 import json
-from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support.running import assert_error, run_here
@@ -10,6 +11,7 @@ from support.running import assert_error, run_here
 from backbones import InputError
 from benchmarks.candidates import Candidate, check
 from benchmarks.cases import CASES
+from benchmarks.results import add, fastest, markdown
 
 CASE = "ConvNeXt-tiny inference 1x512x512 fp32"
 
@@ -17,38 +19,64 @@ CASE = "ConvNeXt-tiny inference 1x512x512 fp32"
 @pytest.mark.slow
 def test_every_peer_gives_our_output_and_all_figures_are_written(tmp_path):
     out = tmp_path / "folder" / "report"
-    arguments = ("--only", CASE, "--rounds", 2, "--ways", "eager", "channels-last", "--out", out)
-    outcome = run_here("speed.py", *arguments)
+    outcome = run_here(
+        "speed.py", "--only", CASE, "--rounds", 2, "--ways", "fused", "channels-last",
+        "--peers", "timm", "torchvision", "onnxruntime", "openvino", "--out", out,
+    )  # fmt: skip
     assert outcome.status == 0, outcome.err
     report = json.loads(out.with_suffix(".json").read_text())
-    assert {"device", "threads", "versions"} <= set(report["machine"])
-    (case,) = report["cases"]
+    (section,) = report["machines"]
+    assert {"device", "threads", "caches", "versions"} <= set(section["machine"])
+    (case,) = section["cases"]
     rows = {row["name"]: row for row in case["candidates"]}
-    libraries = ("mmpretrain", "timm", "torchvision", "transformers")
-    assert set(rows) == {"ours eager"} | {
-        f"{library} {way}" for library in libraries for way in ("eager", "channels-last")
-    }
+    names = ["ours eager", "ours fused", "timm channels-last", "torchvision channels-last"]
+    assert list(rows) == [*names, "onnxruntime", "openvino"]
     for name, row in rows.items():
-        assert row["median_ms"] > 0 and row["peak_mib"] > 0 and row["difference"] < 1e-4, name
+        assert row["median_ms"] > 0 and row["peak_mib"] > 0 and row["ratio"] > 0
+        assert row["difference"] < (5e-2 if name == "openvino" else 1e-4), name
         assert row["images_per_s"] == pytest.approx(1e3 / row["median_ms"])
-    assert rows["mmpretrain eager"]["ratio"] == 1
+    assert rows["ours eager"]["ratio"] == 1 and len(rows["ours eager"]["quartiles_ms"]) == 2
     text = out.with_suffix(".md").read_text()
-    assert all(name in text for name in rows)
+    assert all(f"| {name} |" in text for name in rows)
     assert out.with_suffix(".png").stat().st_size > 10_000
 
 
 def test_another_function_is_not_timed():
-    case = next(case for case in CASES if case.name.endswith(CASE))
-
-    def run(case, scale):
-        return [scale * torch.ones(3)]
-
-    same = [Candidate(name, partial(run, case, 1.0)) for name in ("first", "second")]
-    check(case, same)
-    other = Candidate("third", partial(run, case, 1.01))
+    case = next(case for case in CASES if case.name == CASE)
+    ours = [np.ones(3)]
+    same, other = (Candidate(name, lambda: lambda case: []) for name in ("same", "other"))
+    check(case, same, ours, [np.ones(3)])
+    assert same.difference == 0
     with pytest.raises(InputError, match="0.01") as caught:
-        check(case, [*same, other])
-    assert (caught.value.code, caught.value.where) == ("checkpoint-mismatch", "third")
+        check(case, other, ours, [np.full(3, 1.01)])
+    assert (caught.value.code, caught.value.where) == ("checkpoint-mismatch", "other")
+
+
+def test_machines_have_sections_and_a_case_is_renewed():
+    def case(name: str, ratio: float) -> dict:
+        row = dict(median_ms=1.0, images_per_s=1e3, ratio_quartiles=[1, 1], peak_mib=1)
+        row |= dict(difference=0.0, rounds=3)
+        names = {"ours eager": 1.0, "ours fused": 0.8, "timm eager": ratio, "onnxruntime": 0.5}
+        rows = [row | dict(name=name, ratio=value) for name, value in names.items()]
+        return dict(case=name, dtype="fp32", others=0.0, candidates=rows)
+
+    def head(device: str) -> dict:
+        facts = dict(device=device, threads=2, instructions="AVX2", flags=["avx2"])
+        return facts | dict(python="3.11", versions=dict(torch="2.11"))
+
+    report: dict = dict(machines=[])
+    for device, name, ratio in (
+        ("old", "one", 2.0), ("new", "two", 3.0), ("new", "one", 4.0), ("new", "one", 1.6),
+    ):  # fmt: skip
+        add(report, head(device), case(name, ratio), ["one", "two"])
+    assert [s["machine"]["device"] for s in report["machines"]] == ["new", "old"]
+    renewed = report["machines"][0]["cases"]
+    assert [each["case"] for each in renewed] == ["one", "two"]
+    ours, other = fastest(renewed[0])
+    assert (ours["name"], other["name"], other["ratio"]) == ("ours fused", "timm eager", 1.6)
+    text = markdown(report, Path("missing.json"))
+    assert text.index("## new (avx2), 2") < text.index("## old (avx2), 2")
+    assert "| one | 0.50 | timm eager | 0.62 |  |" in text
 
 
 def test_bad_arguments_are_named():

@@ -155,6 +155,8 @@ def _weighted(model: Any) -> list[Layer]:
         kind = KINDS.get(op.get_type_name())
         if kind is None or not _is_constant(op.input_value(1).get_node()):
             continue
+        if set(op.input_value(1).get_shape()[2:]) == {1}:
+            kind = "linear"  # as `use_convolutions` writes those of blocks
         node = op.get_friendly_name()
         known = node.removesuffix(WITHOUT_BIAS)
         found.append(Layer(node, modules.get(known, known), kind))

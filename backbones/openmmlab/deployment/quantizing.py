@@ -270,7 +270,7 @@ def report_lines(report: Mapping, task: Task) -> Iterator[str]:
 
 
 def _check_file(predictor: Predictor, config: Config, path: Path) -> None:
-    if predictor.model.precision != "fp32":
+    if predictor.model.precision not in ("fp32", "fp16 weights"):
         raise InputError(
             f"{path}: is {predictor.model.precision}; INT8 is made from a file in float32",
             code="unsupported",

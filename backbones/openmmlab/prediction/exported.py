@@ -48,9 +48,13 @@ def open_onnx(path: Path, *, optimised: bool = True) -> Run:
     return _open_onnx(path, optimised)[0]
 
 
-def open_openvino(path: Path) -> Run:
-    """Open OpenVINO's IR on the CPU, in float32, as a function of images (N, 3, H, W)."""
-    return _open_openvino(path)[0]
+def open_openvino(path: Path, precision: str = "f32") -> Run:
+    """Open OpenVINO's IR on the CPU as a function of images (N, 3, H, W).
+
+    Args:
+        precision: what OpenVINO may compute in, "f32" or "bf16".
+    """
+    return _open_openvino(path, precision)[0]
 
 
 def open_torch(path: Path) -> Run:
@@ -72,7 +76,7 @@ class ExportedModel:
         palette: (classes, 3) uint8 RGB, or None.
         pipeline: the steps of the test pipeline, without annotations.
         outputs: the names of the file's outputs.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "int8", or "fp16 weights" of a file that computes in float32.
 
     Raises:
         InputError: the file is missing, damaged, of a backbone alone or not of this suite, or its
@@ -179,13 +183,14 @@ def _open_onnx(path: Path, optimised: bool = True) -> Opened:
     return lambda images: session.run(None, {name: images}), stored
 
 
-def _open_openvino(path: Path) -> Opened:
+def _open_openvino(path: Path, precision: str = "f32") -> Opened:
     import openvino
 
     core = openvino.Core()
     model = core.read_model(path)
-    precise = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = core.compile_model(model, "CPU", precise)
+    threads = torch.get_num_threads()
+    hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
+    compiled = core.compile_model(model, "CPU", hints)
     present = [key for key in NEEDED if model.has_rt_info([RT_INFO, key])]
     stored = {key: str(model.get_rt_info([RT_INFO, key]).value) for key in present}
 
