@@ -110,7 +110,13 @@ def test_chosen_linears_alone_become_int8(quantizer, tmp_path):
         assert found[layer] == pytest.approx(math.sqrt(error / norm), rel=0.05)
         assert found[layer] > 1e-4
     for name, op in nodes.items():
-        if name not in {layer.node for layer in chosen} and op.get_type_name() in ("MVN", "Convolution", "GroupConvolution", "Add", "Multiply"):
+        if name not in {layer.node for layer in chosen} and op.get_type_name() in (
+            "MVN",
+            "Convolution",
+            "GroupConvolution",
+            "Add",
+            "Multiply",
+        ):
             parents = {value.get_node().get_type_name() for value in op.input_values()}
             assert "FakeQuantize" not in parents, name
     (image,) = images(1)

@@ -36,8 +36,11 @@ def onnxruntime_headers(folder: Path) -> Path | None:
     ]
     apt = ["apt-get", "-qq", *(word for option in options for word in ("-o", option))]
     for command in (["update"], ["download", PACKAGE]):
-        done = subprocess.run([*apt, *command], cwd=folder, capture_output=True, timeout=300)
-        if done.returncode:
+        try:
+            subprocess.run(
+                [*apt, *command], cwd=folder, capture_output=True, check=True, timeout=120
+            )
+        except subprocess.SubprocessError:
             return None
     (archive,) = folder.glob(f"{PACKAGE}_*.deb")
     subprocess.run(["dpkg-deb", "-x", archive, folder / "unpacked"], check=True)
