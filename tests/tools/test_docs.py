@@ -181,6 +181,10 @@ def test_commands_are_accepted(argv, monkeypatch):
         accept_tool(f"tools/{rest[0].replace('-', '_')}.py", rest[1:])
     elif rest[0].startswith("tools/"):
         accept_tool(rest[0], rest[1:])
+    elif rest[0] == "-m":
+        source = Path(REPOSITORY, *rest[1].split(".")).with_suffix(".py").read_text()
+        for option in (word for word in rest[2:] if word.startswith("--")):
+            assert f'"{option}"' in source
     else:
         assert (REPOSITORY / rest[0]).is_file()
 
