@@ -154,3 +154,29 @@ def test_products_of_masks_stay_float32(gpu):
 def test_plain_head_is_the_gpus():
     head = upernet()
     assert not head.factorizes(torch.zeros(1, device="cuda")) and head.factorizes(torch.zeros(1))
+
+
+def test_ranks_talk_while_gradients_are_computed(monkeypatch):
+    """The host waits for the gradients after the message alone."""
+    from mmengine.optim import OptimWrapper
+
+    from backbones.openmmlab.training import step_guard
+
+    model = torch.nn.Linear(8, 4).cuda()
+    wrapper = OptimWrapper(torch.optim.AdamW(model.parameters()))
+    guard = step_guard.guard_steps(wrapper, model)
+    guard.same_gradients = True
+    sent = []
+
+    def send(flags):
+        torch.cuda.set_sync_debug_mode("default")
+        sent.append(flags[1:])
+        return [False] * 3
+
+    monkeypatch.setattr(step_guard, "any_rank_each", send)
+    with waiting_refused():
+        wrapper.backward(model(torch.zeros(2, 8, device="cuda")).sum())
+    assert sent == [[False, False]] and guard.stop is False
+    guard.same_gradients = False
+    with waiting_refused(), pytest.raises(RuntimeError, match="synchronizing"):
+        wrapper.backward(model(torch.zeros(2, 8, device="cuda")).sum())

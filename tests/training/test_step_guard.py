@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -203,11 +204,45 @@ def tell_each_other(rank: int, port: int) -> None:
     distributed.destroy_process_group()
 
 
-def test_ranks_learn_both_in_one_message():
-    preload()
-    multiprocessing.start_processes(
-        tell_each_other, (free_port(),), nprocs=2, start_method="forkserver"
+def tell_each_other_under_ddp(rank: int, port: int) -> None:
+    """A loss of rank 1, its gradients, and rank 0's stop: told before gradients are looked at."""
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )
+    torch.manual_seed(0)
+    model = SmallModel()
+    wrapper = guarded(model)
+    parallel = nn.parallel.DistributedDataParallel(model)
+    guard, sent = wrapper.guard, []
+    guard.same_gradients = True
+    with patch.object(
+        step_guard, "any_rank_each", lambda flags: sent.append(flags) or any_rank_each(flags)
+    ):
+        told = []
+        for step in range(4):
+            guard.begin_iteration()
+            guard.asked_to_stop = lambda step=step: step == 3 and rank == 0
+            data = batch()
+            if step == 2 and rank == 1:
+                data["inputs"][0] *= torch.nan
+            loss = parallel(**data, mode="loss")["loss"]
+            if step == 1 and rank == 1:
+                loss = loss + torch.inf  # whose gradient is finite
+            wrapper.update_params(loss)
+            told.append((guard.bad, guard.gradient is not None, guard.stop))
+    assert told == [
+        (False, False, False), (True, False, False), (True, True, False), (False, False, True)
+    ]  # fmt: skip
+    bad = [False, rank == 1, rank == 1, False]
+    assert sent == [[bad[step], False, step == 3 and rank == 0] for step in range(4)]
+    assert {int(s["step"]) for s in wrapper.optimizer.state.values()} == {2}
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("ranks", [tell_each_other, tell_each_other_under_ddp])
+def test_ranks_learn_both_in_one_message(ranks):
+    preload()
+    multiprocessing.start_processes(ranks, (free_port(),), nprocs=2, start_method="forkserver")
 
 
 class TestLossScaler:

@@ -7,6 +7,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from backbones.errors import InputError
 from backbones.openmmlab.mmengine_internals import forward_losses
@@ -44,6 +45,7 @@ class NonFiniteHook(Hook):
     def before_train(self, runner) -> None:
         self._model = unwrapped(runner.model)
         self._guard = guard_steps(runner.optim_wrapper, self._model)
+        self._guard.same_gradients = isinstance(runner.model, DistributedDataParallel)
         # A batch norm has taken the bad batch in before anything is known.
         self._buffers = [b for b in self._model.buffers() if b.is_floating_point()]
         self._kept = [torch.empty_like(b) for b in self._buffers]

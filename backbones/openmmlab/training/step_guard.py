@@ -25,25 +25,30 @@ class StepGuard:
         gradient: name of this rank's first gradient that is not finite, if any.
         stop: some rank was asked to stop; None until the ranks have exchanged it in this iteration.
         asked_to_stop: tells whether this rank was.
+        same_gradients: all ranks have the same gradients, as under DDP, so that they need to
+            exchange nothing about them and do so while a GPU still computes them.
     """
 
     bad = False
     gradient: str | None = None
     stop: bool | None = None
     asked_to_stop: Callable[[], bool] = staticmethod(lambda: False)
+    same_gradients = False
 
     def begin_iteration(self) -> None:
         """Reset the state of the previous iteration."""
         self.bad, self.gradient, self.stop = False, None, None
 
-    def ask_ranks(self, bad_loss: bool, gradient: str | None) -> tuple[bool, bool]:
-        """Return whether some rank's loss or gradient is not finite, and whether a gradient is."""
-        bad = bad_loss or gradient is not None
-        flags = any_rank_each([bad, gradient is not None, self.asked_to_stop()])
-        self.bad |= flags[0]
-        self.gradient = gradient or self.gradient
-        self.stop = flags[2] or bool(self.stop)
-        return flags[0], flags[1]
+    def exchange(self, bad: bool, overflowed: bool = False) -> tuple[bool, bool]:
+        """Return what holds on some rank; each calls it at the same point, once in an iteration.
+
+        Args:
+            bad: a loss or gradient of this rank is not finite.
+            overflowed: a gradient is not.
+        """
+        bad, overflowed, stop = any_rank_each([bad, overflowed, self.asked_to_stop()])
+        self.stop = stop or bool(self.stop)
+        return bad, overflowed
 
 
 class GuardedStep(OptimWrapper):
@@ -84,12 +89,14 @@ class GuardedStep(OptimWrapper):
         return loss / self._micro_batches if self._micro_batches else super().scale_loss(loss)
 
     def backward(self, loss: Tensor, **kwargs) -> None:
-        super().backward(loss, **kwargs)
-        self._done += 1
         bad = ~torch.isfinite(loss.detach())
         self._bad_loss = bad if self._bad_loss is None else self._bad_loss | bad
-        if not self._micro_batches or self.should_update():
-            self._ask_ranks()
+        asks = not self._micro_batches or self._done + 1 == self._micro_batches
+        early = _HostCopy(self._bad_loss) if asks and self.guard.same_gradients else None
+        super().backward(loss, **kwargs)
+        self._done += 1
+        if asks:
+            self._ask_ranks(early)
 
     def step(self, **kwargs) -> None:
         scaler = getattr(self, "loss_scaler", None)
@@ -104,7 +111,7 @@ class GuardedStep(OptimWrapper):
             state_dict = {k: v for k, v in state_dict.items() if k != "loss_scaler"}
         super().load_state_dict(state_dict)
 
-    def _ask_ranks(self) -> None:
+    def _ask_ranks(self, early: "_HostCopy | None") -> None:
         assert self._bad_loss is not None
         gradients = self._gradients() if self.should_update() else {}
         found = [self._bad_loss]
@@ -113,13 +120,20 @@ class GuardedStep(OptimWrapper):
             largest = nn.utils.get_total_norm(list(gradients.values()), norm_type=math.inf)
             found.append(~torch.isfinite(largest).to(self._bad_loss.device))
         self._bad_loss = None
+        # The GPU has computed the loss, and the gradients are queued, while the ranks talk.
+        told = None if early is None else self.guard.exchange(early.read())[0]
         bad_loss, *bad_gradient = torch.stack(found).tolist()
-        first = None
-        if any(bad_gradient):
+        overflowed = any(bad_gradient)
+        if overflowed:
             first = next(name for name, g in gradients.items() if not torch.isfinite(g).all())
-        bad, overflowed = self.guard.ask_ranks(bad_loss, first)
+            self.guard.gradient = first
+        if told is None:
+            # Under FSDP the gradient that overflowed may be another rank's.
+            bad, overflowed = self.guard.exchange(bad_loss or overflowed, overflowed)
+        else:
+            bad = told or overflowed
+        self.guard.bad |= bad
         self._poisoned |= bad
-        # Under FSDP the gradient that overflowed may be another rank's.
         self._overflowed |= overflowed
 
     def _gradients(self) -> dict[str, Tensor]:
@@ -131,6 +145,23 @@ class GuardedStep(OptimWrapper):
                 if gradient is not None and (gradient := local(gradient)).numel():
                     found[self._names.get(id(parameter), "a parameter")] = gradient
         return found
+
+
+class _HostCopy:
+    """Copy a number of a device to the host as soon as it is computed, ahead of later work."""
+
+    def __init__(self, value: Tensor):
+        self._value, self._copied = value, None
+        if value.is_cuda:
+            host = torch.empty_like(value, device="cpu", pin_memory=True)
+            self._value = host.copy_(value, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def read(self) -> bool:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return bool(self._value)
 
 
 def guard_steps(optim_wrapper: OptimWrapper, model: nn.Module) -> StepGuard:
