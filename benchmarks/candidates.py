@@ -20,7 +20,7 @@ from .runtimes import RUNTIMES, exported_backbone, exported_model
 LIBRARIES = ("mmpretrain", "timm", "torchvision", "transformers")
 COMPILED = ("timm", "torchvision")  # the fastest when compiled; compiling takes a minute each
 # Largest difference of a candidate's maps, of magnitude 1 to 10, from ours in float32.
-ALLOWED = {"fp32": 1e-4, "half weights": 0.05, "bf16": 0.5}
+ALLOWED = {"fp32": 1e-4, "half weights": 0.05, "bf16": 0.5, "int8": 2.0}
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Candidate:
         name: the library and how it is run.
         build: makes the function that computes a case and returns its output as arrays: maps,
             labels of pixels, or the boxes and labels of a detector.
-        dtype: precision, `fp32` or `bf16`.
+        dtype: precision, `fp32`, `bf16` or `int8`.
         seconds: time of each round.
         ratios: time of each round to the first candidate's before it.
         peak_mib: memory that the case takes beyond the model's own.
@@ -104,10 +104,7 @@ def _backbones(
                 continue
             yield candidate(library, way)
     if case.task == "inference" and device == "cpu" and not quick:
-        for runtime in peers:
-            if runtime in RUNTIMES and case.dtype in RUNTIMES[runtime].precisions:
-                name = f"{runtime}{' bf16' * (case.dtype == 'bf16')}"
-                yield Candidate(name, partial(exported_backbone, case, runtime), case.dtype)
+        yield from _runtimes(case, peers, exported_backbone)
 
 
 def _whole_models(case: Case, peers: Sequence[str], device: str) -> Iterator[Candidate]:
@@ -119,10 +116,17 @@ def _whole_models(case: Case, peers: Sequence[str], device: str) -> Iterator[Can
             full = f"{name}{' bf16' * (dtype == 'bf16')}"
             yield Candidate(full, partial(build_model, case, ours, dtype, device), dtype)
     if case.task == "inference" and device == "cpu" and not case.window:
-        for runtime in peers:
-            if runtime in RUNTIMES and case.dtype in RUNTIMES[runtime].precisions:
-                name = f"{runtime}{' bf16' * (case.dtype == 'bf16')}"
-                yield Candidate(name, partial(exported_model, case, runtime), case.dtype)
+        yield from _runtimes(case, peers, exported_model)
+
+
+def _runtimes(
+    case: Case, peers: Sequence[str], build: Callable[[Case, str, str], Run]
+) -> Iterator[Candidate]:
+    for runtime in peers:
+        if runtime in RUNTIMES:
+            for dtype in RUNTIMES[runtime].precisions(case.dtype):
+                name = runtime if dtype == "fp32" else f"{runtime} {dtype}"
+                yield Candidate(name, partial(build, case, runtime, dtype), dtype)
 
 
 def difference(case: Case, first: list[np.ndarray], other: list[np.ndarray], dtype: str) -> float:

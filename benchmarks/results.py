@@ -149,13 +149,14 @@ def _section(section: dict) -> Iterator[str]:
     yield ""
     yield "The fastest of ours to the fastest other library, and runtimes of our files to ours:"
     yield ""
-    yield "| case | ours to it | fastest other library | " + " | ".join(RUNTIMES) + " |"
-    yield "|---|---|---|" + "---|" * len(RUNTIMES)
+    columns = [*RUNTIMES, *(f"{name} int8" for name in RUNTIMES)]
+    yield "| case | ours to it | fastest other library | " + " | ".join(columns) + " |"
+    yield "|---|---|---|" + "---|" * len(columns)
     for result in section["cases"]:
         ours, other = fastest(result)
         files = [
-            next((r["ratio"] for r in result["candidates"] if r["name"].split()[0] == name), None)
-            for name in RUNTIMES
+            next((r["ratio"] for r in result["candidates"] if r["name"] in (name, in_bf16)), None)
+            for name, in_bf16 in ((name, f"{name} bf16") for name in columns)
         ]
         told = [f"{ratio / ours['ratio']:.2f}" if ratio else "" for ratio in files]
         yield (

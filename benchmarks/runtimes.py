@@ -1,5 +1,6 @@
 """Export our models to files of other runtimes, with the same weights, and run them on the CPU."""
 
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from backbones.openmmlab.deployment.layers import has_narrow_weights
+from backbones.openmmlab.deployment.onnx_int8 import OnnxQuantizer
+from backbones.openmmlab.deployment.openvino_int8 import OpenvinoQuantizer
 from backbones.openmmlab.export.files import OPSET, TARGETS, Target, capture
 from backbones.openmmlab.export.graphs import build_graph
 from backbones.openmmlab.prediction.exported import Run as RunFile
@@ -29,12 +33,20 @@ class Runtime:
     Attributes:
         target: how its files are written.
         open: opens a file in a precision.
-        precisions: those that it computes in on a CPU.
+        quantizer: makes INT8 of its files.
+        bf16: whether it computes in bfloat16 on a CPU.
     """
 
     target: Target
     open: Callable[[Path, str], RunFile]
-    precisions: tuple[str, ...]
+    quantizer: type[OnnxQuantizer] | type[OpenvinoQuantizer]
+    bf16: bool
+
+    def precisions(self, dtype: str) -> tuple[str, ...]:
+        """Return those in which a case of a precision is run; INT8 beside float32, with VNNI."""
+        if dtype == "bf16":
+            return ("bf16",) * self.bf16
+        return ("fp32", *("int8",) * (not has_narrow_weights()))
 
 
 def _open_openvino(path: Path, dtype: str) -> RunFile:
@@ -42,8 +54,8 @@ def _open_openvino(path: Path, dtype: str) -> RunFile:
 
 
 RUNTIMES = {
-    "onnxruntime": Runtime(TARGETS["onnx"], lambda path, _: open_onnx(path), ("fp32",)),
-    "openvino": Runtime(TARGETS["openvino"], _open_openvino, ("fp32", "bf16")),
+    "onnxruntime": Runtime(TARGETS["onnx"], lambda path, _: open_onnx(path), OnnxQuantizer, False),
+    "openvino": Runtime(TARGETS["openvino"], _open_openvino, OpenvinoQuantizer, True),
 }
 
 
@@ -62,39 +74,54 @@ class _Backbone(nn.Module):
         return tuple(self.backbone(input))
 
 
-def exported_backbone(case: Case, runtime: str) -> Run:
-    """Build our backbone as a file of a runtime."""
-    return partial(_run_backbone, _exported(_Backbone(our_backbone(case)), case, runtime), case)
+def exported_backbone(case: Case, runtime: str, dtype: str) -> Run:
+    """Build our backbone as a file of a runtime; one of INT8 is calibrated on the case's images."""
+    images = noise(case).numpy()
+    run = _exported(_Backbone(our_backbone(case)), runtime, dtype, images, re.compile("$^"))
+    return partial(_run_backbone, run, images)
 
 
-def _run_backbone(run: RunFile, built_for: Case, case: Case) -> list[np.ndarray]:
-    return list(run(noise(built_for).numpy()))
+def _run_backbone(run: RunFile, images: np.ndarray, case: Case) -> list[np.ndarray]:
+    return list(run(images))
 
 
-def exported_model(case: Case, runtime: str) -> Run:
+def exported_model(case: Case, runtime: str, dtype: str) -> Run:
     """Build our detector or segmentor as a file of a runtime, with the task's postprocessing."""
     model: Any = whole_model(case, ours=True).eval().requires_grad_(False)
     export = task_of_model(model).export
     assert export is not None  # or it had no graph
-    run = _exported(build_graph(model), case, runtime)
-    return partial(_run_model, run, export.sample, export.settings(model), batch_of(case))
+    batch = batch_of(case)
+    images = _images(fresh(batch))
+    run = _exported(build_graph(model), runtime, dtype, images, export.float_layers)
+    return partial(_run_model, run, export.sample, export.settings(model), batch)
 
 
 def _run_model(
     run: RunFile, sample: Callable, settings: dict, batch: dict, case: Case
 ) -> list[np.ndarray]:
     batch = fresh(batch)
-    outputs = run(torch.stack(batch["inputs"]).float().numpy())
-    tensors = [torch.from_numpy(np.array(x)) for x in outputs]
+    tensors = [torch.from_numpy(np.array(x)) for x in run(_images(batch))]
     (given,) = batch["data_samples"]
     return arrays(sample(tensors, given, settings))
 
 
-def _exported(graph: Any, case: Case, runtime: str) -> RunFile:
+def _images(batch: dict) -> np.ndarray:
+    return torch.stack(batch["inputs"]).float().numpy()
+
+
+def _exported(
+    graph: Any, runtime: str, dtype: str, images: np.ndarray, kept: re.Pattern[str]
+) -> RunFile:
     known = RUNTIMES[runtime]
     if known.target.prepare:
         known.target.prepare(graph)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"model{known.target.suffix}"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = folder / f"model{known.target.suffix}"
         known.target.write(capture(graph), graph, path, {}, OPSET)
-        return known.open(path, case.dtype)
+        if dtype == "int8":
+            quantizer = known.quantizer(path, kept, "backbone")
+            quantizer.calibrate([images], folder)
+            path = path.with_stem("int8")
+            quantizer.write(quantizer.layers, path, {})
+        return known.open(path, dtype)

@@ -1,5 +1,6 @@
 """OpenVINO's files: 1x1 convolutions, norms written out, weights in half precision."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from support.oracles import randomise
 
 from backbones import ConvNeXt
+from backbones.openmmlab.deployment.openvino_int8 import OpenvinoQuantizer
 from backbones.openmmlab.export.convolutions import use_convolutions
 from backbones.openmmlab.export.files import capture, open_openvino, write_openvino
 from backbones.openmmlab.export.graphs import BackboneGraph, Preprocessing
@@ -18,7 +20,7 @@ PLAIN = SimpleNamespace(_channel_conversion=True, pad_size_divisor=1, pad_value=
 def test_the_form_computes_the_same_with_half_the_bytes(grn, tmp_path):
     torch.manual_seed(0)
     backbone = ConvNeXt(
-        arch=dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)),
+        arch=dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 96)),
         use_grn=grn,
         layer_scale_init_value=0.0 if grn else 1.0,
     )
@@ -36,6 +38,8 @@ def test_the_form_computes_the_same_with_half_the_bytes(grn, tmp_path):
     write_openvino(capture(graph), graph, path, {})
     text = path.read_text()
     assert 'type="MatMul"' not in text and text.count('type="Convolution"') == 1 + 3 + 2 * 5
+    layers = OpenvinoQuantizer(path, re.compile("$^"), "backbone").layers
+    assert len(layers) == 2 * 5  # whatever the size of a weight, it is stored as one
     weights = sum(parameter.numel() for parameter in backbone.parameters())
     assert path.with_suffix(".bin").stat().st_size < 2.5 * weights
     for found, plain in zip(open_openvino(path)(images.numpy()), expected, strict=True):

@@ -27,25 +27,14 @@ class WrittenNorm(nn.Module):
         return x * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-class PointwiseConvolution(nn.Module):
-    """Compute a linear of the channels of (N, C, H, W), under whose name a file knows its node."""
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight[:, :, None, None], self.bias)
-
-
 class ConvolutionalBlock(nn.Module):
     """Compute a `Block` of (N, H, W, C) with 1x1 convolutions for its linears."""
 
     def __init__(self, block: Block):
         super().__init__()
         self.dwconv, self.norm = block.dwconv, WrittenNorm(block.norm)
-        self.pwconv1 = PointwiseConvolution(block.pwconv1)
-        self.pwconv2 = PointwiseConvolution(block.pwconv2)
+        self.pwconv1 = _convolution(block.pwconv1)
+        self.pwconv2 = _convolution(block.pwconv2)
         self.grn, self.gamma = block.grn, block.gamma
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,3 +57,12 @@ def use_convolutions(graph: Any) -> None:
                 setattr(parent, name, ConvolutionalBlock(child))
             elif isinstance(child, LayerNorm2d):
                 setattr(parent, name, WrittenNorm(child))
+
+
+def _convolution(linear: nn.Linear) -> nn.Conv2d:
+    """Return a linear as a 1x1 convolution, whose weight is stored as one in a file."""
+    convolution = nn.Conv2d(linear.in_features, linear.out_features, 1, device="meta")
+    weight = linear.weight.detach()[:, :, None, None]
+    convolution.weight = nn.Parameter(weight, requires_grad=False)
+    convolution.bias = linear.bias
+    return convolution
