@@ -37,20 +37,23 @@ def test_files_score_and_predict_as_the_classifier(classifier, files, shapes, tm
     assert done.status == 0, done.err
     model, *rows = json.loads(out.read_text())["models"]
     assert model["scores"]["top1"] > 60
-    for row in rows:
-        assert row["scores"] == model["scores"] and row["median_ms"] > 0
-        assert 0 < row["agreement"]["largest_differences"]["logits"] < 1e-3
+    # OpenVINO's weights are in half precision.
+    for row, rounding in zip(rows, (1e-3, 2e-2, 1e-3), strict=True):
+        assert row["scores"]["top1"] == pytest.approx(model["scores"]["top1"], abs=500 * rounding)
+        assert 0 < row["agreement"]["largest_differences"]["logits"] < rounding
+        assert row["median_ms"] > 0
     (image,) = (shapes / "classes" / "val" / "star").glob("*1.jpg")
     expected = Predictor(*classifier, device="cpu")(image).scores
     assert expected.max() > 0.4
-    for file in files.values():
-        assert (Predictor(file)(image).scores - expected).abs().max() < 1e-4
+    for to, file in files.items():
+        rounding = 1e-2 if to == "openvino" else 1e-4
+        assert (Predictor(file)(image).scores - expected).abs().max() < rounding
     tested = run_here(
         "test.py", classifier[0], files["openvino"], "--data", shapes, "--work-dir", tmp_path
     )
     assert tested.status == 0, tested.err
     figures = json.loads((tmp_path / "metrics.json").read_text())
-    assert figures["top1"] == model["scores"]["top1"] <= figures["top2"]
+    assert figures["top1"] == rows[1]["scores"]["top1"] <= figures["top2"]
     done = run_here("predict.py", files["onnx"], image, "--out", tmp_path / "found")
     assert done.status == 0, done.err
     (best, *_) = csv.DictReader((tmp_path / "found" / "predictions.csv").open())
