@@ -1,9 +1,9 @@
 """Any image: tiles against the whole, seams, memory, batches, videos, files that are no images."""
 
 import json
-import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -527,16 +527,21 @@ class TestMistakes:
         assert caught.value.code == "unsupported"
 
 
+# A small process starts the tool: the peak of a process begins with that of who starts it.
+MEASURE = """
+import os, sys
+_, status, usage = os.wait4(os.spawnv(os.P_NOWAIT, sys.argv[2], sys.argv[2:]), 0)
+with open(sys.argv[1], "w") as file:
+    print(os.waitstatus_to_exitcode(status), usage.ru_maxrss, file=file)
+"""
+
+
 def peak_of(tool: str, *arguments: object, cwd: Path) -> tuple[int, str, float]:
     """Status, output and peak memory in GiB of a tool in a process of its own."""
-    log = cwd / "log"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command(tool, *arguments), cwd=cwd, stdout=out, stderr=subprocess.STDOUT
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, log.read_text(), usage.ru_maxrss / 2**20
+    started = [sys.executable, "-c", MEASURE, "peak", *command(tool, *arguments)]
+    done = subprocess.run(started, cwd=cwd, capture_output=True, text=True)
+    status, peak = (cwd / "peak").read_text().split()
+    return int(status), done.stdout + done.stderr, int(peak) / 2**20
 
 
 @pytest.mark.slow
