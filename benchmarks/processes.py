@@ -1,6 +1,6 @@
 """Run each candidate in a process of its own, so that no threads that spin slow another one.
 
-A process waits until it is told what to do, and only one of them works at a time.
+Only one process works at a time; the others wait for a request.
 """
 
 import multiprocessing
@@ -130,7 +130,7 @@ def time_in_turns(
         rounds: of each pair; None means 7, or fewer for a slow case, at least 3.
         threads: number of CPU threads.
         cuda: whether times and memory are a GPU's.
-        progress: is told what is done.
+        progress: is called with each candidate's name before it is timed.
 
     Returns:
         The share of the machine's busy time that other processes used.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from backbones.openmmlab.deployment.layers import has_narrow_weights
+from backbones.openmmlab.deployment.layers import Quantizer, has_narrow_weights
 from backbones.openmmlab.deployment.onnx_int8 import OnnxQuantizer
 from backbones.openmmlab.deployment.openvino_int8 import OpenvinoQuantizer
 from backbones.openmmlab.export.files import OPSET, TARGETS, Target, capture
@@ -39,7 +39,7 @@ class Runtime:
 
     target: Target
     open: Callable[[Path, str], RunFile]
-    quantizer: type[OnnxQuantizer] | type[OpenvinoQuantizer]
+    quantizer: Callable[..., Quantizer]
     bf16: bool
 
     def precisions(self, dtype: str) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def _exported(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / f"model{known.target.suffix}"
-        known.target.write(capture(graph), graph, path, {}, OPSET)
+        known.target.write(capture(graph), path, {}, OPSET)
         if dtype == "int8":
             quantizer = known.quantizer(path, kept, "backbone")
             quantizer.calibrate([images], folder)

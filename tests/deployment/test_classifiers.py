@@ -2,11 +2,10 @@
 
 import csv
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from support.exported_models import exported, narrow_config, overfitted
+from support.exported_models import exported, narrow_config, needs_nncf, overfitted
 from support.forked import run_forked
 from support.running import CLASSIFICATION, assert_error, run_here
 
@@ -70,7 +69,7 @@ def test_files_score_and_predict_as_the_classifier(classifier, files, shapes, tm
         pytest.param(
             "openvino",
             (),
-            marks=pytest.mark.skipif(find_spec("nncf") is None, reason="NNCF is not installed"),
+            marks=needs_nncf,
         ),
     ],
 )

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from support.exported_models import build, narrow_config
+from support.exported_models import build, narrow_config, needs_nncf
 from support.forked import run_forked
 from support.published import write_found
 from support.running import DETECTION, run_here
@@ -52,7 +51,7 @@ def written(detector: tuple[Path, Path], target: str, folder: Path) -> Path:
     graph = build_graph(predictor.model)
     path = (folder / "model").with_suffix(TARGETS[target].suffix)
     metadata = describe(predictor, graph, "model", "fp32")
-    TARGETS[target].write(capture(graph), graph, path, metadata, OPSET)
+    TARGETS[target].write(capture(graph), path, metadata, OPSET)
     return path
 
 
@@ -63,7 +62,7 @@ def written(detector: tuple[Path, Path], target: str, folder: Path) -> Path:
         "tensorrt",  # ONNX of operators that TensorRT has
         pytest.param(
             "openvino",
-            marks=pytest.mark.skipif(find_spec("nncf") is None, reason="NNCF is not installed"),
+            marks=needs_nncf,
         ),
     ],
 )

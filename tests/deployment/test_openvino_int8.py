@@ -1,14 +1,13 @@
 """OpenVINO's files in INT8 by NNCF: which layers, with which numbers, and what each loses."""
 
 import math
-from importlib.util import find_spec
 
 import numpy as np
 import openvino
 import pytest
 import torch
 from mmengine.model import ImgDataPreprocessor
-from support.exported_models import NARROW
+from support.exported_models import NARROW, needs_nncf
 from support.oracles import randomise
 from support.running import SEGMENTATION, assert_error, run_here
 
@@ -20,9 +19,6 @@ from backbones.openmmlab.export.graphs import BackboneGraph, Preprocessing
 from backbones.openmmlab.tasks import task_of_scope
 
 MEAN_STD = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
-needs_nncf = pytest.mark.skipif(
-    find_spec("nncf") is None, reason="NNCF is not installed (the extra `int8`)"
-)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +30,7 @@ def quantizer(tmp_path_factory) -> OpenvinoQuantizer:
     preprocessor = ImgDataPreprocessor(**MEAN_STD, bgr_to_rgb=True)
     graph = BackboneGraph(Preprocessing(preprocessor, torch.float32), backbone).eval()
     use_convolutions(graph)
-    write_openvino(capture(graph), graph, path, dict(precision="fp32", part="backbone"))
+    write_openvino(capture(graph), path, dict(precision="fp32", part="backbone"))
     kept = task_of_scope("mmseg").export.float_layers
     made = OpenvinoQuantizer(path, kept, "backbone")
     made.calibrate(images(3), path.parent)

@@ -38,7 +38,7 @@ def quantizer(tmp_path_factory) -> OnnxQuantizer:
     backbone = randomise(ConvNeXt(NARROW, use_grn=True)).eval().requires_grad_(False)
     preprocessor = ImgDataPreprocessor(**MEAN_STD, bgr_to_rgb=True)
     graph = BackboneGraph(Preprocessing(preprocessor, torch.float32), backbone).eval()
-    write_onnx(capture(graph), graph, folder / "x.onnx", dict(precision="fp32", part="backbone"))
+    write_onnx(capture(graph), folder / "x.onnx", dict(precision="fp32", part="backbone"))
     kept = task_of_scope("mmseg").export.float_layers
     made = OnnxQuantizer(folder / "x.onnx", kept, "backbone")
     made.calibrate(images(3), folder)

@@ -32,7 +32,7 @@ def detector(tmp_path_factory) -> Path:
     graph = build_graph(model)
     out = path.with_suffix(".onnx")
     metadata = describe(Predictor(path, checkpoint, device="cpu"), graph, "model", "fp32")
-    write_onnx(capture(graph), graph, out, metadata)
+    write_onnx(capture(graph), out, metadata)
     return out
 
 

@@ -106,7 +106,7 @@ class Sigmoids(nn.Module):
 def test_scores_of_unlikely_anchors_keep_their_order(tmp_path):
     """A runtime's own sigmoid may put small scores in another order, as onnxruntime's does."""
     graph = Sigmoids()
-    write_onnx(capture(graph), graph, tmp_path / "x.onnx", {})
+    write_onnx(capture(graph), tmp_path / "x.onnx", {})
     logits = torch.linspace(-40, 40, 20001)
     run = open_onnx(tmp_path / "x.onnx")
     own, found = (torch.from_numpy(x) for x in run(logits.view(1, 3, 1, -1).numpy()))
@@ -124,7 +124,7 @@ def test_half_trained_detector_keeps_its_detections(tmp_path):
     model = build(narrow_config(DETECTION, tmp_path), **narrow)
     model.rpn_head.rpn_cls.bias -= 15
     graph = build_graph(model)
-    write_onnx(capture(graph), graph, tmp_path / "x.onnx", {})
+    write_onnx(capture(graph), tmp_path / "x.onnx", {})
     run, comparison = open_onnx(tmp_path / "x.onnx"), task_of_model(model).export.comparison
     for height, width in ((160, 160), (96, 160), (131, 97)):
         batch = batch_of(model, height, width, "mmdet")
@@ -161,9 +161,9 @@ def test_files_of_every_size_and_batch(backbone_graphs, tmp_path):
     import onnx
 
     graph = backbone_graphs[False]
-    program = capture(graph)
-    write_onnx(program, graph, tmp_path / "x.onnx", dict(classes=["a", "b"], part="backbone"))
-    write_torch(program, graph, tmp_path / "x.pt2", dict(part="backbone"))
+    captured = capture(graph)
+    write_onnx(captured, tmp_path / "x.onnx", dict(classes=["a", "b"], part="backbone"))
+    write_torch(captured, tmp_path / "x.pt2", dict(part="backbone"))
     runs = [open_onnx(tmp_path / "x.onnx"), open_torch(tmp_path / "x.pt2")]
     for batch, (height, width) in zip((1, 3, 2), SIZES, strict=True):
         images = torch.rand(batch, 3, height, width) * 255
@@ -208,7 +208,7 @@ def test_half_precision_survives_large_activations(backbone_graphs, tmp_path):
     handle.remove()
     assert 256 < hidden[0] < 65504  # fits; its square does not
     path = tmp_path / "large.onnx"
-    write_onnx(capture(large), large, path, {})
+    write_onnx(capture(large), path, {})
     run = open_onnx(path, optimised=False)
     for maps, reference in ((near, expected), (map(torch.from_numpy, run(image.numpy())), eager)):
         for one, other in zip(reference, maps, strict=True):
@@ -373,7 +373,7 @@ def test_no_detections_are_no_error(narrow_detector, tmp_path):
     """Nothing scores above the threshold, on an image smaller than the traced one."""
     model = build(narrow_detector[0], **{"model.test_cfg.rcnn.score_thr": 0.999})
     graph = build_graph(model)
-    write_onnx(capture(graph), graph, tmp_path / "x.onnx", {})
+    write_onnx(capture(graph), tmp_path / "x.onnx", {})
     dets, labels, masks = open_onnx(tmp_path / "x.onnx")(np.zeros((1, 3, 96, 128), np.float32))
     assert dets.shape == (1, 0, 5) and labels.shape == (1, 0)
     assert masks.shape == (1, 0, 28, 28)
@@ -461,7 +461,7 @@ class TestExportedFilesAlone:
         metadata |= dict(outputs=[], postprocessing={}, precision="fp32")
         for name, of_file in (("other", {}), ("backbone", metadata)):
             path = tmp_path / f"{name}.pt2"
-            write_torch(capture(graph), graph, path, of_file)
+            write_torch(capture(graph), path, of_file)
             with pytest.raises(InputError) as caught:
                 Predictor(path)
             assert (caught.value.code, caught.value.where) == ("broken-file", str(path))
@@ -481,7 +481,7 @@ def test_compiled_packages_run_and_are_opened_where_trusted(backbone_graphs, tmp
     path = tmp_path / "x.pt2"
     metadata = dict(part="backbone", scope="mmseg", precision="fp32", pipeline=[], classes=[])
     metadata |= dict(palette=None, outputs=list(graph.outputs), postprocessing={})
-    write_aoti(capture(graph), graph, path, metadata)
+    write_aoti(capture(graph), path, metadata)
     run = open_torch(path)
     for batch, (height, width) in zip((1, 3), SIZES, strict=False):
         images = torch.rand(batch, 3, height, width) * 255

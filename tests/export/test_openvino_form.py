@@ -35,7 +35,7 @@ def test_the_form_computes_the_same_with_half_the_bytes(grn, tmp_path):
     for ours, plain in zip(written, expected, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
     path = tmp_path / "backbone.xml"
-    write_openvino(capture(graph), graph, path, {})
+    write_openvino(capture(graph), path, {})
     text = path.read_text()
     assert 'type="MatMul"' not in text and text.count('type="Convolution"') == 1 + 3 + 2 * 5
     layers = OpenvinoQuantizer(path, re.compile("$^"), "backbone").layers

@@ -1,6 +1,7 @@
 """Guarded optimizer steps: finite on every rank, in micro-batches, with a loss scaler or none."""
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from unittest.mock import patch
 
@@ -181,12 +182,8 @@ class TestMicroBatches:
         assert losses[1] == pytest.approx(losses[0], rel=1e-5) and len(losses[0]) == 4
 
 
-def tell_each_other(rank: int, port: int) -> None:
+def tell_each_other(rank: int) -> None:
     """Only rank 1 is not finite, only rank 0 is asked to stop, in different steps."""
-    distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
-    torch.manual_seed(0)
     model = SmallModel()
     wrapper = guarded(model)
     guard = wrapper.guard
@@ -201,15 +198,10 @@ def tell_each_other(rank: int, port: int) -> None:
         told.append((guard.bad, guard.stop))
     assert told == [(False, False), (True, False), (False, True)]
     assert {int(s["step"]) for s in wrapper.optimizer.state.values()} == {2}
-    distributed.destroy_process_group()
 
 
-def tell_each_other_under_ddp(rank: int, port: int) -> None:
+def tell_each_other_under_ddp(rank: int) -> None:
     """A loss of rank 1, its gradients, and rank 0's stop: told before gradients are looked at."""
-    distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
-    torch.manual_seed(0)
     model = SmallModel()
     wrapper = guarded(model)
     parallel = nn.parallel.DistributedDataParallel(model)
@@ -236,13 +228,24 @@ def tell_each_other_under_ddp(rank: int, port: int) -> None:
     bad = [False, rank == 1, rank == 1, False]
     assert sent == [[bad[step], False, step == 3 and rank == 0] for step in range(4)]
     assert {int(s["step"]) for s in wrapper.optimizer.state.values()} == {2}
+
+
+def run_rank(rank: int, port: int, told: Callable[[int], None]) -> None:
+    """Run one of two ranks, which draw the same weights and images."""
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    told(rank)
     distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("ranks", [tell_each_other, tell_each_other_under_ddp])
 def test_ranks_learn_both_in_one_message(ranks):
     preload()
-    multiprocessing.start_processes(ranks, (free_port(),), nprocs=2, start_method="forkserver")
+    multiprocessing.start_processes(
+        run_rank, (free_port(), ranks), nprocs=2, start_method="forkserver"
+    )
 
 
 class TestLossScaler:

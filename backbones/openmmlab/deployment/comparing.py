@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS
 from rich.table import Table
 
 from backbones.errors import InputError
@@ -192,18 +191,18 @@ def figures_of_file(config: Config, path: Path, trust: bool = False) -> dict[str
     """
     with trusted() if trust else nullcontext():
         predictor = Predictor(path, device="cpu")
-    check_classes(predictor, config, path)
-    images = Images(config, len(DATASETS.build(config.test_dataloader.dataset)))
+    images = Images(config, None)
+    check_classes(predictor, images, path)
     return images.figures([predictor.test_step(batch)[0] for batch in images])
 
 
-def check_classes(predictor: Predictor, config: Config, path: Path) -> None:
-    """Check that an exported file has the classes of the config's test set.
+def check_classes(predictor: Predictor, images: Images, path: Path) -> None:
+    """Check that an exported file has the classes of the test set.
 
     Raises:
         InputError: it has others.
     """
-    classes = tuple(DATASETS.build(config.test_dataloader.dataset).metainfo["classes"])
+    classes = tuple(images.dataset.metainfo["classes"])
     if predictor.classes != classes:
         raise InputError(
             f"{path}: has {len(predictor.classes)} classes ({', '.join(predictor.classes[:3])}), "

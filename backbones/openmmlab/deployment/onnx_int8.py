@@ -15,12 +15,12 @@ import numpy as np
 from backbones.openmmlab.export.files import module_of
 from backbones.openmmlab.prediction.exported import as_texts
 
-from .layers import Layer, has_narrow_weights, quantisable
+from .layers import Layer, Quantizer, has_narrow_weights, quantisable
 
 KINDS = {"MatMul": "linear", "Gemm": "linear", "Conv": "convolution"}
 
 
-class OnnxQuantizer:
+class OnnxQuantizer(Quantizer):
     """Quantise an ONNX file that `convnext export` wrote.
 
     Args:
@@ -28,10 +28,6 @@ class OnnxQuantizer:
         kept, backbone: as of `quantisable`.
         tensorrt: follow TensorRT's rules: activations and weights symmetric, in pairs of
             QuantizeLinear and DequantizeLinear of their own, biases in float.
-
-    Attributes:
-        layers: the layers that can be quantised, in the order of the graph.
-        narrow: whether weights have 7 bits.
     """
 
     def __init__(self, path: Path, kept: re.Pattern[str], backbone: str, *, tensorrt: bool = False):
@@ -45,12 +41,6 @@ class OnnxQuantizer:
         self._ranges: Any = None
 
     def calibrate(self, inputs: Iterable[np.ndarray], folder: Path) -> None:
-        """Measure the ranges of activations.
-
-        Args:
-            inputs: images (1, bands, H, W) as the file takes them.
-            folder: folder for a temporary file.
-        """
         from onnxruntime import quantization
 
         class Reader(quantization.CalibrationDataReader):
@@ -67,13 +57,6 @@ class OnnxQuantizer:
         self._ranges = calibrator.compute_data()
 
     def write(self, layers: Sequence[Layer], path: Path, metadata: Mapping[str, object]) -> None:
-        """Write a file with these layers in INT8.
-
-        Args:
-            layers: some of `layers`, at least one.
-            path: the file.
-            metadata: what is to change in the file's metadata.
-        """
         import onnx
 
         model = self._quantized(layers)
@@ -82,14 +65,6 @@ class OnnxQuantizer:
         onnx.save(model, path)
 
     def sensitivities(self, inputs: Iterable[np.ndarray]) -> dict[Layer, float]:
-        """Return how much of its output each layer loses in INT8 by itself.
-
-        Beside every layer its INT8 twin takes the same float input, so that no layer's loss hides
-        another's: the norm of the outputs' difference, relative to the float output's.
-
-        Args:
-            inputs: images (1, bands, H, W).
-        """
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -19,22 +19,18 @@ from backbones.errors import InputError
 from backbones.openmmlab.export.files import LAYERS
 from backbones.openmmlab.prediction.exported import RT_INFO, as_texts
 
-from .layers import Layer, has_narrow_weights, quantisable
+from .layers import Layer, Quantizer, has_narrow_weights, quantisable
 
 KINDS = {"MatMul": "linear", "Convolution": "convolution"}  # a depthwise one has another type
 WITHOUT_BIAS = "/WithoutBiases"  # what OpenVINO adds to the name of an ONNX node with a bias
 
 
-class OpenvinoQuantizer:
+class OpenvinoQuantizer(Quantizer):
     """Quantise OpenVINO's IR that `convnext export` wrote.
 
     Args:
         path: the file, in float32.
         kept, backbone: as of `quantisable`.
-
-    Attributes:
-        layers: the layers that can be quantised, in the order of the graph.
-        narrow: whether weights have 7 bits.
 
     Raises:
         InputError: the file does not name its layers.
@@ -56,22 +52,9 @@ class OpenvinoQuantizer:
         self._inputs: list[np.ndarray] = []
 
     def calibrate(self, inputs: Iterable[np.ndarray], folder: Path) -> None:
-        """Keep the images on which NNCF measures the ranges of activations for every file.
-
-        Args:
-            inputs: images (1, bands, H, W) as the file takes them.
-            folder: unused; onnxruntime needs one.
-        """
-        self._inputs = list(inputs)
+        self._inputs = list(inputs)  # NNCF measures on them for every file
 
     def write(self, layers: Sequence[Layer], path: Path, metadata: Mapping[str, object]) -> None:
-        """Write a file with these layers in INT8.
-
-        Args:
-            layers: some of `layers`, at least one.
-            path: the file.
-            metadata: what is to change in the file's metadata.
-        """
         import openvino
 
         model = self._quantized(layers)
@@ -80,14 +63,6 @@ class OpenvinoQuantizer:
         openvino.save_model(model, path, compress_to_fp16=False)
 
     def sensitivities(self, inputs: Iterable[np.ndarray]) -> dict[Layer, float]:
-        """Return how much of its output each layer loses in INT8 by itself.
-
-        Beside every layer its INT8 twin takes the same float input, so that no layer's loss hides
-        another's: the norm of the outputs' difference, relative to the float output's.
-
-        Args:
-            inputs: images (1, bands, H, W).
-        """
         import openvino
 
         precise = {"INFERENCE_PRECISION_HINT": "f32"}

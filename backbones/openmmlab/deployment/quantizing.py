@@ -88,8 +88,9 @@ def quantize(
     threads = threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     predictor = Predictor(path, device="cpu")
-    _check_file(predictor, config, path)
-    chosen = Images(config, images or len(DATASETS.build(config.test_dataloader.dataset)))
+    _check_precision(predictor, path)
+    chosen = Images(config, images)
+    check_classes(predictor, chosen, path)
     inputs = [
         predictor.packed(image)["inputs"][None].float().numpy()
         for image in training_images(config, calibration)
@@ -269,14 +270,13 @@ def report_lines(report: Mapping, task: Task) -> Iterator[str]:
             yield f"{title}: float {values['float']:.4g} {unit}, INT8 {values['int8']:.4g}"
 
 
-def _check_file(predictor: Predictor, config: Config, path: Path) -> None:
+def _check_precision(predictor: Predictor, path: Path) -> None:
     if predictor.model.precision not in ("fp32", "fp16 weights"):
         raise InputError(
             f"{path}: is {predictor.model.precision}; INT8 is made from a file in float32",
             code="unsupported",
             where=path,
         )
-    check_classes(predictor, config, path)
 
 
 def _by_file(values: Sequence[Any]) -> dict[str, Any] | None:

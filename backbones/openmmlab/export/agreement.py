@@ -97,11 +97,15 @@ class Agreement:
 class Images:
     """Hold images spread evenly over a config's test set, and its evaluator.
 
+    Args:
+        config: prepared config.
+        count: number of images; None takes all.
+
     Raises:
         InputError: the data set is empty.
     """
 
-    def __init__(self, config: Config, count: int):
+    def __init__(self, config: Config, count: int | None):
         self._config = config
         self.task = task_of(config)
         self.dataset = DATASETS.build(config.test_dataloader.dataset)
@@ -111,7 +115,8 @@ class Images:
                 code="no-data",
                 where=config.filename,
             )
-        chosen = np.linspace(0, len(self.dataset) - 1, min(count, len(self.dataset)))
+        whole = len(self.dataset)
+        chosen = np.linspace(0, whole - 1, whole if count is None else min(count, whole))
         self.indices = sorted(set(chosen.round().astype(int).tolist()))
         collate = config.test_dataloader.get("collate_fn", dict(type="pseudo_collate"))
         self._collate: Any = FUNCTIONS.get(collate["type"])

@@ -90,7 +90,7 @@ def export(
         path = folder / out.name
         if kind.prepare and not fp16:
             kind.prepare(graph)
-        kind.write(capture(graph), graph, path, metadata, opset)
+        kind.write(capture(graph), path, metadata, opset)
         run = kind.open(path)
         if part == "backbone":
             (agreement,) = compare(BackboneComparison(model), chosen, [run])
@@ -179,7 +179,7 @@ def _try_enlarged(
     factor = min(ENLARGED, LARGEST / _largest_activation(backbone, graph.preprocessing(image)))
     enlarged = BackboneGraph(graph.preprocessing, enlarge_activations(backbone, factor)).eval()
     path = folder / f"enlarged{target.suffix}"
-    target.write(capture(enlarged), enlarged, path, {}, opset)
+    target.write(capture(enlarged), path, {}, opset)
     # Optimised, an operator may be given float32 that the next one rounds.
     run = target.open_unoptimised(path)
     with torch.inference_mode():

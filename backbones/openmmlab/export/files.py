@@ -34,13 +34,26 @@ EXAMPLE = (160, 224)  # height and width: no size that a graph might take for an
 
 
 @dataclass(frozen=True)
+class Captured:
+    """Hold a graph as torch.export has traced it.
+
+    Attributes:
+        program: the traced graph.
+        graph: the module, which names inputs, axes and outputs.
+    """
+
+    program: ExportedProgram
+    graph: Any
+
+
+@dataclass(frozen=True)
 class Target:
     """Describe a kind of file that a graph can be written to.
 
     Attributes:
         suffix: suffix of its files.
         packages: what writing and running it needs beyond PyTorch.
-        write: writes the file; called with (program, graph, path, metadata, opset).
+        write: writes the file; called with (captured, path, metadata, opset).
         open: makes a function of images of a file.
         open_unoptimised: the same, where each operator runs as it stands in the file.
         prepare: changes a graph in float32 to the form that its runtime is fastest with, before it
@@ -50,14 +63,14 @@ class Target:
 
     suffix: str
     packages: tuple[str, ...]
-    write: Callable[[ExportedProgram, Any, Path, Mapping[str, object], int], None]
+    write: Callable[[Captured, Path, Mapping[str, object], int], None]
     open: Callable[[Path], Run]
     open_unoptimised: Callable[[Path], Run]
     prepare: Callable[[Any], None] | None = None
     half_weights: bool = False
 
 
-def capture(graph: Any) -> ExportedProgram:
+def capture(graph: Any) -> Captured:
     """Trace a module for every batch and image size that its `inputs` leave open.
 
     Raises:
@@ -69,17 +82,19 @@ def capture(graph: Any) -> ExportedProgram:
     example = torch.rand(2 if 0 in axes else 1, channels, *EXAMPLE) * 255
     name = type(graph).__name__
     with torch.no_grad(), _converting(name, "torch.export cannot write it as one graph"):
-        return torch.export.export(
+        program = torch.export.export(
             graph, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.DYNAMIC),)
         )
+    return Captured(program, graph)
 
 
 def write_onnx(
-    program: ExportedProgram,
-    graph: Any,
+    captured: Captured,
     path: Path,
     metadata: Mapping[str, object],
     opset: int = OPSET,
+    *,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a captured graph as ONNX, weights beyond 2 GiB in `<name>.data` beside it.
 
@@ -89,16 +104,18 @@ def write_onnx(
     example's sizes into anchors and interpolations as constants.
 
     Args:
-        program: what `capture` returned for `graph`.
-        graph: names inputs, axes and outputs.
+        captured: what `capture` returned.
         path: the file; its folder exists.
         metadata: kept in the file, as JSON by key.
+        opset: version of ONNX's operators.
+        check: is called with the written file and raises an error if its runtime would refuse it.
 
     Raises:
         InputError: an operator has no ONNX counterpart.
     """
     import onnx
 
+    program, graph = captured.program, captured.graph
     weights = sum(t.numel() * t.element_size() for t in program.state_dict.values())
     with _converting(path.name, "the model has no ONNX form"):
         converted: Any = torch.onnx.export(
@@ -114,59 +131,36 @@ def write_onnx(
     _name_axes(model.graph, graph.inputs)
     onnx.helper.set_model_props(model, as_texts(metadata))
     onnx.save(model, path)
-
-
-def write_tensorrt(
-    program: ExportedProgram,
-    graph: Any,
-    path: Path,
-    metadata: Mapping[str, object],
-    opset: int = OPSET,
-) -> None:
-    """Write a captured graph as ONNX of which TensorRT's parser takes every operator.
-
-    Args:
-        program, graph, path, metadata, opset: as of `write_onnx`.
-
-    Raises:
-        InputError: an operator has no counterpart in ONNX or in TensorRT.
-    """
-    write_onnx(program, graph, path, metadata, opset)
-    check_for_tensorrt(path)
+    if check is not None:
+        check(path)
 
 
 def write_torch(
-    program: ExportedProgram,
-    graph: Any,
-    path: Path,
-    metadata: Mapping[str, object],
-    opset: int = OPSET,
+    captured: Captured, path: Path, metadata: Mapping[str, object], opset: int = OPSET
 ) -> None:
     """Write a captured graph for `torch.export.load`; metadata is its extra file metadata.json.
 
     Args:
-        program: what `capture` returned.
+        captured: what `capture` returned.
         path: the file; its folder exists.
         metadata: kept in the file as JSON.
-        graph, opset: unused; an ONNX file needs them.
+        opset: unused; ONNX files need it.
     """
     with _quiet():
-        torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
+        torch.export.save(
+            captured.program, path, extra_files={"metadata.json": json.dumps(dict(metadata))}
+        )
 
 
 def write_aoti(
-    program: ExportedProgram,
-    graph: Any,
-    path: Path,
-    metadata: Mapping[str, object],
-    opset: int = OPSET,
+    captured: Captured, path: Path, metadata: Mapping[str, object], opset: int = OPSET
 ) -> None:
     """Compile a captured graph with AOTInductor, for this machine's processor and PyTorch.
 
     Such a package runs without Python (`AOTIModelPackageLoader` in C++).
 
     Args:
-        program, graph, path, metadata, opset: as of `write_torch`.
+        captured, path, metadata, opset: as of `write_torch`.
 
     Raises:
         InputError: Inductor cannot compile it, or there is no C++ compiler.
@@ -175,18 +169,14 @@ def write_aoti(
 
     with _converting(path.name, "AOTInductor cannot compile the model", longest=200):
         aoti_compile_and_package(
-            program,
+            captured.program,
             package_path=str(path),
             inductor_configs={"aot_inductor.metadata": as_texts(metadata)},
         )
 
 
 def write_openvino(
-    program: ExportedProgram,
-    graph: Any,
-    path: Path,
-    metadata: Mapping[str, object],
-    opset: int = OPSET,
+    captured: Captured, path: Path, metadata: Mapping[str, object], opset: int = OPSET
 ) -> None:
     """Write a captured graph as OpenVINO's IR: `path` and, beside it, weights in `<name>.bin`.
 
@@ -194,7 +184,7 @@ def write_openvino(
     stored in half precision, and computed with in float32.
 
     Args:
-        program, graph, path, metadata, opset: as of `write_onnx`.
+        captured, path, metadata, opset: as of `write_onnx`.
 
     Raises:
         InputError: an operator has no counterpart in ONNX or in OpenVINO.
@@ -203,7 +193,7 @@ def write_openvino(
     import openvino
 
     onnx_path = path.with_suffix(".onnx")
-    write_onnx(program, graph, onnx_path, {}, opset)
+    write_onnx(captured, onnx_path, {}, opset)
     nodes = onnx.load(onnx_path, load_external_data=False).graph.node
     metadata = {**metadata, LAYERS: {node.name: module_of(node) for node in nodes if node.name}}
     try:
@@ -252,7 +242,7 @@ TARGETS = {
     "tensorrt": Target(
         ".onnx",
         ("onnx", "onnxscript", "onnxruntime"),
-        write_tensorrt,
+        partial(write_onnx, check=check_for_tensorrt),
         open_onnx,
         partial(open_onnx, optimised=False),
     ),
